@@ -1,0 +1,175 @@
+"""The sentence encoder: a Hugging Face model, pooling, projection; built, saved, exported.
+
+Only stock sentence-transformers modules are used, so whatever is saved here loads with
+``SentenceTransformer(path)`` and never needs ``trust_remote_code``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
+from torch import nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from simcse.config import EncoderConfig
+from simcse.config import Pooling as PoolingName
+from simcse.errors import UserError
+
+EMBEDDED_ENCODER = "mini-bert"
+# Where the loss finds its embeddings when the projection is for training only; `encode` reads
+# "sentence_embedding" and so never sees the projection.
+TRAIN_EMBEDDING = "train_embedding"
+SENTENCE_EMBEDDING = "sentence_embedding"
+
+_TRANSFORMER_SETTINGS = "sentence_bert_config.json"
+# Dropout of heads that a sentence encoder does not have.
+_HEAD_DROPOUT = ("classif", "summary", "qa_", "pooler")
+
+
+def source_of(name: str) -> str:
+    """What the libraries load for an encoder name: the shipped folder for ``mini-bert``."""
+    if name == EMBEDDED_ENCODER and not Path(name).exists():
+        return str(Path(__file__).parent / "assets" / EMBEDDED_ENCODER)
+    return name
+
+
+def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
+    """The encoder's tokenizer.
+
+    Raises:
+        UserError: Neither a folder here nor to be had from the Hub, or no padding token.
+    """
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, config)
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"encoder.name: the tokenizer of {config.name} has no padding token")
+    return tokenizer
+
+
+def build(config: EncoderConfig) -> SentenceTransformer:
+    """Build the model to train; its modules are transformer, pooling and the projection if any.
+
+    Raises:
+        UserError: The encoder cannot be loaded or has no dropout settings to override.
+    """
+    settings = _load(AutoConfig, config)
+    config_kwargs: dict[str, Any] = {}
+    if config.dropout is not None:
+        names = _dropout_settings(settings.to_dict())
+        if not names:
+            raise UserError(f"encoder.dropout: {config.name} has no dropout settings to override")
+        config_kwargs = dict.fromkeys(names, config.dropout)
+    if config.pooling == "avg_first_last":
+        config_kwargs["output_hidden_states"] = True
+    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    # A masked language model has no pooler: transformers would make one up at random and save it.
+    model_class = MODEL_MAPPING.get(type(settings), None)
+    has_pooler = inspect.isclass(model_class) and (
+        "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    )
+    transformer = Transformer(
+        source_of(config.name),
+        model_kwargs={**hub, **({"add_pooling_layer": False} if has_pooler else {})},
+        config_kwargs={**hub, **config_kwargs},
+        processor_kwargs=dict(hub),
+    )
+    modules = [transformer, *pooling_modules(transformer, config.pooling)]
+    if config.projection != "none":
+        modules.append(_projection(transformer, train_only=config.projection == "train_only"))
+    return SentenceTransformer(modules=modules)
+
+
+def pooling_modules(transformer: Transformer, pooling: PoolingName) -> list[nn.Module]:
+    """Modules that turn the token states of ``transformer`` into one embedding.
+
+    ``avg_first_last`` needs a transformer that returns its hidden states. Hidden state 0 is the
+    embedding layer, so the first layer is number 1, as in princeton-nlp/SimCSE.
+    """
+    width = transformer.get_embedding_dimension()
+    if pooling != "avg_first_last":
+        return [Pooling(width, pooling)]
+    layers = transformer.config.num_hidden_layers
+    weights = torch.zeros(layers)
+    weights[0] += 1
+    weights[-1] += 1
+    first_last = WeightedLayerPooling(
+        width,
+        num_hidden_layers=layers,
+        layer_start=1,
+        layer_weights=nn.Parameter(weights, requires_grad=False),
+    )
+    return [first_last, Pooling(width, "mean")]
+
+
+def training_key(model: SentenceTransformer) -> str:
+    """Key of the model's output under which the loss finds the embeddings."""
+    return TRAIN_EMBEDDING if _has_train_only_projection(model) else SENTENCE_EMBEDDING
+
+
+def exported(model: SentenceTransformer) -> SentenceTransformer:
+    """The model without its training-time projection, sharing all other modules with ``model``."""
+    if not _has_train_only_projection(model):
+        return model
+    return SentenceTransformer(modules=list(model.children())[:-1], device=str(model.device))
+
+
+def save(model: SentenceTransformer, folder: Path) -> None:
+    """Save in sentence-transformers' layout, safetensors only, without a model card."""
+    model.save_pretrained(str(folder), create_model_card=False)
+    transformer = model[0]
+    if getattr(transformer.model, "pooler", True) is None:
+        # Without this a reader would make up a pooler at random and warn about it.
+        path = folder / _TRANSFORMER_SETTINGS
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings["model_args"] = {"add_pooling_layer": False}
+        path.write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
+
+
+def _projection(transformer: Transformer, *, train_only: bool) -> Dense:
+    """Dense layer with tanh, initialised as BERT initialises (SimCSE's MLP layer)."""
+    width = transformer.get_embedding_dimension()
+    dense = Dense(
+        width,
+        width,
+        activation_function=nn.Tanh(),
+        module_output_name=TRAIN_EMBEDDING if train_only else None,
+    )
+    nn.init.normal_(dense.linear.weight, std=getattr(transformer.config, "initializer_range", 0.02))
+    nn.init.zeros_(dense.linear.bias)
+    return dense
+
+
+def _has_train_only_projection(model: SentenceTransformer) -> bool:
+    last = list(model.children())[-1]
+    return isinstance(last, Dense) and last.module_output_name == TRAIN_EMBEDDING
+
+
+def _dropout_settings(settings: dict[str, Any]) -> list[str]:
+    return [
+        name
+        for name, value in settings.items()
+        if "dropout" in name
+        and isinstance(value, int | float)
+        and not any(head in name for head in _HEAD_DROPOUT)
+    ]
+
+
+def _load(loader: Any, config: EncoderConfig) -> Any:
+    try:
+        return loader.from_pretrained(
+            source_of(config.name),
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except Exception as error:  # every kind of network, authentication, lookup and format error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"encoder.name: {config.name} is neither a model folder here nor could it be had from "
+            f"the Hugging Face Hub: {reason[0]}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Evaluation: tasks, protocol and scores. It needs an ``encode`` callable and nothing else."""

@@ -1,0 +1,292 @@
+"""A training run from config to scored model, and the folder that holds it.
+
+The folder is the state: without ``scores.json`` the run is unfinished and the same command resumes
+it, with ``scores.json`` it is finished. A folder made with another config is never touched.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from transformers import set_seed
+
+from simcse import __version__, encoder
+from simcse.batching import ViewBatchSampler, ViewCollator
+from simcse.config import Config, differences, to_yaml, validate
+from simcse.data import TextCounts, load_training_data
+from simcse.errors import UserError
+from simcse.evaluation.protocol import PROTOCOL, Scores
+from simcse.evaluation.sources import load_dev_task, load_geometry, load_task
+from simcse.evaluation.table import score_table
+from simcse.evaluation.tasks import Task
+from simcse.files import write_atomically
+from simcse.training import (
+    NUM_VIEWS,
+    ContrastiveLoss,
+    DevEvaluator,
+    SimCSETrainer,
+    check_views_differ,
+    evaluate_model,
+    newest_checkpoint,
+    steps_of,
+)
+
+CONFIG_FILE = "config.yaml"
+SCORES_FILE = "scores.json"
+RAW_SCORES_FILE = "raw_scores.json"
+ENVIRONMENT_FILE = "environment.json"
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "scipy",
+)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything that is read before weights are trained."""
+
+    rows: Dataset
+    counts: TextCounts
+    tasks: list[Task]
+    dev: DevEvaluator
+
+
+def train(config: Config, command: list[str]) -> None:
+    """Run, resume or show a training run.
+
+    Args:
+        config: Resolved config; ``output`` names the run folder.
+        command: Command line to write down with the results.
+
+    Raises:
+        UserError: Anything the user can mend; what is on disk stays as it was.
+    """
+    run = Path(str(config.output))
+    if _is_finished(run, config):
+        print(f"{run} is finished:")
+        print_scores(json.loads((run / SCORES_FILE).read_text(encoding="utf-8")))
+        return
+    prepared = _prepare(config)
+    set_seed(config.seed)
+    model = encoder.build(config.encoder)
+    check_views_differ(model, prepared.rows[0]["input_ids"])
+    print(f"model    {config.encoder.name}, {_count(model)}, {model.device}")
+    trainer = SimCSETrainer(config, model, prepared.rows, prepared.dev, run)
+    _open_folder(run, config, prepared, command)
+    raw = _raw_scores(run, config, prepared.tasks)
+    checkpoint = newest_checkpoint(run)
+    if checkpoint is not None:
+        print(f"resuming from {checkpoint}")
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    best = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.best_global_step}"
+    trainer._load_from_checkpoint(str(best))
+    result = encoder.exported(model)
+    scores = {
+        "protocol": PROTOCOL,
+        "raw": raw,
+        "trained": evaluate_model(result, prepared.tasks, config.evaluation.batch_size),
+        "dev": {
+            "task": prepared.dev.task.name,
+            "metric": prepared.dev.task.metric,
+            "best": trainer.state.best_metric,
+            "best_step": trainer.state.best_global_step,
+            "steps": trainer.state.global_step,
+        },
+        "minutes": round((time.monotonic() - started) / 60, 2),
+    }
+    encoder.save(result, run)
+    write_atomically(run / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
+    shutil.rmtree(run / "checkpoints")  # the model and its scores are safe now
+    print_scores(scores)
+    print(f"model and scores are in {run}")
+
+
+def dry_run(config: Config) -> None:
+    """Print what a run would do: config, data, parameters and an estimate of its time."""
+    print(to_yaml(config))
+    prepared = _prepare(config)
+    set_seed(config.seed)
+    model = encoder.build(config.encoder)
+    check_views_differ(model, prepared.rows[0]["input_ids"])
+    steps = steps_of(config, len(prepared.rows))
+    print(f"model    {config.encoder.name}, {_count(model)}, {model.device}")
+    step_seconds, dev_seconds = _measure(config, model, prepared)
+    evaluations = -(-steps // config.evaluation.every)
+    minutes = (steps * step_seconds + evaluations * dev_seconds) / 60
+    print(
+        f"time     about {minutes:.1f} minutes on this machine: {steps:,} steps of "
+        f"{step_seconds:.3f} s, {evaluations} dev scores of {dev_seconds:.1f} s; "
+        "the final scores come on top"
+    )
+    print("dry run: nothing was written but the token cache")
+
+
+def print_scores(scores: dict[str, Any]) -> None:
+    """Print the table of a finished run."""
+    columns: dict[str, Scores] = {f"raw {pooling}": raw for pooling, raw in scores["raw"].items()}
+    columns["trained"] = scores["trained"]
+    dev = scores["dev"]
+    print(f"\n{score_table(columns)}\n")
+    print(
+        f"best of {dev['task']} ({dev['metric']} {100 * dev['best']:.2f}) "
+        f"at step {dev['best_step']} of {dev['steps']}"
+    )
+
+
+def _prepare(config: Config) -> _Prepared:
+    data = Path(config.evaluation.data) if config.evaluation.data else None
+    rows, counts = load_training_data(
+        config.data, encoder.load_tokenizer(config.encoder), config.seed
+    )
+    print(
+        f"text     {', '.join(config.data.train)}: {counts}; {len(rows):,} for training", flush=True
+    )
+    if len(rows) < config.training.batch_size:
+        raise UserError(
+            f"training.batch_size: {config.training.batch_size} is more than "
+            f"the {len(rows)} training rows"
+        )
+    tasks = [load_task(name, data) for name in config.evaluation.tasks]
+    tasks.append(load_geometry(data, dev_only=False))
+    dev = DevEvaluator(
+        load_dev_task(config.evaluation.dev, data),
+        load_geometry(data, dev_only=True),
+        config.evaluation.batch_size,
+    )
+    return _Prepared(rows, counts, tasks, dev)
+
+
+def _is_finished(run: Path, config: Config) -> bool:
+    """Whether the folder holds this very run, finished.
+
+    Raises:
+        UserError: The folder holds a run with another config, or something else.
+    """
+    if not run.exists():
+        return False
+    if not run.is_dir():
+        raise UserError(f"output: {run} is a file")
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        if any(run.iterdir()):
+            raise UserError(
+                f"output: {run} is not empty and not a run folder; "
+                "choose another with output=FOLDER"
+            )
+        return False
+    try:
+        old = validate(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: unreadable; remove {run} or choose another with output=FOLDER"
+        ) from error
+    if changed := differences(old.model_copy(update={"output": config.output}), config):
+        raise UserError(
+            f"output: {run} was made with another config ({'; '.join(changed)}); "
+            "choose another with output=FOLDER, or remove it"
+        )
+    return (run / SCORES_FILE).is_file()
+
+
+def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[str]) -> None:
+    """Write down what the run is made from; on resume check that the text is still the same."""
+    run.mkdir(parents=True, exist_ok=True)
+    text = {"counts": asdict(prepared.counts), "rows": len(prepared.rows)}
+    path = run / ENVIRONMENT_FILE
+    if (run / CONFIG_FILE).is_file() and path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))["text"]
+        if old != text:
+            raise UserError(
+                f"data.train: the text has changed since {run} was started: {old} -> {text}"
+            )
+        return
+    write_atomically(
+        path, json.dumps({**environment(config.seed, command), "text": text}, indent=2) + "\n"
+    )
+    write_atomically(run / CONFIG_FILE, to_yaml(config))
+
+
+def environment(seed: int, command: list[str]) -> dict[str, Any]:
+    """Versions, machine, source commit, seed and command, as plain JSON values."""
+    commit = None
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        commit = answer.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        pass  # not a clone: the version has to do
+    return {
+        "simcse": __version__,
+        "commit": commit,
+        "command": command,
+        "seed": seed,
+        "python": sys.version.split()[0],
+        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
+
+
+def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Scores]:
+    """Scores of the untrained encoder with each pooling, computed once per run folder."""
+    path = run / RAW_SCORES_FILE
+    if path.is_file():
+        scores: dict[str, Scores] = json.loads(path.read_text(encoding="utf-8"))
+        return scores
+    scores = {}
+    for pooling in config.evaluation.raw_poolings:
+        raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
+        scores[pooling] = evaluate_model(encoder.build(raw), tasks, config.evaluation.batch_size)
+    write_atomically(path, json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def _measure(
+    config: Config, model: SentenceTransformer, prepared: _Prepared
+) -> tuple[float, float]:
+    """Seconds of a training step and of a dev score, measured on a few real batches."""
+    lengths = prepared.rows.with_format("numpy")["length"]
+    sampler = ViewBatchSampler(
+        lengths, config.training.batch_size, config.training.batching, config.seed
+    )
+    collate = ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS)
+    loss = ContrastiveLoss(model, config)
+    model.train()
+    seconds = []
+    for _, indices in zip(range(6), sampler, strict=False):
+        started = time.perf_counter()
+        batch = collate([{"input_ids": ids} for ids in prepared.rows[indices]["input_ids"]])
+        features = {
+            key.removeprefix("view_"): value.to(model.device) for key, value in batch.items()
+        }
+        loss([features]).backward()
+        seconds.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    prepared.dev(model)
+    return sorted(seconds)[len(seconds) // 2], time.perf_counter() - started
+
+
+def _count(model: SentenceTransformer) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"

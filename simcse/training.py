@@ -1,0 +1,280 @@
+"""The training loop: a thin layer over sentence-transformers' Trainer.
+
+What is ours: all views in one forward pass, the objective, the batches, a stop at a non-finite
+loss, checkpoints without pickled settings, the log. Everything else (optimiser, schedule, mixed
+precision, trackers, checkpoints, resume) is the Trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.evaluation import BaseEvaluator
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler
+from transformers import (
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from simcse import encoder
+from simcse.batching import ViewBatchSampler, ViewCollator
+from simcse.config import Config
+from simcse.errors import UserError
+from simcse.evaluation.protocol import Scores, evaluate
+from simcse.evaluation.tasks import Task
+from simcse.files import write_atomically
+from simcse.objectives import info_nce
+
+NUM_VIEWS = 2
+DEV_SCORE = "dev_score"
+STATE_FILE = "trainer_state.json"  # the Trainer writes it last, so it marks a complete checkpoint
+
+
+class ContrastiveLoss(nn.Module):
+    """One forward pass over all views, then the objective."""
+
+    def __init__(self, model: SentenceTransformer, config: Config) -> None:
+        super().__init__()
+        self.model = model
+        self.key = encoder.training_key(model)
+        self.temperature = config.objective.temperature
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """Loss of a batch laid out by :class:`~simcse.batching.ViewCollator`."""
+        output = self.model(dict(features[0]))
+        embeddings = output[self.key].float()  # (num_views * batch, dim)
+        anchor, positive = embeddings.view(NUM_VIEWS, -1, embeddings.shape[-1])
+        return info_nce(anchor, positive, self.temperature)
+
+
+class DevEvaluator(BaseEvaluator):
+    """Scores the dev task and the geometry, every ``evaluation.every`` steps."""
+
+    def __init__(self, task: Task, geometry: Task, batch_size: int) -> None:
+        super().__init__()
+        self.task, self.geometry, self.batch_size = task, geometry, batch_size
+
+    def __call__(
+        self,
+        model: SentenceTransformer,
+        output_path: str | None = None,
+        epoch: float = -1,
+        steps: int = -1,
+    ) -> dict[str, float]:
+        """``dev_score`` (the task's own metric), ``alignment`` and ``uniformity``."""
+        scores = evaluate_model(model, [self.task, self.geometry], self.batch_size)
+        geometry = scores[self.geometry.name]
+        return {
+            DEV_SCORE: scores[self.task.name][self.task.metric],
+            "alignment": geometry["alignment"],
+            "uniformity": geometry["uniformity"],
+        }
+
+
+def evaluate_model(model: SentenceTransformer, tasks: list[Task], batch_size: int) -> Scores:
+    """Score a model as it encodes: evaluation mode, no projection that is for training only."""
+
+    def encode(texts: list[str]) -> np.ndarray:
+        embeddings: np.ndarray = model.encode(texts, batch_size=batch_size, show_progress_bar=False)
+        return embeddings
+
+    return evaluate(encode, tasks)
+
+
+class SimCSETrainer(SentenceTransformerTrainer):
+    """sentence-transformers' Trainer on tokenised rows, with our batches."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: SentenceTransformer,
+        rows: Dataset,
+        dev: DevEvaluator,
+        run: Path,
+    ) -> None:
+        self.config = config
+        self.lengths = np.asarray(rows.with_format("numpy")["length"])
+        super().__init__(
+            model=model,
+            args=training_arguments(config, run),
+            train_dataset=rows.select_columns(["input_ids"]),
+            loss=ContrastiveLoss(model, config),
+            evaluator=dev,
+            data_collator=ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS),
+        )
+        self.remove_callback(ProgressCallback)
+        self.add_callback(RunLog(run))
+        if not self.args.disable_tqdm:
+            self.add_callback(Progress())
+
+    def get_batch_sampler(self, dataset: Dataset, batch_size: int, **_: Any) -> BatchSampler:
+        """Our sampler instead of the library's."""
+        return ViewBatchSampler(
+            self.lengths, batch_size, self.config.training.batching, self.config.seed
+        )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step; stops at a non-finite loss before it reaches the weights."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            rate = self._get_learning_rate()
+            raise UserError(
+                f"step {self.state.global_step + 1}: the loss is {loss.item()} (learning rate "
+                f"{rate:.2g}); lower training.learning_rate, or use float32 for training.precision"
+            )
+        return loss
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """No automatic model card: it quotes training sentences and slows the start."""
+
+    def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
+        # The library's version also pickles the training arguments; config.yaml says it all.
+        encoder.save(self.model, Path(output_dir or self.args.output_dir))
+
+
+class RunLog(TrainerCallback):
+    """Writes ``log.jsonl``: every logged value with its step, one JSON object a line."""
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / "log.jsonl"
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Start the log, or on resume cut it back to the step of the checkpoint."""
+        write_atomically(self.path, "".join(_log_line(entry) for entry in state.log_history))
+        if state.best_global_step:
+            # The stored path is wrong once the run folder was moved; rotation would drop the best.
+            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Append the newest entry."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_log_line(state.log_history[-1]))
+
+
+class Progress(ProgressCallback):
+    """A progress bar with the loss beside it and a line for every dev score."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **_: Any,
+    ) -> None:
+        """Show the loss, or print the dev score."""
+        if self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+        elif f"eval_{DEV_SCORE}" in logs:
+            self.training_bar.write(
+                f"step {state.global_step}: dev score {100 * logs[f'eval_{DEV_SCORE}']:.2f}, "
+                f"alignment {logs['eval_alignment']:.3f}, uniformity {logs['eval_uniformity']:.3f}"
+            )
+
+
+def training_arguments(config: Config, run: Path) -> SentenceTransformerTrainingArguments:
+    """The Trainer's settings for a config."""
+    training = config.training
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "tensorboard"))
+    if training.precision == "float16" and not torch.cuda.is_available():
+        raise UserError(
+            "training.precision: float16 needs a GPU; allowed here are float32, bfloat16"
+        )
+    try:
+        return SentenceTransformerTrainingArguments(
+            output_dir=str(run / "checkpoints"),
+            per_device_train_batch_size=training.batch_size,
+            num_train_epochs=training.epochs,
+            max_steps=training.steps or -1,
+            learning_rate=training.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=training.warmup,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            bf16=training.precision == "bfloat16",
+            fp16=training.precision == "float16",
+            seed=config.seed,
+            dataloader_drop_last=True,
+            logging_steps=training.log_every,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,  # the default shows an average instead of NaN
+            eval_strategy="steps",
+            eval_steps=config.evaluation.every,
+            save_strategy="steps",
+            save_steps=config.evaluation.every,
+            save_total_limit=training.keep_checkpoints,
+            metric_for_best_model=f"eval_{DEV_SCORE}",
+            greater_is_better=True,
+            report_to=training.report_to,
+        )
+    except ValueError as error:  # an unknown tracker, bfloat16 on hardware without it
+        raise UserError(f"training: {error}") from error
+
+
+def steps_of(config: Config, rows: int) -> int:
+    """Optimiser steps of a run over ``rows`` rows."""
+    per_epoch = rows // config.training.batch_size
+    return config.training.steps or math.ceil(config.training.epochs * per_epoch)
+
+
+def check_views_differ(model: SentenceTransformer, batch_row: list[int]) -> None:
+    """Make sure that dropout gives two views of a sentence.
+
+    Asks the model itself rather than its config, so that it holds for every architecture.
+
+    Raises:
+        UserError: Both views are equal.
+    """
+    batch = ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS)([{"input_ids": batch_row}])
+    features = {key.removeprefix("view_"): value.to(model.device) for key, value in batch.items()}
+    training = model.training
+    state = torch.random.get_rng_state()
+    model.train()
+    with torch.no_grad():
+        views = model(features)[encoder.training_key(model)]
+    model.train(training)
+    torch.random.set_rng_state(state)
+    if torch.equal(views[0], views[1]):
+        raise UserError(
+            "encoder.dropout: the encoder has no dropout, so both views of a sentence are equal "
+            "and there is nothing to learn; set encoder.dropout, such as 0.1"
+        )
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder, or ``None``."""
+    complete = []
+    for folder in (run / "checkpoints").glob("checkpoint-*"):
+        try:
+            step = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
+        except (OSError, ValueError, KeyError):
+            continue  # the run died while writing it
+        complete.append((step, folder))
+    return max(complete)[1] if complete else None
+
+
+def _log_line(entry: dict[str, Any]) -> str:
+    return json.dumps({"step": entry.get("step"), **entry}) + "\n"

@@ -1,0 +1,92 @@
+"""Small encoders and texts that the tests share; nothing here needs the network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModel
+
+ROOT = Path(__file__).parent.parent
+MINI_BERT = ROOT / "simcse" / "assets" / "mini-bert"
+SHARED = ROOT.parent / "shared" / "data"
+
+# Settings of five architectures at a size that builds in milliseconds.
+SMALL = {"num_attention_heads": 2, "intermediate_size": 48, "hidden_size": 32}
+ARCHITECTURES = {
+    "bert": ("BertConfig", {**SMALL, "num_hidden_layers": 3}),
+    "roberta": ("RobertaConfig", {**SMALL, "num_hidden_layers": 3, "pad_token_id": 0}),
+    "distilbert": ("DistilBertConfig", {"dim": 32, "hidden_dim": 48, "n_heads": 2, "n_layers": 3}),
+    "mpnet": ("MPNetConfig", {**SMALL, "num_hidden_layers": 3, "pad_token_id": 0}),
+    "modernbert": (
+        "ModernBertConfig",
+        {**SMALL, "num_hidden_layers": 3, "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3,
+         "bos_token_id": 2, "eos_token_id": 3, "attention_dropout": 0.1, "mlp_dropout": 0.1},
+    ),
+}  # fmt: skip
+
+SENTENCES = [
+    "The cat sleeps on the warm radiator.",
+    "A dog runs across the wet field in the rain.",
+    "The server returned an error.",
+    "She reads a long novel about the sea every winter evening before she falls asleep.",
+    "Two men are playing chess.",
+    "Prices rose.",
+]
+
+
+def make_encoder(folder: Path, architecture: str = "bert", **settings: object) -> Path:
+    """Save an encoder with random weights and the shipped tokenizer."""
+    config_class, values = ARCHITECTURES[architecture]
+    config = getattr(transformers, config_class)(
+        vocab_size=8192, max_position_embeddings=66, **{**values, **settings}
+    )
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    shutil.copy(MINI_BERT / "tokenizer.json", folder)
+    tokens = json.loads((MINI_BERT / "tokenizer_config.json").read_text())
+    tokens |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of three layers, 32 wide, with random weights."""
+    return make_encoder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 distinct sentences, one a line."""
+    path = tmp_path_factory.mktemp("text") / "train.txt"
+    subjects = ["cat", "dog", "girl", "teacher", "river", "engine", "compiler", "market"]
+    verbs = ["sees", "follows", "changes", "likes"]
+    objects = ["a small house", "the old road near the station", "new music"]
+    lines = [f"The {s} {v} {o}." for s in subjects for v in verbs for o in objects]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cache folder for the whole test run, unless the environment names one."""
+    if "SIMCSE_CACHE" not in os.environ:
+        monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def senteval() -> Path:
+    """The shared evaluation data; skips where it is not at hand."""
+    folder = SHARED / "senteval"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data/senteval")
+    return folder

@@ -1,0 +1,147 @@
+import json
+
+import pytest
+import yaml
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simcse.config import (
+    Config,
+    config_names,
+    differences,
+    json_schema,
+    load_config,
+    to_yaml,
+    validate,
+)
+from simcse.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "mine.yaml") -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_loads_by_path_and_by_name(path):
+    config = load_config(str(path))
+    assert config.output == f"outputs/{path.stem}"
+    assert load_config(path.stem) == config
+    assert load_config(f"configs/{path.stem}.yaml") == config
+    assert path.stem in config_names()
+
+
+def test_resolved_config_reads_back_equal(write):
+    config = load_config("quickstart", ["seed=7", "training.learning_rate=3e-5"])
+    assert load_config(write(to_yaml(config))) == config
+
+
+def test_overrides_are_yaml_and_may_have_dashes():
+    config = load_config(
+        "quickstart",
+        ["--training.batch_size=128", "data.train=[a.txt, b.txt]", "encoder.dropout=null"],
+    )
+    assert config.training.batch_size == 128
+    assert config.data.train == ["a.txt", "b.txt"]
+    assert config.encoder.dropout is None
+
+
+@pytest.mark.parametrize("text", ["3e-5", "'3e-5'", "0.00003", "3.0e-5"])
+def test_numbers_that_yaml_takes_for_text(write, text):
+    config = load_config(write(f"training: {{learning_rate: {text}}}"))
+    assert config.training.learning_rate == pytest.approx(3e-5)
+
+
+def test_all_mistakes_at_once_with_paths(write):
+    path = write("training: {batch_size: many, learning_rte: 1}\ntraning: {}\nseed: -1\n")
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert "training.batch_size: should be a valid integer, got 'many'" in message
+    assert "training.learning_rte: unknown key (did you mean learning_rate?)" in message
+    assert "traning: unknown key (did you mean training?)" in message
+    assert "seed: should be greater than or equal to 0, got -1" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("learning_rate: 1e-4", "did you mean training.learning_rate?"),
+        ("training: {batch_size: 1}", "leaves no in-batch negatives"),
+        ("training: {batch_size: 64.5}", "training.batch_size"),
+        ("training: {learning_rate: 0}", "training.learning_rate: should be greater than 0"),
+        ("training: {learning_rate: .inf}", "training.learning_rate: should be a finite number"),
+        ("objective: {temperature: -0.1}", "objective.temperature"),
+        ("encoder: {pooling: median}", "'cls', 'mean' or 'avg_first_last'"),
+        ("encoder: {dropout: 1}", "encoder.dropout"),
+        ("data: {train: []}", "data.train"),
+        ("evaluation: {tasks: [STS12]}", "evaluation: STS12 needs data=FOLDER"),
+        ("evaluation: {dev: STSB}", "evaluation: STSB needs data=FOLDER"),
+        ("training: 3", "training: should be a valid dictionary"),
+        ("[1, 2]", "expected a mapping of settings, found list"),
+        ("training: {batch_size: 3", "mine.yaml:1: not valid YAML"),
+        ("a: b: c", "not valid YAML"),
+    ],
+)
+def test_one_clear_line(write, text, expected):
+    with pytest.raises(UserError, match=r"mine\.yaml") as error:
+        load_config(write(text))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_not_utf8(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"output: caf\xe9\n")
+    with pytest.raises(UserError, match=r"latin\.yaml: not UTF-8 text \(byte 11\)"):
+        load_config(str(tmp_path / "latin.yaml"))
+
+
+def test_missing_config_lists_what_there_is():
+    with pytest.raises(UserError, match=r"config nosuch\.yaml: no such file; shipped are .*quickstart"):
+        load_config("nosuch.yaml")
+
+
+@pytest.mark.parametrize("argument", ["batch_size", "=3", "training.batch_size.x=3"])
+def test_bad_arguments(argument):
+    with pytest.raises(UserError):
+        load_config("quickstart", ["training.batch_size=4", argument])
+
+
+def test_differences_name_every_changed_key():
+    old = Config()
+    new = load_config("quickstart", ["seed=1", "training.batch_size=8", "output=x"])
+    lines = differences(old, new)
+    assert "seed: 42 -> 1" in lines
+    assert "training.batch_size: 64 -> 8" in lines
+    assert differences(new, new) == []
+
+
+def test_schema_describes_every_section():
+    schema = json_schema()
+    assert set(schema["properties"]) == set(Config.model_fields)
+    json.dumps(schema)
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+_keys = st.sampled_from(list(Config.model_fields)) | st.text(max_size=8)
+
+
+@given(st.dictionaries(_keys, _values, max_size=4))
+def test_any_yaml_is_either_valid_or_one_line(values):
+    try:
+        config = validate(values, where="x.yaml")
+    except UserError as error:
+        assert str(error).startswith("x.yaml: ")
+    else:
+        assert validate(yaml.safe_load(to_yaml(config)), where="again") == config

@@ -1,0 +1,201 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from conftest import MINI_BERT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from simcse import data
+from simcse.config import DataConfig
+from simcse.data import load_training_data, read_sentences
+from simcse.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MINI_BERT)
+
+
+@pytest.fixture
+def load(tokenizer, tmp_path):
+    def load(*train, **settings):
+        config = DataConfig(train=[str(t) for t in train], cache=str(tmp_path / "cache"), **settings)
+        return load_training_data(config, tokenizer, seed=0)
+
+    return load
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+TEXTS = ["A first sentence.", "Zwei süße Sätze, “quoted”.", "日本語 text", 'with "quotes", commas']
+
+
+def as_file(folder: Path, kind: str) -> Path:
+    path = folder / f"texts.{kind}"
+    if kind == "txt":
+        return write(path, "\n".join(TEXTS))
+    if kind == "jsonl":
+        return write(path, "".join(json.dumps({"id": 1, "s": t}) + "\n" for t in TEXTS))
+    if kind == "parquet":
+        pa.parquet.write_table(pa.table({"id": [1] * len(TEXTS), "s": TEXTS}), path)
+        return path
+    separator = {"csv": ",", "tsv": "\t"}[kind]
+    quoted = ['"' + t.replace('"', '""') + '"' for t in TEXTS]
+    return write(path, f"id{separator}s\n" + "".join(f"1{separator}{t}\n" for t in quoted))
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_format_gives_the_same_text(tmp_path, kind, packed):
+    path = as_file(tmp_path, kind)
+    if packed and kind != "parquet":
+        path = write(tmp_path / f"{path.name}.gz", gzip.compress(path.read_bytes()))
+    assert list(read_sentences(path, None if kind == "txt" else "s")) == TEXTS
+
+
+def test_token_ids_equal_the_tokenizers_own(load, tokenizer, tmp_path):
+    long = "word " * 50
+    dataset, counts = load(write(tmp_path / "a.txt", "\n".join([*TEXTS, long])), max_length=8)
+    expected = tokenizer([*TEXTS, long], truncation=True, max_length=8)["input_ids"]
+    assert dataset["input_ids"][:] == expected
+    assert dataset["length"][:] == [len(ids) for ids in expected]
+    assert counts.truncated == sum(len(ids) > 8 for ids in tokenizer([*TEXTS, long])["input_ids"])
+
+
+def test_counts_and_distinct_rows(load, tmp_path):
+    path = write(tmp_path / "a.txt", "one two three\n\n  \t\none two three\r\nfour five six\n")
+    dataset, counts = load(path)
+    assert (counts.rows, counts.empty, counts.duplicate, counts.truncated) == (3, 2, 1, 0)
+    assert len(dataset) == 2
+    assert "3 rows with text, 2 empty (skipped), 1 duplicate (skipped)" in str(counts)
+
+
+def test_bom_and_crlf_are_no_text(tmp_path):
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbfFirst line.\r\nSecond line.\r\n")
+    assert list(read_sentences(path)) == ["First line.", "Second line."]
+
+
+def test_glob_and_several_files_in_order(load, tmp_path):
+    for name in ("b", "a"):
+        write(tmp_path / f"{name}.txt", f"text of {name}\n")
+    dataset, counts = load(tmp_path / "*.txt")
+    assert counts.rows == 2
+    again, _ = load(tmp_path / "a.txt", tmp_path / "b.txt")
+    assert dataset["input_ids"][:] == again["input_ids"][:]
+
+
+def test_second_load_reads_the_cache_and_a_changed_file_does_not(load, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt", "one two three\n")
+    first, _ = load(path)
+
+    def unexpected(*_):
+        raise AssertionError("tokenised again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_tokenize", unexpected)
+        again, _ = load(path)
+    assert again["input_ids"][:] == first["input_ids"][:]
+    write(path, "one two three\nfour\n")
+    os.utime(path, ns=(1, 1))
+    assert load(path)[1].rows == 2
+
+
+def test_failed_load_leaves_no_cache(load, tmp_path):
+    with pytest.raises(UserError):
+        load(write(tmp_path / "a.txt", b"fine\n\xff\n"))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_max_rows_is_a_fixed_draw(load, tmp_path):
+    path = write(tmp_path / "a.txt", "\n".join(f"sentence number {i}" for i in range(50)))
+    first, _ = load(path, max_rows=10)
+    again, _ = load(path, max_rows=10)
+    everything, _ = load(path)
+    assert len(first) == 10
+    assert first["input_ids"][:] == again["input_ids"][:]
+    assert all(ids in everything["input_ids"][:] for ids in first["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", b"", "no text in"),
+        ("a.txt", b"\n \n", "no text in"),
+        ("a.txt", b"fine\ncaf\xe9\n", r"a\.txt:2: not UTF-8 text \(byte 3 of the line\)"),
+        ("a.txt", b"fine\nnul\0\n", r"a\.txt:2: NUL character"),
+        ("a.txt", b"fine\n" + b"x" * 10_000_000, r"a\.txt:2: line longer than 1,000,000"),
+        ("a.txt.gz", gzip.compress(b"fine\n" * 9999)[:-20], "broken gzip file"),
+        ("a.txt.gz", b"no gzip", "broken gzip file"),
+        ("a.doc", b"x", "unknown kind of file '.doc'; allowed are .txt"),
+        ("a.csv", b"id,s\n1,x\n", r"a\.csv:1: set data\.column to one of id, s"),
+        ("a.jsonl", b'{"s": "x"}\n[1]\n', r"a\.jsonl:2: expected a JSON object, found list"),
+        ("a.jsonl", b'{"s": "x"}\n{"s": \n', r"a\.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'{"s": 3}\n', r"a\.jsonl:1: expected text, found int"),
+        ("a.jsonl", b'{"s": "\\ud800"}\n', r"a\.jsonl:1: lone surrogate"),
+        ("a.csv", b's\n"x\n', r"a\.csv:\d: not valid csv"),
+        ("a.csv", b"s\nx,y\n", r"a\.csv:2: 2 fields, the header has 1"),
+        ("a.parquet", b"x", r"a\.parquet: not a parquet file"),
+    ],
+)
+def test_bad_files_are_named_with_their_line(load, tmp_path, name, content, expected):
+    with pytest.raises(UserError, match=expected) as error:
+        load(write(tmp_path / name, content))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_column(load, tmp_path):
+    with pytest.raises(UserError, match=r"a\.csv:1: no column 'text' \(data\.column\); found id, s"):
+        load(write(tmp_path / "a.csv", "id,s\n1,x\n"), column="text")
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "/nowhere/missing.txt", "no/such/folder/x"])
+def test_missing_file(load, name):
+    with pytest.raises(UserError, match=f"data.train: {name}: no such file"):
+        load(name)
+
+
+def test_folder_and_empty_glob(load, tmp_path):
+    with pytest.raises(UserError, match="is a folder; name its files"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="no file matches"):
+        load(tmp_path / "*.jsonl")
+
+
+@pytest.mark.parametrize("name", ["someone/some-data", "someone/some-data:file.txt"])
+def test_hub_out_of_reach_is_one_line(load, name):
+    with pytest.raises(UserError, match="could not be had from the Hugging Face Hub") as error:
+        load(name)
+    assert "\n" not in str(error.value)
+
+
+_line = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1, max_size=40
+).filter(lambda text: text[0] != "\ufeff")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(_line, min_size=1, max_size=8))
+def test_txt_and_jsonl_return_what_was_written(tmp_path, lines):
+    txt = write(tmp_path / "a.txt", "\n".join(lines) + "\n")
+    assert list(read_sentences(txt)) == lines
+    jsonl = write(tmp_path / "a.jsonl", "".join(json.dumps({"s": x}) + "\n" for x in lines))
+    assert list(read_sentences(jsonl)) == lines
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(["txt", "csv", "tsv", "jsonl", "parquet", "txt.gz"]))
+def test_any_bytes_are_text_or_one_clear_error(tmp_path, content, kind):
+    try:
+        for text in read_sentences(write(tmp_path / f"a.{kind}", content)):
+            assert isinstance(text, str)
+    except UserError as error:
+        assert "a." in str(error)

@@ -1,0 +1,137 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, MINI_BERT, SENTENCES, make_encoder
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from simcse import encoder
+from simcse.batching import ViewCollator
+from simcse.config import EncoderConfig
+from simcse.errors import UserError
+from simcse.training import check_views_differ
+
+
+def reference(folder, pooling: str) -> torch.Tensor:
+    """Pooling written out on plain transformers, without sentence-transformers."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        hidden = model.eval()(**inputs, output_hidden_states=True).hidden_states
+    if pooling == "cls":
+        return hidden[-1][:, 0]
+    states = hidden[-1] if pooling == "mean" else (hidden[1] + hidden[-1]) / 2
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    return (states * mask).sum(1) / mask.sum(1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("pooling", ["cls", "mean", "avg_first_last"])
+def test_pooling_equals_plain_transformers(tmp_path, architecture, pooling):
+    folder = make_encoder(tmp_path / "encoder", architecture)
+    model = encoder.build(EncoderConfig(name=str(folder), pooling=pooling))
+    expected = reference(folder, pooling).numpy()
+    np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("projection", ["none", "train_only", "always"])
+def test_saved_model_loads_with_stock_sentence_transformers(tmp_path, architecture, projection):
+    folder = make_encoder(tmp_path / "encoder", architecture)
+    for pooling in ("cls", "avg_first_last"):
+        settings = {"name": str(folder), "pooling": pooling, "projection": projection}
+        model = encoder.build(EncoderConfig(**settings)).eval()
+        encoder.save(encoder.exported(model), tmp_path / pooling)
+        again = SentenceTransformer(str(tmp_path / pooling))
+        np.testing.assert_array_equal(again.encode(SENTENCES), model.encode(SENTENCES))
+        assert not any("pooler" in name for name, _ in again.named_parameters())
+        types = [m["type"] for m in json.loads((tmp_path / pooling / "modules.json").read_text())]
+        assert sum("Dense" in t for t in types) == (projection == "always")
+        assert all(t.startswith("sentence_transformers.") for t in types)
+        assert not list((tmp_path / pooling).rglob("*.bin"))
+
+
+def test_saved_model_loads_where_simcse_cannot_be_imported(tmp_path, tiny):
+    model = encoder.build(EncoderConfig(name=str(tiny), projection="train_only"))
+    encoder.save(encoder.exported(model), tmp_path / "model")
+    code = (
+        "import sys; sys.modules['simcse'] = None\n"
+        "from sentence_transformers import SentenceTransformer\n"
+        f"print(SentenceTransformer({str(tmp_path / 'model')!r}).encode('A sentence.').tolist())"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = model.encode("A sentence.").tolist()
+    assert json.loads(answer.stdout) == pytest.approx(expected, abs=1e-6)
+
+
+def test_encode_ignores_a_projection_for_training_only(tiny):
+    plain = encoder.build(EncoderConfig(name=str(tiny)))
+    projected = encoder.build(EncoderConfig(name=str(tiny), projection="train_only"))
+    np.testing.assert_array_equal(plain.encode(SENTENCES), projected.encode(SENTENCES))
+    features = projected.preprocess(SENTENCES)
+    output = projected(features)
+    head = projected[-1].linear
+    expected = torch.tanh(head(output["sentence_embedding"]))
+    torch.testing.assert_close(output[encoder.training_key(projected)], expected)
+    assert encoder.training_key(plain) == "sentence_embedding"
+
+
+def test_views_differ_in_training_and_agree_in_evaluation(tiny):
+    model = encoder.build(EncoderConfig(name=str(tiny)))
+    batch = ViewCollator(0)([{"input_ids": [2, 50, 60, 3]}, {"input_ids": [2, 70, 3]}])
+    features = {key.removeprefix("view_"): value for key, value in batch.items()}
+    first, second = model.train()(dict(features))["sentence_embedding"].view(2, 2, -1)
+    assert (first != second).any(dim=1).all()
+    first, second = model.eval()(dict(features))["sentence_embedding"].view(2, 2, -1)
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+
+
+def test_padding_and_order_do_not_change_an_embedding(tiny):
+    model = encoder.build(EncoderConfig(name=str(tiny)))
+    together = model.encode(SENTENCES)
+    alone = np.stack([model.encode(sentence) for sentence in SENTENCES])
+    backwards = model.encode(SENTENCES[::-1], batch_size=2)[::-1]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    np.testing.assert_allclose(together, backwards, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_dropout_override_and_missing_dropout(tmp_path, architecture):
+    folder = str(make_encoder(tmp_path / "encoder", architecture))
+    row = [2, 50, 60, 70, 3]
+    without = encoder.build(EncoderConfig(name=folder, dropout=0.0))
+    with pytest.raises(UserError, match=r"encoder\.dropout: the encoder has no dropout"):
+        check_views_differ(without, row)
+    check_views_differ(encoder.build(EncoderConfig(name=folder, dropout=0.3)), row)
+    rates = {m.p for m in without.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates <= {0.0}
+
+
+def test_view_check_leaves_the_random_state_alone(tiny):
+    model = encoder.build(EncoderConfig(name=str(tiny)))
+    before = torch.random.get_rng_state()
+    check_views_differ(model, [2, 50, 60, 3])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_training_length_does_not_limit_the_export(tiny):
+    assert encoder.build(EncoderConfig(name=str(tiny))).max_seq_length == 64
+    assert encoder.build(EncoderConfig(name="mini-bert")).max_seq_length == 128
+
+
+def test_shipped_encoder_is_found_by_name():
+    assert encoder.source_of("mini-bert") == str(MINI_BERT)
+    assert encoder.source_of("bert-base-uncased") == "bert-base-uncased"
+    assert sum(p.numel() for p in encoder.build(EncoderConfig()).parameters()) == 5_289_984
+
+
+@pytest.mark.parametrize("name", ["no/such-encoder", "/no/such/folder"])
+def test_missing_encoder_is_one_line(name):
+    with pytest.raises(UserError, match=f"encoder.name: {name} is neither a model folder") as error:
+        encoder.load_tokenizer(EncoderConfig(name=name))
+    assert "\n" not in str(error.value)
