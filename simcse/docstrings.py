@@ -28,7 +28,7 @@ from simcse.errors import UserError
 from simcse.files import cache_folder, write_atomically
 
 DISTRIBUTION = "simcse-trainer"
-HARVEST_VERSION = 1
+HARVEST_VERSION = 2
 # Two distributions hold half of all modules, many of them copies of one another.
 MODULES_PER_DISTRIBUTION = 600
 MIN_WORDS, MAX_WORDS = 5, 60
@@ -161,7 +161,7 @@ def _paragraphs(docstring: str) -> Iterator[str]:
     lines: list[str] = []
     indent = 0
     skip_below: int | None = None  # inside a literal block: skip lines indented deeper than this
-    fenced = False
+    fenced = hanging = False
     for line in docstring.expandtabs().splitlines():
         text = line.strip()
         depth = len(line) - len(line.lstrip())
@@ -174,14 +174,16 @@ def _paragraphs(docstring: str) -> Iterator[str]:
                 continue
             skip_below = None
         item = _ITEM.match(text)
-        starts_anew = item is not None or depth < indent or text.startswith((".. ", ">>>", "..."))
+        # A deeper line goes on with a list item; elsewhere it is the text below a heading.
+        starts_anew = item is not None or depth < indent or (depth > indent and not hanging)
+        starts_anew = starts_anew or text.startswith((".. ", ">>>", "..."))
         if lines and (not text or starts_anew or text.endswith(":")):
             yield " ".join(lines)
             lines = []
         is_title = text.endswith(":") and text.count(" ") < 3 and not text.endswith("::")
         if is_title or text.startswith((">>>", "... ")) or not text.strip("-=~^*+# "):
             lines = []  # an underline also drops the title above it
-            indent = depth
+            indent, hanging = depth, False
             continue
         if text.startswith(".. "):
             if text.endswith("::") and not text.startswith((".. note", ".. warning")):
@@ -189,6 +191,7 @@ def _paragraphs(docstring: str) -> Iterator[str]:
             continue
         if text.endswith("::"):
             skip_below = depth
+        hanging = item is not None or (hanging and not starts_anew)
         lines.append(text[item.end() :] if item else text)
         indent = depth
     if lines:

@@ -31,6 +31,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import get_available_reporting_integrations
 
 from simcse import encoder
 from simcse.batching import ViewBatchSampler, ViewCollator
@@ -203,6 +204,13 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
         raise UserError(
             "training.precision: float16 needs a GPU; allowed here are float32, bfloat16"
         )
+    trackers = get_available_reporting_integrations()
+    if missing := [name for name in training.report_to if name not in trackers]:
+        raise UserError(
+            f"training.report_to: {', '.join(missing)} unknown or not installed; "
+            f"available here: {', '.join(trackers) or 'none'}"
+        )
+    accelerated = torch.accelerator.is_available()
     try:
         return SentenceTransformerTrainingArguments(
             output_dir=str(run / "checkpoints"),
@@ -216,6 +224,8 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
             max_grad_norm=training.max_grad_norm,
             bf16=training.precision == "bfloat16",
             fp16=training.precision == "float16",
+            use_cpu=not accelerated,
+            dataloader_pin_memory=accelerated,
             seed=config.seed,
             dataloader_drop_last=True,
             logging_steps=training.log_every,
@@ -230,8 +240,8 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
             greater_is_better=True,
             report_to=training.report_to,
         )
-    except ValueError as error:  # an unknown tracker, bfloat16 on hardware without it
-        raise UserError(f"training: {error}") from error
+    except ValueError as error:  # bfloat16 on hardware without it
+        raise UserError(f"training.precision: {error}") from error
 
 
 def steps_of(config: Config, rows: int) -> int:

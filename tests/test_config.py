@@ -104,7 +104,9 @@ def test_not_utf8(tmp_path):
 
 
 def test_missing_config_lists_what_there_is():
-    with pytest.raises(UserError, match=r"config nosuch\.yaml: no such file; shipped are .*quickstart"):
+    with pytest.raises(
+        UserError, match=r"config nosuch\.yaml: no such file; shipped are .*quickstart"
+    ):
         load_config("nosuch.yaml")
 
 

@@ -25,7 +25,9 @@ def tokenizer():
 @pytest.fixture
 def load(tokenizer, tmp_path):
     def load(*train, **settings):
-        config = DataConfig(train=[str(t) for t in train], cache=str(tmp_path / "cache"), **settings)
+        config = DataConfig(
+            train=[str(t) for t in train], cache=str(tmp_path / "cache"), **settings
+        )
         return load_training_data(config, tokenizer, seed=0)
 
     return load
@@ -153,7 +155,9 @@ def test_bad_files_are_named_with_their_line(load, tmp_path, name, content, expe
 
 
 def test_missing_column(load, tmp_path):
-    with pytest.raises(UserError, match=r"a\.csv:1: no column 'text' \(data\.column\); found id, s"):
+    with pytest.raises(
+        UserError, match=r"a\.csv:1: no column 'text' \(data\.column\); found id, s"
+    ):
         load(write(tmp_path / "a.csv", "id,s\n1,x\n"), column="text")
 
 
@@ -192,7 +196,9 @@ def test_txt_and_jsonl_return_what_was_written(tmp_path, lines):
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.binary(max_size=200), st.sampled_from(["txt", "csv", "tsv", "jsonl", "parquet", "txt.gz"]))
+@given(
+    st.binary(max_size=200), st.sampled_from(["txt", "csv", "tsv", "jsonl", "parquet", "txt.gz"])
+)
 def test_any_bytes_are_text_or_one_clear_error(tmp_path, content, kind):
     try:
         for text in read_sentences(write(tmp_path / f"a.{kind}", content)):

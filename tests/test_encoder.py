@@ -64,7 +64,9 @@ def test_saved_model_loads_where_simcse_cannot_be_imported(tmp_path, tiny):
         "from sentence_transformers import SentenceTransformer\n"
         f"print(SentenceTransformer({str(tmp_path / 'model')!r}).encode('A sentence.').tolist())"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     expected = model.encode("A sentence.").tolist()
     assert json.loads(answer.stdout) == pytest.approx(expected, abs=1e-6)
 

@@ -18,7 +18,9 @@ def direct_uniformity(embeddings: torch.Tensor) -> float:
 def test_uniformity_equals_the_direct_formula_for_any_block(monkeypatch, block):
     monkeypatch.setattr(geometry, "_BLOCK", block)
     embeddings = torch.randn(23, 6, generator=torch.Generator().manual_seed(0))
-    assert geometry.uniformity(embeddings) == pytest.approx(direct_uniformity(embeddings), abs=1e-10)
+    assert geometry.uniformity(embeddings) == pytest.approx(
+        direct_uniformity(embeddings), abs=1e-10
+    )
 
 
 def test_uniformity_of_equal_and_of_opposite_points():

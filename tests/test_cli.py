@@ -1,0 +1,150 @@
+"""The command line: one subprocess for each command, the rest through ``main``."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, SENTENCES
+
+import simcse_launcher
+from simcse import encoder
+from simcse.cli import main
+from simcse.config import EncoderConfig
+
+
+def call(*command, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny))), folder)
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(SENTENCES) + "\n")
+    return path
+
+
+def test_train_script(tiny, text_file, tmp_path):
+    settings = [f"encoder.name={tiny}", f"data.train={text_file}", "training.steps=4"]
+    settings += ["training.batch_size=8", "evaluation.dev=pairs", "evaluation.tasks=pairs"]
+    answer = call("train.py", "quickstart", *settings, f"output={tmp_path / 'run'}")
+    assert answer.returncode == 0, answer.stderr
+    assert "best of pairs" in answer.stdout
+    assert (tmp_path / "run" / "scores.json").is_file()
+    assert "Traceback" not in answer.stderr
+
+
+def test_evaluate_script(model_folder, tmp_path):
+    output = tmp_path / "scores.json"
+    answer = call("evaluate.py", model_folder, "--tasks", "pairs", "-o", output)
+    assert answer.returncode == 0, answer.stderr
+    assert "cosine Spearman" in answer.stdout
+    scores = json.loads(output.read_text())
+    assert scores["scores"]["pairs"]["pairs"] == 252
+    assert "uniformity" in scores["scores"]["geometry"]
+    assert "cosine Spearman" in scores["protocol"]
+
+
+def test_encode_and_search_commands_outside_the_clone(model_folder, corpus, tmp_path):
+    code = "import sys, simcse_launcher; sys.exit(simcse_launcher.main())"
+    command = ["-c", code]
+    answer = call(*command, "encode", corpus, "-o", "e.npy", "--model", model_folder, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    embeddings = np.load(tmp_path / "e.npy")
+    assert embeddings.shape == (6, 32)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    answer = call(
+        *command, "search", SENTENCES[1], "--corpus", corpus, "--model", model_folder, "--top-k", 2,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    query, best, second = answer.stdout.splitlines()
+    assert query == SENTENCES[1]
+    assert best == f"  1.0000  {SENTENCES[1]}"
+    assert second.startswith("  0.")
+
+
+def test_search_saves_and_uses_an_index(model_folder, corpus, tmp_path, capsys):
+    index = str(tmp_path / "index")
+    shared = ["--model", str(model_folder), "--top-k", "1"]
+    assert main(["search", "A dog.", "--corpus", str(corpus), "--save-index", index, *shared]) == 0
+    first = capsys.readouterr().out
+    assert main(["search", "A dog.", "--index", index, *shared]) == 0
+    assert capsys.readouterr().out == first
+    assert main(["search", "A dog.", "--index", index, *shared, "--threshold", "1.1"]) == 0
+    assert "nothing at or above --threshold 1.1" in capsys.readouterr().out
+
+
+def test_light_commands_do_not_import_torch(tmp_path):
+    code = (
+        "import sys\n"
+        "import simcse\n"
+        "from simcse_launcher import main\n"
+        "status = main(['train', 'quickstart', 'training.batch_size=none-such'])\n"
+        "print(status, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
+    )
+    answer = call("-c", code, cwd=tmp_path)
+    assert answer.stdout.split() == ["2", "False", "False"]
+    assert answer.stderr.count("\n") == 1
+
+
+def test_schema_is_json(capsys):
+    assert main(["train", "--schema"]) == 0
+    assert "training" in json.loads(capsys.readouterr().out)["properties"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "a.yaml", "b.yaml"], "one config at a time, got a.yaml and b.yaml"),
+        (["train", "nosuch"], "config nosuch: no such file; shipped are"),
+        (["evaluate", "x", "--data", "/nowhere"], "--data /nowhere: no such folder"),
+        (["evaluate", "x", "--tasks", "STS1"], "task 'STS1': unknown; allowed are"),
+        (["evaluate", "x", "--tasks", ","], "--tasks: name at least one task"),
+        (["evaluate", "/no/model", "--tasks", "pairs"], "/no/model is neither a model folder"),
+        (["encode", "missing.txt", "-o", "e.npy"], "missing.txt: no such file"),
+        (["encode", "missing.txt", "-o", "e.pt"], "expected a name that ends in .npy"),
+        (["search", "q"], "search needs either --corpus FILE or --index FOLDER"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, expected, capsys):
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert expected in message
+    assert message.count("\n") == 1
+
+
+def test_unknown_options_are_refused(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["encode", "x", "-o", "y.npy", "--colour=red"])
+    assert error.value.code == 2
+
+
+def test_encode_leaves_an_old_file_when_it_fails(model_folder, tmp_path, capsys):
+    output, broken = tmp_path / "e.npy", tmp_path / "a.txt"
+    output.write_bytes(b"old")
+    broken.write_bytes(b"fine\n\xff\n")
+    assert main(["encode", str(broken), "-o", str(output), "--model", str(model_folder)]) == 2
+    assert output.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "e.npy"]
+
+
+def test_namesake_on_pypi_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.4")
+    assert simcse_launcher.main(["train", "nosuch"]) == 2
+    assert "warning: PyPI's package 'simcse'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "simcse.cli", None)  # as if the other package hid ours
+    assert simcse_launcher.main(["train"]) == 2
+    assert "error: PyPI's package 'simcse'" in capsys.readouterr().err

@@ -1,0 +1,211 @@
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+from sentence_transformers import SentenceTransformer
+
+from simcse import encoder
+from simcse.config import EncoderConfig
+from simcse.errors import UserError
+from simcse.evaluation.protocol import evaluate
+from simcse.evaluation.sources import (
+    STS_SUBSETS,
+    load_dev_task,
+    load_geometry,
+    load_task,
+    read_pairs,
+)
+from simcse.evaluation.table import score_table
+from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask
+
+VECTORS = {
+    "east": [1.0, 0.0],
+    "north": [0.0, 2.0],
+    "north-east": [3.0, 3.0],
+    "west": [-1.0, 0.0],
+}
+
+
+def encode(texts):
+    return np.array([VECTORS[text] for text in texts])
+
+
+def test_pairs_are_scored_by_spearman_of_the_cosine():
+    task = PairTask("t", ["east"] * 4, list(VECTORS), np.array([5.0, 1.0, 2.0, 0.0]))
+    cosine = [1, 0, np.sqrt(0.5), -1]
+    expected = np.corrcoef(rankdata(cosine), rankdata(task.grades))[0, 1]
+    scores = evaluate(encode, [task])["t"]
+    assert scores["cosine_spearman"] == pytest.approx(expected)
+    assert scores["pairs"] == 4
+
+
+def test_retrieval_counts_ranks_and_ties():
+    documents = [f"d{i}" for i in range(12)]
+    vectors = {d: np.eye(13)[i] for i, d in enumerate(documents)}
+    vectors["q0"] = np.eye(13)[0]  # rank 1
+    vectors["q1"] = np.eye(13)[12]  # equally far from all: ties count against, rank 12
+    task = RetrievalTask("r", ["q0", "q1", *documents[2:]], documents)
+    scores = evaluate(lambda texts: np.stack([vectors[t] for t in texts]), [task])["r"]
+    assert scores["recall_at_10"] == pytest.approx(11 / 12)
+    assert scores["mrr"] == pytest.approx((11 + 1 / 12) / 12)
+
+
+def test_geometry_uses_pairs_above_four_and_distinct_sentences():
+    grades = np.array([5.0, 4.0, 4.5])
+    task = GeometryTask("here", ["east", "east", "north"], ["north", "west", "west"], grades)
+    scores = evaluate(encode, [task])["geometry"]
+    assert scores["alignment"] == pytest.approx(
+        2.0
+    )  # east-north and north-west; 4.0 is not above 4
+    assert (scores["positive_pairs"], scores["sentences"]) == (2, 3)
+    expected = np.log(np.mean(np.exp([-4, -8, -4])))
+    assert scores["uniformity"] == pytest.approx(expected)
+
+
+def test_each_distinct_text_is_encoded_once():
+    seen = []
+
+    def counting(texts):
+        seen.extend(texts)
+        return encode(texts)
+
+    task = PairTask("t", ["east", "east"], ["north", "west"], np.array([0.0, 1.0]))
+    evaluate(counting, [task, RetrievalTask("r", ["east"], ["north"])])
+    assert sorted(seen) == ["east", "north", "west"]
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (np.zeros((2, 3)), "2 of 2 embeddings are zero vectors"),
+        (np.array([[1, np.nan], [1, 1]]), "1 of 2 embeddings hold NaN"),
+        (np.array([[1, np.inf], [1, 1]]), "1 of 2 embeddings hold NaN or infinity"),
+        (np.ones((3, 2)), r"shape \(3, 2\) for 2 texts"),
+        (np.ones(2), r"shape \(2,\) for 2 texts"),
+        (np.ones((2, 2)), "t: all similarities are equal"),
+    ],
+)
+def test_broken_embeddings_are_named(result, expected):
+    task = PairTask("t", ["a", "b"], ["b", "a"], np.array([0.0, 1.0]))
+    with pytest.raises(UserError, match=expected):
+        evaluate(lambda _: result, [task])
+
+
+def sts_folder(root, task="STS13"):
+    folder = root / "STS" / f"{task}-en-test"
+    folder.mkdir(parents=True)
+    for number, subset in enumerate(STS_SUBSETS[task]):
+        (folder / f"STS.input.{subset}.txt").write_text(f"a{number}\tb{number}\nc\td\n")
+        (folder / f"STS.gs.{subset}.txt").write_text(f"{number}.5\n\n")  # the second is unscored
+    return folder
+
+
+def test_subsets_are_concatenated_and_unscored_pairs_skipped(tmp_path):
+    sts_folder(tmp_path)
+    task = load_task("STS13", tmp_path)
+    assert task.sentence1 == ["a0", "a1", "a2"]
+    assert task.sentence2 == ["b0", "b1", "b2"]
+    assert task.grades.tolist() == [0.5, 1.5, 2.5]
+
+
+def test_missing_subset_and_line_counts(tmp_path):
+    folder = sts_folder(tmp_path)
+    grades = folder / "STS.gs.OnWN.txt"
+    grades.write_text("1\n2\n3\n")
+    with pytest.raises(
+        UserError, match=r"STS\.input\.OnWN\.txt: 2 lines, but STS\.gs\.OnWN\.txt has 3"
+    ):
+        load_task("STS13", tmp_path)
+    grades.unlink()
+    with pytest.raises(UserError, match=r"STS\.gs\.OnWN\.txt: No such file"):
+        load_task("STS13", tmp_path)
+
+
+@pytest.mark.parametrize(("pair", "grade"), [("no tab", "1"), ("a\tb", "high")])
+def test_malformed_pair(tmp_path, pair, grade):
+    folder = sts_folder(tmp_path)
+    (folder / "STS.input.OnWN.txt").write_text(f"{pair}\n")
+    (folder / "STS.gs.OnWN.txt").write_text(f"{grade}\n")
+    with pytest.raises(UserError, match=r"OnWN\.txt:1: expected two sentences with a tab"):
+        load_task("STS13", tmp_path)
+
+
+def test_stsb_and_sick_layouts(tmp_path):
+    stsb, sick = tmp_path / "STS" / "STSBenchmark", tmp_path / "SICK"
+    stsb.mkdir(parents=True)
+    sick.mkdir()
+    line = 'genre\tfile\t2012\t7\t{}\tA "quoted" one.\tAnother.\textra\n'
+    for part, score in (("train", 1), ("dev", 4.2), ("test", 3)):
+        (stsb / f"sts-{part}.csv").write_text(line.format(score))
+    (sick / "SICK_test_annotated.txt").write_text(
+        "pair_ID\tsentence_A\tsentence_B\trel\n1\tx\ty\t4.5\n"
+    )
+    for alias in ("STSB", "STSBenchmark"):
+        task = load_task(alias, tmp_path)
+        assert (task.name, task.sentence1, task.grades.tolist()) == (
+            "STSB",
+            ['A "quoted" one.'],
+            [3],
+        )
+    assert load_task("SICK-R", tmp_path).grades.tolist() == [4.5]
+    assert load_dev_task("STSB", tmp_path).grades.tolist() == [4.2]
+    assert load_geometry(tmp_path, dev_only=True).source == "STS-B dev"
+    assert load_geometry(tmp_path, dev_only=False).grades.tolist() == [1, 4.2, 3]
+    (stsb / "sts-dev.csv").write_text("too\tfew\n")
+    with pytest.raises(UserError, match=r"sts-dev\.csv:1: not a sentence pair"):
+        load_task("STSB-dev", tmp_path)
+
+
+def test_unknown_task_and_missing_folder():
+    with pytest.raises(
+        UserError, match="task 'STS99': unknown; allowed are pairs, docstrings, STS12"
+    ):
+        load_task("STS99", None)
+    with pytest.raises(UserError, match="task STS12: needs a folder"):
+        load_task("STS12", None)
+
+
+def test_embedded_pairs_are_balanced_and_distinct():
+    rows = read_pairs()
+    grades = [score for _, _, score in rows]
+    assert {g: grades.count(g) for g in sorted(set(grades))} == {float(g): 42 for g in range(6)}
+    assert len({s for a, b, _ in rows for s in (a, b)}) == 2 * len(rows)
+
+
+def test_grade_of_embedded_pairs_is_not_given_away_by_words_or_length():
+    rows = read_pairs()
+    overlap, length = [], []
+    for a, b, _ in rows:
+        left, right = set(a.lower().split()), set(b.lower().split())
+        overlap.append(len(left & right) / len(left | right))
+        length.append(-abs(len(a.split()) - len(b.split())))
+    grades = rankdata([score for _, _, score in rows])
+    assert np.corrcoef(rankdata(overlap), grades)[0, 1] < 0.45
+    assert abs(np.corrcoef(rankdata(length), grades)[0, 1]) < 0.15
+
+
+def test_table_prints_percent_and_geometry():
+    scores = {
+        "STS12": {"cosine_spearman": 0.4781},
+        "geometry": {"alignment": 0.19, "uniformity": -1.69, "source": "STS-B"},
+    }
+    table = score_table({"raw": scores, "trained": scores})
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[2] == ["STS12", "cosine", "Spearman", "47.81", "47.81"]
+    assert rows[-1] == ["geometry", "(STS-B)", "uniformity", "↓", "-1.690", "-1.690"]
+
+
+@pytest.mark.shared
+def test_shipped_encoder_scores_as_its_card_says(senteval):
+    # The card's figures come from another harness (sentence-transformers' own trainer and scipy).
+    card = {"mean": (60.8, 63.9, 0.19, -1.69), "cls": (36.5, 45.5, 0.02, -0.11)}
+    tasks = [load_task("STS13", senteval), load_task("STSB-dev", senteval)]
+    geometry = load_geometry(senteval, dev_only=True)
+    for pooling, (sts13, stsb_dev, alignment, uniformity) in card.items():
+        model: SentenceTransformer = encoder.build(EncoderConfig(pooling=pooling))
+        scores = evaluate(lambda texts: model.encode(texts, batch_size=128), [*tasks, geometry])  # noqa: B023
+        assert 100 * scores["STS13"]["cosine_spearman"] == pytest.approx(sts13, abs=0.05)
+        assert 100 * scores["STSB-dev"]["cosine_spearman"] == pytest.approx(stsb_dev, abs=0.05)
+        assert scores["geometry"]["positive_pairs"] == 208
+        assert scores["geometry"]["alignment"] == pytest.approx(alignment, abs=0.03)
+        assert scores["geometry"]["uniformity"] == pytest.approx(uniformity, abs=0.1)
+    assert len(tasks[0].grades) == 1500

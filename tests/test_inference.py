@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES, make_encoder
+from transformers import AutoModel, AutoTokenizer
+
+from simcse import SimCSE, encoder, loading
+from simcse.config import EncoderConfig
+from simcse.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny))), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def simcse(model_folder):
+    return SimCSE(model_folder)
+
+
+def test_encode_shapes_and_types(simcse):
+    assert isinstance(simcse.encode("One."), torch.Tensor)
+    assert simcse.encode("One.").shape == (32,)
+    assert simcse.encode("One.", keepdim=True).shape == (1, 32)
+    assert simcse.encode(SENTENCES).shape == (6, 32)
+    assert simcse.encode([]).shape == (0, 32)
+    as_numpy = simcse.encode(SENTENCES, return_numpy=True)
+    assert isinstance(as_numpy, np.ndarray)
+    assert as_numpy.dtype == np.float32
+
+
+def test_encode_normalises_unless_told_otherwise(simcse):
+    unit = simcse.encode(SENTENCES, return_numpy=True)
+    raw = simcse.encode(SENTENCES, return_numpy=True, normalize_to_unit=False)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(unit, raw / np.linalg.norm(raw, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(raw, simcse.model.encode(SENTENCES), atol=1e-6)
+
+
+def test_max_length_cuts_and_is_put_back(simcse):
+    long = "one two three four five six seven"
+    np.testing.assert_allclose(
+        simcse.encode(long, max_length=5), simcse.encode("one two three"), atol=1e-6
+    )
+    assert simcse.model.max_seq_length == 64
+    with pytest.raises(
+        UserError, match="max_length: 65 is out of range; this encoder allows 3 to 64"
+    ):
+        simcse.encode(long, max_length=65)
+
+
+def test_encode_rejects_what_is_not_text(simcse):
+    with pytest.raises(UserError, match="sentence 1: expected str, got NoneType"):
+        simcse.encode(["fine", None])
+
+
+def test_several_devices_give_the_same(simcse):
+    one = simcse.encode(SENTENCES, return_numpy=True)
+    two = simcse.encode(SENTENCES, device=["cpu", "cpu"], return_numpy=True)
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_similarity_shapes_and_values(simcse):
+    a, b = SENTENCES[:2], SENTENCES[2:]
+    matrix = simcse.similarity(a, b)
+    assert matrix.shape == (2, 4)
+    row = simcse.similarity(a[0], b)
+    assert row.shape == (4,)
+    number = simcse.similarity(a[0], b[0])
+    assert isinstance(number, float)
+    np.testing.assert_allclose(matrix[0], row, atol=1e-6)
+    assert number == pytest.approx(float(row[0]), abs=1e-6)
+    vectors = simcse.encode(b, return_numpy=True, normalize_to_unit=False)
+    np.testing.assert_allclose(simcse.similarity(a, vectors), matrix, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_faiss", [False, True])
+def test_search_finds_the_sentence_itself(simcse, use_faiss):
+    if use_faiss:
+        pytest.importorskip("faiss")
+    simcse.build_index(SENTENCES, use_faiss=use_faiss)
+    [(sentence, score), *rest] = simcse.search(SENTENCES[3], threshold=-1, top_k=3)
+    assert sentence == SENTENCES[3]
+    assert score == pytest.approx(1, abs=1e-5)
+    assert len(rest) == 2
+    assert simcse.search(SENTENCES[:2], threshold=0.99999)[1][0][0] == SENTENCES[1]
+    assert simcse.search(SENTENCES[0], threshold=1.5) == []
+    assert len(simcse.search(SENTENCES[0], threshold=-1, top_k=100)) == len(SENTENCES)
+
+
+def test_faiss_and_exact_search_agree(simcse):
+    pytest.importorskip("faiss")
+    results = []
+    for use_faiss in (False, True, None):
+        simcse.build_index(SENTENCES[:3], use_faiss=use_faiss)
+        simcse.add_to_index(SENTENCES[3:])
+        results.append(simcse.search(SENTENCES, threshold=0.0, top_k=4))
+    for other in results[1:]:
+        for expected, found in zip(results[0], other, strict=True):
+            assert [s for s, _ in found] == [s for s, _ in expected]
+            np.testing.assert_allclose([x for _, x in found], [x for _, x in expected], atol=1e-5)
+
+
+def test_without_faiss_it_is_named_when_asked_for(simcse, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    simcse.build_index(SENTENCES)
+    assert simcse.search(SENTENCES[0])[0][0] == SENTENCES[0]
+    with pytest.raises(UserError, match="faiss is not installed; pip install faiss-cpu"):
+        simcse.build_index(SENTENCES, use_faiss=True)
+
+
+def test_index_from_a_file_saved_and_loaded(simcse, model_folder, tmp_path):
+    (tmp_path / "corpus.txt").write_text("\n\n".join(SENTENCES) + "\n")
+    simcse.build_index(tmp_path / "corpus.txt")
+    expected = simcse.search(SENTENCES, threshold=0)
+    simcse.save_index(tmp_path / "index")
+    again = SimCSE(model_folder)
+    again.load_index(tmp_path / "index")
+    assert again.sentences == SENTENCES
+    assert [[s for s, _ in m] for m in again.search(SENTENCES, threshold=0)] == [
+        [s for s, _ in m] for m in expected
+    ]
+
+
+def test_broken_index_is_named(simcse, model_folder, tmp_path):
+    with pytest.raises(UserError, match="there is no index"):
+        SimCSE(model_folder).search("x")
+    with pytest.raises(UserError, match="not a saved index"):
+        simcse.load_index(tmp_path)
+    simcse.build_index(SENTENCES)
+    simcse.save_index(tmp_path / "index")
+    (tmp_path / "index" / "sentences.jsonl").write_text('"only one"\n')
+    with pytest.raises(UserError, match=r"embeddings of shape \(6, 32\) for 1 sentences"):
+        simcse.load_index(tmp_path / "index")
+
+
+def test_default_model_is_the_quickstarts(tmp_path, monkeypatch, model_folder):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"make it with: python train\.py"):
+        SimCSE()
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "quickstart").symlink_to(model_folder)
+    assert SimCSE().encode("x").shape == (32,)
+
+
+def test_plain_encoder_says_which_pooling_it_assumes(tiny, caplog):
+    assumed = SimCSE(tiny).encode(SENTENCES)
+    assert "assuming mean pooling" in caplog.text
+    caplog.clear()
+    assert torch.equal(SimCSE(tiny, pooling="mean").encode(SENTENCES), assumed)
+    assert not torch.equal(SimCSE(tiny, pooling="cls").encode(SENTENCES), assumed)
+    assert not caplog.text
+
+
+def test_stored_pooling_cannot_be_contradicted(model_folder):
+    with pytest.raises(UserError, match="stores its own pooling"):
+        SimCSE(model_folder, pooling="cls")
+
+
+def test_missing_and_damaged_models_are_one_line(tmp_path, model_folder):
+    with pytest.raises(UserError, match="neither a model folder here"):
+        SimCSE("no/such-model")
+    (tmp_path / "modules.json").write_text("[")
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        SimCSE(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_released_checkpoints_get_the_pooling_they_were_trained_with(tmp_path, monkeypatch):
+    assert len(loading.UNSUPERVISED_RELEASES | loading.SUPERVISED_RELEASES) == 8
+    assert "princeton-nlp/sup-simcse-roberta-large" in loading.SUPERVISED_RELEASES
+    folder = make_encoder(tmp_path / "released")  # a plain BERT with a pooler, as they are
+    tokenizer, plain = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = plain.eval()(**inputs)
+    monkeypatch.setattr(encoder, "source_of", lambda name: str(folder))
+    for name, expected in (
+        ("princeton-nlp/unsup-simcse-bert-base-uncased", output.last_hidden_state[:, 0]),
+        ("princeton-nlp/sup-simcse-bert-base-uncased", output.pooler_output),
+    ):
+        got = SimCSE(name).encode(SENTENCES, normalize_to_unit=False)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)

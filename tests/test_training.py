@@ -1,0 +1,264 @@
+"""Whole runs through the command line's ``main``, on an encoder of three narrow layers."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES, make_encoder
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback
+
+from simcse import training
+from simcse.cli import main
+from simcse.training import newest_checkpoint
+
+
+@pytest.fixture
+def arguments(tiny, text_file, tmp_path):
+    """Arguments of a run of 12 steps with a checkpoint every 4."""
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        f"encoder: {{name: '{tiny}', projection: train_only}}\n"
+        f"data: {{train: '{text_file}'}}\n"
+        "training: {batch_size: 8, steps: 12, learning_rate: 1e-3, log_every: 1}\n"
+        "evaluation: {every: 4}\n"
+    )
+    return ["train", str(config), f"output={tmp_path / 'run'}"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+def log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def weights(run):
+    return load_file(run / "model.safetensors")
+
+
+class StopAt(TrainerCallback):
+    """Stands for Ctrl-C right after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Call ``main`` and press Ctrl-C after a step."""
+    original = training.SimCSETrainer.__init__
+
+    def interrupted(arguments, step):
+        def with_stop(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            self.add_callback(StopAt(step))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.SimCSETrainer, "__init__", with_stop)
+            return main(arguments) == 130
+
+    return interrupted
+
+
+def test_a_run_leaves_a_model_its_config_scores_and_log(arguments, run, capsys):
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "96 rows with text, 0 empty (skipped), 0 duplicate" in output
+    assert "raw cls" in output and "trained" in output
+
+    model = SentenceTransformer(str(run))
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling"]
+    assert model.encode(SENTENCES).shape == (6, 32)
+    assert model.max_seq_length == 64
+
+    scores = json.loads((run / "scores.json").read_text())
+    assert set(scores["raw"]) == {"cls", "mean", "avg_first_last"}
+    assert -1 <= scores["trained"]["pairs"]["cosine_spearman"] <= 1
+    assert scores["trained"]["geometry"]["positive_pairs"] == 42
+    evaluations = [entry for entry in log(run) if "eval_dev_score" in entry]
+    assert [entry["step"] for entry in evaluations] == [4, 8, 12]
+    assert all({"eval_alignment", "eval_uniformity"} <= set(entry) for entry in evaluations)
+    best = max(evaluations, key=lambda entry: entry["eval_dev_score"])
+    assert scores["dev"]["best_step"] == best["step"]
+    assert scores["dev"]["best"] == best["eval_dev_score"]
+    # The dev task here is the pairs themselves, so the kept model must be the best checkpoint.
+    assert scores["trained"]["pairs"]["cosine_spearman"] == pytest.approx(best["eval_dev_score"])
+
+    losses = [entry for entry in log(run) if "loss" in entry]
+    assert [entry["step"] for entry in losses] == list(range(1, 13))
+    rates = [entry["learning_rate"] for entry in losses]
+    assert rates == pytest.approx(
+        [1e-3 * (1 - step / 12) for step in range(12)], rel=1e-2, abs=1e-4
+    )
+
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["seed"] == 42
+    assert environment["libraries"]["torch"] == torch.__version__
+    assert environment["command"][0] == "train"
+    assert not (run / "checkpoints").exists()
+    assert not list(run.rglob("*.bin"))  # no pickles
+
+
+def test_training_lowers_the_loss(arguments, run):
+    assert main([*arguments, "training.steps=60", "evaluation.every=60"]) == 0
+    losses = [entry["loss"] for entry in log(run) if "loss" in entry]
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_finished_run_prints_its_scores_and_another_config_is_refused(arguments, run, capsys):
+    assert main(arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert f"{run} is finished:" in capsys.readouterr().out
+    assert main([*arguments, "training.batch_size=4", "seed=1"]) == 2
+    message = capsys.readouterr().err
+    assert "seed: 42 -> 1; training.batch_size: 8 -> 4" in message
+    assert message.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("step", "batching"), [(2, "random"), (6, "random"), (8, "length_grouped")]
+)
+def test_resumed_run_equals_the_uninterrupted_one(
+    arguments, run, tmp_path, interrupted, capsys, step, batching
+):
+    # Two epochs, so that the order of the second one is resumed as well.
+    arguments = [*arguments, f"training.batching={batching}", "training.steps=20"]
+    whole = tmp_path / "whole"
+    assert main([*arguments, f"output={whole}"]) == 0
+    assert interrupted(arguments, step)
+    assert "interrupted" in capsys.readouterr().err
+    assert not (run / "scores.json").exists()
+    assert main(arguments) == 0
+    resumed = capsys.readouterr().out
+    assert ("resuming from" in resumed) == (step >= 4)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(run)[name], tensor), name
+    timeless = [
+        [
+            {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k}
+            for entry in log(r)
+        ]
+        for r in (whole, run)
+    ]
+    assert timeless[0][:-1] == timeless[1][:-1]
+    assert newest_checkpoint(run) is None
+
+
+def test_incomplete_checkpoint_is_passed_over(arguments, run, interrupted, capsys):
+    assert interrupted(arguments, 9)
+    newest = newest_checkpoint(run)
+    assert newest.name == "checkpoint-8"
+    (newest / "trainer_state.json").write_text('{"global_step": 8')
+    assert newest_checkpoint(run).name == "checkpoint-4"
+    assert main(arguments) == 0
+    assert "checkpoint-4" in capsys.readouterr().out
+
+
+def test_resume_notices_changed_text(arguments, run, tmp_path, interrupted, capsys):
+    text = tmp_path / "mine.txt"
+    text.write_text("\n".join(f"A line about number {i}." for i in range(40)))
+    arguments = [*arguments, f"data.train={text}"]
+    assert interrupted(arguments, 5)
+    text.write_text("\n".join(f"A line about number {i}." for i in range(41)))
+    assert main(arguments) == 2
+    assert "data.train: the text has changed since" in capsys.readouterr().err
+    assert newest_checkpoint(run) is not None
+
+
+def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
+    calls = []
+
+    def broken(anchor, positive, temperature):
+        calls.append(1)
+        loss = anchor.sum() * 0 + 1
+        return loss * float("nan") if len(calls) == 6 else loss
+
+    monkeypatch.setattr(training, "info_nce", broken)
+    assert main(arguments) == 2
+    assert "step 6: the loss is nan (learning rate" in capsys.readouterr().err
+    assert newest_checkpoint(run).name == "checkpoint-4"
+
+
+def test_dry_run_writes_nothing(arguments, run, capsys):
+    assert main([*arguments, "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "batch_size: 8" in output
+    assert "96 rows" in output
+    assert "parameters" in output
+    assert "minutes on this machine: 12 steps" in output
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("training.batch_size=97", "training.batch_size: 97 is more than the 96 training rows"),
+        ("training.precision=float16", "training.precision: float16 needs a GPU"),
+        ("training.report_to=nosuchtracker", "training.report_to: nosuchtracker unknown"),
+        ("encoder.dropout=0", "encoder.dropout: the encoder has no dropout"),
+        ("data.train=missing.txt", "data.train: missing.txt: no such file"),
+        ("evaluation.data=/nowhere evaluation.tasks=STS12", "STS.input.MSRpar.txt: No such file"),
+        ("encoder.name=/no/such/encoder", "encoder.name: /no/such/encoder is neither"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_no_run_folder(arguments, run, capsys, setting, expected):
+    if "float16" in setting and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert main([*arguments, *setting.split()]) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert message.count("\n") == 1
+    assert not run.exists()
+
+
+def test_foreign_folder_is_left_alone(arguments, run, capsys):
+    run.mkdir()
+    (run / "thesis.txt").write_text("mine")
+    assert main(arguments) == 2
+    assert "is not empty and not a run folder" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == ["thesis.txt"]
+
+
+def test_full_disk_is_one_line(arguments, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("cannot mount a small tmpfs here")
+    try:
+        assert main([*arguments, f"output={disk / 'run'}"]) == 1
+        message = capsys.readouterr().err
+        assert "no space left on the disk" in message
+        assert (disk / "run" / "config.yaml").is_file()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_tensorboard_and_bfloat16(arguments, run, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    settings = ["training.report_to=tensorboard", "training.precision=bfloat16", "training.steps=4"]
+    assert main([*arguments, *settings]) == 0
+    assert list((run / "tensorboard").rglob("events.out.*"))
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "distilbert", "mpnet", "modernbert"])
+def test_other_architectures_train(arguments, run, tmp_path, architecture):
+    folder = make_encoder(tmp_path / "encoder", architecture)
+    settings = [f"encoder.name={folder}", "training.steps=4", "encoder.pooling=cls"]
+    assert main([*arguments, *settings, "evaluation.raw_poolings=[]"]) == 0
+    assert SentenceTransformer(str(run)).encode(SENTENCES).shape == (6, 32)
