@@ -114,9 +114,9 @@ def _encode(parsed: argparse.Namespace, arguments: list[str]) -> None:
     _quiet_libraries()
     import numpy as np
 
-    from simcse.data import read_sentences
     from simcse.files import replacing
     from simcse.inference import SimCSE
+    from simcse.readers import read_sentences
 
     output = Path(parsed.output)
     if output.suffix != ".npy":

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from simcse.config import Pooling
-from simcse.data import read_sentences
 from simcse.errors import UserError
 from simcse.files import replacing, write_atomically
 from simcse.loading import load_model
+from simcse.readers import read_sentences
 
 EMBEDDINGS_FILE = "embeddings.npy"
 SENTENCES_FILE = "sentences.jsonl"

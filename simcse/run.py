@@ -6,27 +6,23 @@ it, with ``scores.json`` it is finished. A folder made with another config is ne
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
-from simcse import __version__, encoder
+from simcse import encoder
 from simcse.batching import ViewBatchSampler, ViewCollator
 from simcse.config import Config, differences, to_yaml, validate
 from simcse.data import TextCounts, load_training_data
+from simcse.environment import environment
 from simcse.errors import UserError
 from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.sources import load_dev_task, load_geometry, load_task
@@ -48,15 +44,6 @@ CONFIG_FILE = "config.yaml"
 SCORES_FILE = "scores.json"
 RAW_SCORES_FILE = "raw_scores.json"
 ENVIRONMENT_FILE = "environment.json"
-_LIBRARIES = (
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "datasets",
-    "tokenizers",
-    "numpy",
-    "scipy",
-)
 
 
 @dataclass(frozen=True)
@@ -157,9 +144,8 @@ def _prepare(config: Config) -> _Prepared:
     rows, counts = load_training_data(
         config.data, encoder.load_tokenizer(config.encoder), config.seed
     )
-    print(
-        f"text     {', '.join(config.data.train)}: {counts}; {len(rows):,} for training", flush=True
-    )
+    print(f"text     {', '.join(config.data.train)}: {counts}")
+    print(f"         {len(rows):,} rows for training", flush=True)
     if len(rows) < config.training.batch_size:
         raise UserError(
             f"training.batch_size: {config.training.batch_size} is more than "
@@ -216,37 +202,15 @@ def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[s
         old = json.loads(path.read_text(encoding="utf-8"))["text"]
         if old != text:
             raise UserError(
-                f"data.train: the text has changed since {run} was started: {old} -> {text}"
+                f"data.train: the text has changed since {run} was started (then "
+                f"{old['rows']:,} rows, sha256 {old['counts']['sha256']}); bring it back, or "
+                "start anew with output=FOLDER"
             )
         return
     write_atomically(
         path, json.dumps({**environment(config.seed, command), "text": text}, indent=2) + "\n"
     )
     write_atomically(run / CONFIG_FILE, to_yaml(config))
-
-
-def environment(seed: int, command: list[str]) -> dict[str, Any]:
-    """Versions, machine, source commit, seed and command, as plain JSON values."""
-    commit = None
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        commit = answer.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        pass  # not a clone: the version has to do
-    return {
-        "simcse": __version__,
-        "commit": commit,
-        "command": command,
-        "seed": seed,
-        "python": sys.version.split()[0],
-        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-    }
 
 
 def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Scores]:

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from simcse import data
+from simcse import data, docstrings
 from simcse.config import DataConfig
-from simcse.data import load_training_data, read_sentences
+from simcse.data import load_training_data
 from simcse.errors import UserError
+from simcse.readers import read_sentences
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,9 @@ def test_counts_and_distinct_rows(load, tmp_path):
     dataset, counts = load(path)
     assert (counts.rows, counts.empty, counts.duplicate, counts.truncated) == (3, 2, 1, 0)
     assert len(dataset) == 2
+    assert counts.sha256 == docstrings.fingerprint(
+        ["one two three", "one two three", "four five six"]
+    )
     assert "3 rows with text, 2 empty (skipped), 1 duplicate (skipped)" in str(counts)
 
 

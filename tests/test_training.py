@@ -173,7 +173,7 @@ def test_resume_notices_changed_text(arguments, run, tmp_path, interrupted, caps
     text.write_text("\n".join(f"A line about number {i}." for i in range(40)))
     arguments = [*arguments, f"data.train={text}"]
     assert interrupted(arguments, 5)
-    text.write_text("\n".join(f"A line about number {i}." for i in range(41)))
+    text.write_text("\n".join(f"A line about number {i}." for i in range(1, 41)))
     assert main(arguments) == 2
     assert "data.train: the text has changed since" in capsys.readouterr().err
     assert newest_checkpoint(run) is not None
