@@ -24,8 +24,9 @@ from sentence_transformers import (
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
+from tqdm import tqdm
 from transformers import (
-    ProgressCallback,
+    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -119,10 +120,9 @@ class SimCSETrainer(SentenceTransformerTrainer):
             evaluator=dev,
             data_collator=ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS),
         )
-        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
         self.add_callback(RunLog(run))
-        if not self.args.disable_tqdm:
-            self.add_callback(Progress())
+        self.add_callback(Progress())
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, **_: Any) -> BatchSampler:
         """Our sampler instead of the library's."""
@@ -173,27 +173,44 @@ class RunLog(TrainerCallback):
             file.write(_log_line(state.log_history[-1]))
 
 
-class Progress(ProgressCallback):
-    """A progress bar with the loss beside it and a line for every dev score."""
+class Progress(TrainerCallback):
+    """A progress bar on a terminal, and a line for every dev score."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Show the bar; a resumed run starts where it stopped."""
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Move the bar."""
+        self.bar.update(state.global_step - self.bar.n)
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: Any = None,
+        logs: dict[str, float],
         **_: Any,
     ) -> None:
-        """Show the loss, or print the dev score."""
-        if self.training_bar is None or not logs:
-            return
+        """Show the loss beside the bar, or print the dev score."""
         if "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
         elif f"eval_{DEV_SCORE}" in logs:
-            self.training_bar.write(
-                f"step {state.global_step}: dev score {100 * logs[f'eval_{DEV_SCORE}']:.2f}, "
-                f"alignment {logs['eval_alignment']:.3f}, uniformity {logs['eval_uniformity']:.3f}"
+            tqdm.write(
+                f"step {state.global_step:>6,}  dev score {100 * logs[f'eval_{DEV_SCORE}']:.2f}, "
+                f"alignment {logs['eval_alignment']:.3f}, "
+                f"uniformity {logs['eval_uniformity']:.3f}"
             )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Leave the full bar behind."""
+        self.bar.close()
 
 
 def training_arguments(config: Config, run: Path) -> SentenceTransformerTrainingArguments:
@@ -224,6 +241,7 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
             max_grad_norm=training.max_grad_norm,
             bf16=training.precision == "bfloat16",
             fp16=training.precision == "float16",
+            disable_tqdm=True,  # the library's bar; ours is in Progress
             use_cpu=not accelerated,
             dataloader_pin_memory=accelerated,
             seed=config.seed,

@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, make_encoder
+from conftest import ROOT, SENTENCES, make_encoder
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
@@ -108,6 +111,28 @@ def test_a_run_leaves_a_model_its_config_scores_and_log(arguments, run, capsys):
     assert environment["command"][0] == "train"
     assert not (run / "checkpoints").exists()
     assert not list(run.rglob("*.bin"))  # no pickles
+
+
+def test_last_step_is_scored_and_saved_too(arguments, run, capsys):
+    assert main([*arguments, "training.steps=6"]) == 0
+    assert [entry["step"] for entry in log(run) if "eval_dev_score" in entry] == [4, 6]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in lines] == ["4", "6"]
+
+
+def test_ctrl_c_reaches_the_user_as_one_line(arguments, run):
+    settings = ["training.steps=100000", "evaluation.every=2"]
+    command = [sys.executable, "train.py", *arguments[1:], *settings]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while newest_checkpoint(run) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "error: interrupted" in message
+    assert "Traceback" not in message
+    assert newest_checkpoint(run) is not None
 
 
 def test_training_lowers_the_loss(arguments, run):
