@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
 import logging
 import sys
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0, or 2 for a mistake of the user, 1 for a full disk, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file fills while training runs
     parser = _parser()
     parsed, extra = parser.parse_known_args(arguments)
     if extra and (parsed.run is not _train or not all("=" in word for word in extra)):
@@ -51,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted; a training run resumes when started again", EXIT_INTERRUPTED)
     except Exception as error:
         if not _is_full_disk(error):
+            if isinstance(error, OSError) and error.filename:
+                return _fail(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
             raise
         return _fail(
             f"no space left on the disk ({_first_line(error)}); make room, then start again: "

@@ -38,6 +38,7 @@ from simcse.training import (
     evaluate_model,
     newest_checkpoint,
     steps_of,
+    training_arguments,
 )
 
 CONFIG_FILE = "config.yaml"
@@ -69,20 +70,22 @@ def train(config: Config, command: list[str]) -> None:
     run = Path(str(config.output))
     if _is_finished(run, config):
         print(f"{run} is finished:")
-        print_scores(json.loads((run / SCORES_FILE).read_text(encoding="utf-8")))
+        print_scores(_read_json(run / SCORES_FILE))
         return
     prepared = _prepare(config)
     set_seed(config.seed)
     model = encoder.build(config.encoder)
     check_views_differ(model, prepared.rows[0]["input_ids"])
     print(f"model    {config.encoder.name}, {_count(model)}, {model.device}")
-    trainer = SimCSETrainer(config, model, prepared.rows, prepared.dev, run)
+    arguments = training_arguments(config, run)
     _open_folder(run, config, prepared, command)
     raw = _raw_scores(run, config, prepared.tasks)
+    trainer = SimCSETrainer(config, arguments, model, prepared.rows, prepared.dev, run)
     checkpoint = newest_checkpoint(run)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}")
     started = time.monotonic()
+    set_seed(config.seed)  # dropout must not depend on what was computed above
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     best = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.best_global_step}"
     trainer._load_from_checkpoint(str(best))
@@ -98,7 +101,7 @@ def train(config: Config, command: list[str]) -> None:
             "best_step": trainer.state.best_global_step,
             "steps": trainer.state.global_step,
         },
-        "minutes": round((time.monotonic() - started) / 60, 2),
+        "minutes": None if checkpoint else round((time.monotonic() - started) / 60, 2),
     }
     encoder.save(result, run)
     write_atomically(run / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
@@ -173,7 +176,8 @@ def _is_finished(run: Path, config: Config) -> bool:
         raise UserError(f"output: {run} is a file")
     path = run / CONFIG_FILE
     if not path.is_file():
-        if any(run.iterdir()):
+        # A dot marks what a killed process left of a write that had not happened yet.
+        if any(not entry.name.startswith(".") for entry in run.iterdir()):
             raise UserError(
                 f"output: {run} is not empty and not a run folder; "
                 "choose another with output=FOLDER"
@@ -198,8 +202,9 @@ def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[s
     run.mkdir(parents=True, exist_ok=True)
     text = {"counts": asdict(prepared.counts), "rows": len(prepared.rows)}
     path = run / ENVIRONMENT_FILE
-    if (run / CONFIG_FILE).is_file() and path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))["text"]
+    write_atomically(run / CONFIG_FILE, to_yaml(config))  # first: it makes this a run folder
+    if path.is_file():
+        old = _read_json(path)["text"]
         if old != text:
             raise UserError(
                 f"data.train: the text has changed since {run} was started (then "
@@ -207,24 +212,29 @@ def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[s
                 "start anew with output=FOLDER"
             )
         return
-    write_atomically(
-        path, json.dumps({**environment(config.seed, command), "text": text}, indent=2) + "\n"
-    )
-    write_atomically(run / CONFIG_FILE, to_yaml(config))
+    found = {**environment(config.seed, command), "text": text}
+    write_atomically(path, json.dumps(found, indent=2) + "\n")
 
 
 def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Scores]:
     """Scores of the untrained encoder with each pooling, computed once per run folder."""
     path = run / RAW_SCORES_FILE
     if path.is_file():
-        scores: dict[str, Scores] = json.loads(path.read_text(encoding="utf-8"))
-        return scores
-    scores = {}
+        return _read_json(path)
+    scores: dict[str, Scores] = {}
     for pooling in config.evaluation.raw_poolings:
         raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
         scores[pooling] = evaluate_model(encoder.build(raw), tasks, config.evaluation.batch_size)
     write_atomically(path, json.dumps(scores, indent=2) + "\n")
     return scores
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and start again") from error
+    return values
 
 
 def _measure(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,10 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations import (
+    TensorBoardCallback,
+    get_available_reporting_integrations,
+)
 
 from simcse import encoder
 from simcse.batching import ViewBatchSampler, ViewCollator
@@ -105,6 +107,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def __init__(
         self,
         config: Config,
+        arguments: SentenceTransformerTrainingArguments,
         model: SentenceTransformer,
         rows: Dataset,
         dev: DevEvaluator,
@@ -114,12 +117,15 @@ class SimCSETrainer(SentenceTransformerTrainer):
         self.lengths = np.asarray(rows.with_format("numpy")["length"])
         super().__init__(
             model=model,
-            args=training_arguments(config, run),
+            args=arguments,
             train_dataset=rows.select_columns(["input_ids"]),
             loss=ContrastiveLoss(model, config),
             evaluator=dev,
             data_collator=ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS),
         )
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(run / "tensorboard")
         self.remove_callback(PrinterCallback)
         self.add_callback(RunLog(run))
         self.add_callback(Progress())
@@ -216,7 +222,6 @@ class Progress(TrainerCallback):
 def training_arguments(config: Config, run: Path) -> SentenceTransformerTrainingArguments:
     """The Trainer's settings for a config."""
     training = config.training
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "tensorboard"))
     if training.precision == "float16" and not torch.cuda.is_available():
         raise UserError(
             "training.precision: float16 needs a GPU; allowed here are float32, bfloat16"

@@ -126,6 +126,14 @@ def test_mistakes_are_one_line(arguments, expected, capsys):
     assert message.count("\n") == 1
 
 
+def test_output_that_cannot_be_written_is_one_line(model_folder, corpus, capsys):
+    arguments = ["encode", str(corpus), "--model", str(model_folder)]
+    assert main([*arguments, "-o", f"{corpus}/inside/e.npy"]) == 2
+    message = capsys.readouterr().err
+    assert "Not a directory" in message
+    assert message.count("\n") == 1
+
+
 def test_unknown_options_are_refused(capsys):
     with pytest.raises(SystemExit) as error:
         main(["encode", "x", "-o", "y.npy", "--colour=red"])

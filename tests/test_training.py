@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
-from simcse import training
+from simcse import encoder, training
 from simcse.cli import main
 from simcse.training import newest_checkpoint
 
@@ -181,6 +181,34 @@ def test_resumed_run_equals_the_uninterrupted_one(
     ]
     assert timeless[0][:-1] == timeless[1][:-1]
     assert newest_checkpoint(run) is None
+
+
+def test_run_that_died_while_exporting_is_finished_by_the_next(
+    arguments, run, tmp_path, monkeypatch
+):
+    assert main([*arguments, f"output={tmp_path / 'whole'}"]) == 0
+    save = encoder.save
+
+    def dies(model, folder):
+        if folder == run:
+            raise KeyboardInterrupt
+        save(model, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "save", dies)
+        assert main(arguments) == 130
+    assert not (run / "scores.json").exists()
+    assert main(arguments) == 0
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(run)[name], tensor), name
+    assert [entry["step"] for entry in log(run) if "loss" in entry] == list(range(1, 13))
+
+
+def test_damaged_scores_are_named(arguments, run, capsys):
+    assert main(arguments) == 0
+    (run / "scores.json").write_text('{"raw": ')
+    assert main(arguments) == 2
+    assert "scores.json: damaged" in capsys.readouterr().err
 
 
 def test_incomplete_checkpoint_is_passed_over(arguments, run, interrupted, capsys):

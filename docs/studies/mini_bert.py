@@ -4,9 +4,9 @@
     python docs/studies/mini_bert.py wiki --text wiki500k.txt.gz --data SENTEVAL
 
 For each of the two texts: a search with one seed, each row one change of the shipped config,
-judged by the dev task alone; then the shipped config with three seeds and all tasks. Finished runs are not
-repeated, so the script can be stopped and started again. It writes its tables beside itself, to
-``mini_bert.quickstart.md`` and ``mini_bert.wiki.md``.
+judged by the dev task alone; then the shipped config with three seeds and all tasks. Finished
+runs are not repeated, so the script can be stopped and started again. It writes its tables beside
+itself, to ``mini_bert.quickstart.md`` and ``mini_bert.wiki.md``.
 """
 
 from __future__ import annotations
