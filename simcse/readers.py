@@ -10,6 +10,7 @@ import csv
 import glob
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ class _File:
                     yield from self._read_jsonl(lines, column)
                 else:
                     yield from self._read_csv(lines, column)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{self.path}: broken gzip file: {error}") from error
 
     def _open(self) -> IO[bytes]:
@@ -122,8 +123,8 @@ class _File:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{place}: not valid JSON: {error.msg}") from error
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{place}: not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise UserError(f"{place}: expected a JSON object, found {type(row).__name__}")
             yield _text(place, row[_choose_column(place, list(row), column)])
@@ -149,7 +150,8 @@ class _File:
         try:
             file = pyarrow.parquet.ParquetFile(self.path)
         except pa.ArrowInvalid as error:
-            raise UserError(f"{self.path}: not a parquet file: {error}") from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.path}: not a parquet file: {reason}") from error
         chosen = _choose_column(str(self.path), file.schema_arrow.names, column)
         number = 0
         for batch in file.iter_batches(columns=[chosen]):

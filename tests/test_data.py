@@ -141,6 +141,8 @@ def test_max_rows_is_a_fixed_draw(load, tmp_path):
         ("a.txt", b"fine\n" + b"x" * 10_000_000, r"a\.txt:2: line longer than 1,000,000"),
         ("a.txt.gz", gzip.compress(b"fine\n" * 9999)[:-20], "broken gzip file"),
         ("a.txt.gz", b"no gzip", "broken gzip file"),
+        ("a.txt.gz", gzip.compress(b"fine\n")[:10] + b"\xff" * 40, "broken gzip file"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not valid JSON"),
         ("a.doc", b"x", "unknown kind of file '.doc'; allowed are .txt"),
         ("a.csv", b"id,s\n1,x\n", r"a\.csv:1: set data\.column to one of id, s"),
         ("a.jsonl", b'{"s": "x"}\n[1]\n', r"a\.jsonl:2: expected a JSON object, found list"),

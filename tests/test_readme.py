@@ -1,0 +1,72 @@
+"""What the README tells people to type is understood, and its file tree is true."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from simcse import SimCSE, encoder
+from simcse.cli import _parser
+from simcse.config import EncoderConfig
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for name, text in fences if name == language]
+
+
+def commands():
+    for block in blocks("bash"):
+        for line in block.splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+def test_make_targets_exist():
+    targets = [words[1] for words in commands() if words[0] == "make"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"quickstart", "test"} <= set(targets)
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+@pytest.mark.parametrize(
+    "words", [words for words in commands() if words[0].startswith(".venv")], ids=" ".join
+)
+def test_command_lines_parse(words):
+    program, *arguments = words
+    if program == ".venv/bin/python":
+        script, *arguments = arguments
+        assert (ROOT / script).is_file()
+        arguments = [script.removesuffix(".py"), *arguments]
+    else:
+        assert program == ".venv/bin/simcse"
+    assert _parser().parse_args(arguments).run
+
+
+def test_python_example_runs(tiny, tmp_path, monkeypatch):
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny))), tmp_path / "outputs" / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    [example] = blocks("python")
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert isinstance(names["simcse"], SimCSE)
+    assert len(names["simcse"].search("A musician is performing.", top_k=1, threshold=0.0)) <= 1
+
+
+def test_file_tree_names_what_is_there():
+    [tree] = [block for block in blocks("") if "cli.py" in block]
+    listed = set()
+    for line in tree.splitlines():
+        if not line.strip():
+            continue
+        folder = "simcse" if line.startswith("  ") else ""
+        for name in re.findall(r"[\w./]+", re.split(r"\s{2,}", line.strip())[0]):
+            assert (ROOT / folder / name).exists(), name
+            listed.add(name.rstrip("/"))
+    for path in (ROOT / "simcse").iterdir():
+        if path.suffix == ".py" and path.name != "__init__.py":
+            shown = path.name in listed or path.name in {"files.py", "errors.py", "environment.py"}
+            assert shown, f"{path.name} is missing from the README's tree"
