@@ -67,13 +67,19 @@ class ViewBatchSampler(BatchSampler):
 class ViewCollator:
     """Pads the rows of a batch and lays out the views, all rows of one view after the other.
 
-    The result is the features of one forward pass, prefixed with ``view_`` as the Trainer expects:
-    ``view_input_ids`` and ``view_attention_mask``, int64 of shape ``(num_views * batch, length)``.
+    The result is the features of one forward pass, ``input_ids`` and ``attention_mask``, int64 of
+    shape ``(num_views * batch, length)``, each name prefixed with ``view_``: the Trainer takes what
+    shares a prefix as the features of one column.
     """
 
     pad_token_id: int
     num_views: int = 2
     valid_label_columns: Sequence[str] = ()  # the Trainer asks its collator; there are no labels
+
+    def features(self, rows: list[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
+        """Token ids of a batch as the features of a forward pass, outside the Trainer."""
+        batch = self([{"input_ids": row} for row in rows])
+        return {key.removeprefix("view_"): value.to(device) for key, value in batch.items()}
 
     def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         """Collate rows with the key ``input_ids``."""

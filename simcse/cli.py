@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file fills while training runs
+        # A log file fills while training runs; a console without ↓ or × shows another sign.
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
     parser = _parser()
     parsed, extra = parser.parse_known_args(arguments)
     if extra and (parsed.run is not _train or not all("=" in word for word in extra)):
@@ -90,7 +92,7 @@ def _evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     from simcse.evaluation.sources import load_geometry, load_task
     from simcse.evaluation.table import score_table
     from simcse.files import write_atomically
-    from simcse.loading import load_model
+    from simcse.loading import DEFAULT_MODEL, load_model
 
     data = Path(parsed.data) if parsed.data else None
     if data is not None and not data.is_dir():
@@ -106,12 +108,12 @@ def _evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
         lambda texts: model.encode(texts, batch_size=parsed.batch_size, show_progress_bar=bar),
         tasks,
     )
-    name = str(parsed.model or "outputs/quickstart")
-    print(score_table({Path(name).name: scores}))
-    print(f"\nprotocol: {PROTOCOL}")
+    name = str(parsed.model or DEFAULT_MODEL)
     output = Path(parsed.output or f"outputs/evaluation/{_file_name(name)}/scores.json")
     result = {"model": name, "protocol": PROTOCOL, "scores": scores}
     write_atomically(output, json.dumps(result, indent=2) + "\n")
+    print(score_table({Path(name).name: scores}))
+    print(f"\nprotocol: {PROTOCOL}")
     print(f"written to {output}")
 
 
@@ -129,7 +131,7 @@ def _encode(parsed: argparse.Namespace, arguments: list[str]) -> None:
     sentences = list(read_sentences(Path(parsed.file), parsed.column))
     if not sentences:
         raise UserError(f"{parsed.file}: no text in it")
-    embeddings = SimCSE(parsed.model, parsed.device, parsed.pooling).encode(
+    embeddings = SimCSE(parsed.model, parsed.device, pooling=parsed.pooling).encode(
         sentences,
         return_numpy=True,
         normalize_to_unit=not parsed.keep_length,
@@ -148,15 +150,16 @@ def _encode(parsed: argparse.Namespace, arguments: list[str]) -> None:
 def _search(parsed: argparse.Namespace, arguments: list[str]) -> None:
     source = [option for option in (parsed.corpus, parsed.index) if option]
     if len(source) != 1:
-        raise UserError("search needs either --corpus FILE or --index FOLDER")
+        raise UserError("search needs either --corpus FILE or --index FILE.npz")
     _quiet_libraries()
     from simcse.inference import SimCSE
 
-    simcse = SimCSE(parsed.model, parsed.device, parsed.pooling)
+    simcse = SimCSE(parsed.model, parsed.device, pooling=parsed.pooling)
     if parsed.index:
         simcse.load_index(parsed.index)
     else:
-        simcse.build_index(Path(parsed.corpus))
+        corpus = Path(parsed.corpus)
+        simcse.build_index(corpus, batch_size=parsed.batch_size, column=parsed.column)
     if parsed.save_index:
         simcse.save_index(parsed.save_index)
     for query in parsed.queries:
@@ -237,9 +240,10 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--corpus", metavar="FILE", help="sentences to search, one a line or one column"
     )
-    search.add_argument("--index", metavar="FOLDER", help="an index saved earlier")
-    search.add_argument("--save-index", metavar="FOLDER", help="save the index for the next time")
-    search.add_argument("--top-k", type=int, default=5)
+    search.add_argument("--column", help="column of a table")
+    search.add_argument("--index", metavar="FILE.npz", help="an index saved earlier")
+    search.add_argument("--save-index", metavar="FILE.npz", help="save the index for the next time")
+    search.add_argument("--top-k", type=_positive, default=5)
     search.add_argument(
         "--threshold", type=float, default=0.0, help="lowest similarity (default: 0)"
     )
@@ -251,7 +255,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--pooling", choices=get_args(Pooling), help="for a plain encoder only")
     parser.add_argument("--device", help="such as cpu or cuda:0")
-    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--batch-size", type=_positive, default=batch_size)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
+    return number
 
 
 def _quiet_libraries() -> None:
@@ -276,7 +287,7 @@ def _is_full_disk(error: BaseException | None) -> bool:
 
 
 def _file_name(model: str) -> str:
-    return model.strip("/.").replace("/", "--") or "model"
+    return re.sub(r"[\\/:]+", "--", model.strip("/.")) or "model"
 
 
 def _first_line(error: Exception) -> str:

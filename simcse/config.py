@@ -27,6 +27,7 @@ TaskName = Literal[
     "STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "STSB-dev", "SICK-R",
 ]  # fmt: skip
 DevTaskName = Literal["pairs", "docstrings", "STSB"]
+TASK_ALIASES = {"STSBenchmark": "STSB", "STS-B": "STSB", "SICKRelatedness": "SICK-R"}
 
 
 def _number_from_text(value: object) -> object:
@@ -45,6 +46,11 @@ def _list_from_one(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_number_from_text), Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
+
+
+def _task_list(value: object) -> object:
+    value = _list_from_one(value)
+    return [TASK_ALIASES.get(str(n), n) for n in value] if isinstance(value, list) else value
 
 
 class _Section(BaseModel):
@@ -121,7 +127,7 @@ class TrainingConfig(_Section):
     log_every: Annotated[int, Field(gt=0)] = 10
     """Steps between two lines of the log."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """Newest checkpoints kept while training, besides the best one."""
+    """At least this many of the newest checkpoints are kept while training, and the best one."""
     report_to: Annotated[list[str], BeforeValidator(_list_from_one)] = []
     """Trackers of the transformers Trainer, such as ``tensorboard``, ``wandb``, ``trackio``."""
 
@@ -136,7 +142,7 @@ class EvaluationConfig(_Section):
     the dev part of STS-B."""
     every: Annotated[int, Field(gt=0)] = 250
     """Steps between two dev scores, each with a checkpoint."""
-    tasks: Annotated[list[TaskName], BeforeValidator(_list_from_one)] = ["pairs"]
+    tasks: Annotated[list[TaskName], BeforeValidator(_task_list)] = ["pairs"]
     """Scored before and after training, with the best checkpoint; none of them chooses anything."""
     raw_poolings: Annotated[list[Pooling], BeforeValidator(_list_from_one)] = [
         "cls", "mean", "avg_first_last",

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -159,12 +158,7 @@ def _cache_key(
     sources: list[Source], config: DataConfig, tokenizer: PreTrainedTokenizerBase
 ) -> str:
     # The serialised tokenizer holds vocabulary, normalisation and special-token template.
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    rules = (
-        backend.to_str()
-        if backend is not None
-        else json.dumps([repr(tokenizer), tokenizer.get_vocab()])
-    )
+    rules = tokenizer.backend_tokenizer.to_str()
     parts = [
         CACHE_VERSION,
         [s.identity() for s in sources],

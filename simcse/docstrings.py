@@ -9,6 +9,7 @@ retrieval, a twentieth to choose checkpoints, the rest is training text.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -112,11 +113,16 @@ def load() -> list[Docstring]:
     Raises:
         UserError: This project is not installed, so its dependencies cannot be listed.
     """
+    return _load(cache_folder())
+
+
+@functools.cache
+def _load(folder: Path) -> list[Docstring]:
     sources = {name: (version, files) for name, version, files in _distributions()}
     key = json.dumps(
         [HARVEST_VERSION, sys.version, sorted((n, v) for n, (v, _) in sources.items())]
     )
-    path = cache_folder() / f"docstrings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
+    path = folder / f"docstrings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if not path.is_file():
         lines = []
         for name in sorted(sources):

@@ -1,7 +1,7 @@
 """The sentence encoder: a Hugging Face model, pooling, projection; built, saved, exported.
 
 Only stock sentence-transformers modules are used, so whatever is saved here loads with
-``SentenceTransformer(path)`` and never needs ``trust_remote_code``.
+``SentenceTransformer(path)``, and needs ``trust_remote_code`` only where the encoder itself does.
 """
 
 from __future__ import annotations
@@ -44,9 +44,12 @@ def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
     """The encoder's tokenizer.
 
     Raises:
-        UserError: Neither a folder here nor to be had from the Hub, or no padding token.
+        UserError: Neither a folder here nor to be had from the Hub, not a fast tokenizer, or no
+            padding token.
     """
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, config)
+    if not tokenizer.is_fast:
+        raise UserError(f"encoder.name: {config.name} has no fast tokenizer (tokenizers library)")
     if tokenizer.pad_token_id is None:
         raise UserError(f"encoder.name: the tokenizer of {config.name} has no padding token")
     return tokenizer
@@ -75,14 +78,18 @@ def build(config: EncoderConfig) -> SentenceTransformer:
     )
     transformer = Transformer(
         source_of(config.name),
-        model_kwargs={**hub, **({"add_pooling_layer": False} if has_pooler else {})},
+        model_kwargs={
+            **hub,
+            "dtype": torch.float32,  # the default is whatever the checkpoint was stored in
+            **({"add_pooling_layer": False} if has_pooler else {}),
+        },
         config_kwargs={**hub, **config_kwargs},
         processor_kwargs=dict(hub),
     )
     modules = [transformer, *pooling_modules(transformer, config.pooling)]
     if config.projection != "none":
         modules.append(_projection(transformer, train_only=config.projection == "train_only"))
-    return SentenceTransformer(modules=modules)
+    return SentenceTransformer(modules=modules, trust_remote_code=config.trust_remote_code)
 
 
 def pooling_modules(transformer: Transformer, pooling: PoolingName) -> list[nn.Module]:
@@ -116,7 +123,11 @@ def exported(model: SentenceTransformer) -> SentenceTransformer:
     """The model without its training-time projection, sharing all other modules with ``model``."""
     if not _has_train_only_projection(model):
         return model
-    return SentenceTransformer(modules=list(model.children())[:-1], device=str(model.device))
+    return SentenceTransformer(
+        modules=list(model.children())[:-1],
+        device=str(model.device),
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def save(model: SentenceTransformer, folder: Path) -> None:

@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes only what it may write
             os.fsync(file.fileno())
         # mkstemp makes private files; give the result the mode any other new file would get.
         mask = os.umask(0)

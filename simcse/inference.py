@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,11 @@ from torch import Tensor
 
 from simcse.config import Pooling
 from simcse.errors import UserError
-from simcse.files import replacing, write_atomically
+from simcse.files import replacing
 from simcse.loading import load_model
 from simcse.readers import read_sentences
 
-EMBEDDINGS_FILE = "embeddings.npy"
-SENTENCES_FILE = "sentences.jsonl"
+_PROBE = "The index belongs to the model that made it."
 _QUERY_BLOCK = 256
 
 Match = tuple[str, float]
@@ -30,8 +30,10 @@ Match = tuple[str, float]
 class SimCSE:
     """Encodes sentences, compares them and searches among them.
 
-    Method names, argument order and shapes follow princeton-nlp/SimCSE's ``simcse`` package, so
-    that its users can switch (https://github.com/princeton-nlp/SimCSE/blob/main/simcse/tool.py).
+    Method names and shapes follow princeton-nlp/SimCSE's ``simcse`` package, so that its users can
+    switch (https://github.com/princeton-nlp/SimCSE/blob/main/simcse/tool.py). What differs: the
+    approximate ``faiss_fast`` and its ``num_cells`` are left out, ``pooler`` is ``pooling`` and
+    rarely needed, inputs are cut at the encoder's own limit instead of 128 tokens.
 
     Args:
         model_name_or_path: A run folder, any sentence-transformers model, one of princeton-nlp's
@@ -48,6 +50,7 @@ class SimCSE:
         self,
         model_name_or_path: str | Path | None = None,
         device: str | None = None,
+        *,
         pooling: Pooling | None = None,
     ) -> None:
         name = None if model_name_or_path is None else str(model_name_or_path)
@@ -136,23 +139,26 @@ class SimCSE:
         self,
         sentences_or_file_path: str | Path | Sequence[str],
         use_faiss: bool | None = None,
+        *,
         device: str | list[str] | None = None,
         batch_size: int = 64,
+        column: str | None = None,
     ) -> None:
         """Encode sentences for :meth:`search`, replacing an earlier index.
 
         Args:
-            sentences_or_file_path: Sentences, or a file (one a line, or csv/tsv/jsonl/parquet with
-                one column).
+            sentences_or_file_path: Sentences, or a file (one a line, or csv, tsv, jsonl,
+                parquet).
             use_faiss: ``None`` uses faiss when it is installed. Both ways are exact and give the
                 same matches.
             device: As in :meth:`encode`.
             batch_size: As in :meth:`encode`.
+            column: Column of a table with more than one.
 
         Raises:
             UserError: The file is missing or malformed, or faiss is asked for and not installed.
         """
-        sentences = _sentences(sentences_or_file_path)
+        sentences = _sentences(sentences_or_file_path, column)
         embeddings = self.encode(sentences, device, return_numpy=True, batch_size=batch_size)
         self._set_index(sentences, np.asarray(embeddings), use_faiss)
 
@@ -228,36 +234,42 @@ class SimCSE:
             ]
         return matches[0] if isinstance(queries, str) else matches
 
-    def save_index(self, folder: str | Path) -> None:
-        """Save the index as ``embeddings.npy`` and ``sentences.jsonl``."""
-        embeddings = self._indexed()
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / EMBEDDINGS_FILE) as temporary, temporary.open("wb") as file:
-            np.save(file, embeddings)
-        lines = (json.dumps(sentence, ensure_ascii=False) + "\n" for sentence in self.sentences)
-        write_atomically(folder / SENTENCES_FILE, "".join(lines))
+    def save_index(self, path: str | Path) -> None:
+        """Save the index as one ``.npz`` file, replacing an older one in one step.
 
-    def load_index(self, folder: str | Path, use_faiss: bool | None = None) -> None:
+        Raises:
+            UserError: There is no index, or the name does not end in ``.npz``.
+        """
+        embeddings = self._indexed()
+        with replacing(_index_path(path)) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                embeddings=embeddings,
+                sentences=np.frombuffer(json.dumps(self.sentences).encode(), dtype=np.uint8),
+                probe=self._probe(),
+            )
+
+    def load_index(self, path: str | Path, use_faiss: bool | None = None) -> None:
         """Load an index that this model saved.
 
         Raises:
-            UserError: Files are missing, disagree, or come from a model of another width.
+            UserError: The file is missing or damaged, or was made by another model.
         """
-        folder = Path(folder)
+        path = _index_path(path)
         try:
-            embeddings = np.load(folder / EMBEDDINGS_FILE, allow_pickle=False)
-            with (folder / SENTENCES_FILE).open(encoding="utf-8") as file:
-                sentences = [json.loads(line) for line in file]
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{folder}: not a saved index: {error}") from error
-        width = self.model.get_embedding_dimension()
-        if embeddings.shape != (len(sentences), width):
-            raise UserError(
-                f"{folder}: embeddings of shape {embeddings.shape} for {len(sentences)} sentences "
-                f"and a model of width {width}"
-            )
+            with np.load(path, allow_pickle=False) as file:
+                embeddings, probe = file["embeddings"], file["probe"]
+                sentences = json.loads(file["sentences"].tobytes())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: not a saved index: {error}") from error
+        mine = self._probe()
+        if probe.shape != mine.shape or not np.allclose(probe, mine, atol=1e-3):
+            raise UserError(f"{path}: this index was made by another model")
         self._set_index(sentences, embeddings, use_faiss)
+
+    def _probe(self) -> np.ndarray:
+        """Embedding of a fixed sentence: tells whether an index belongs to this model."""
+        return np.asarray(self.encode(_PROBE, return_numpy=True))
 
     def _set_index(
         self, sentences: list[str], embeddings: np.ndarray, use_faiss: bool | None
@@ -302,7 +314,14 @@ class SimCSE:
             self.model.max_seq_length = limit
 
 
-def _sentences(source: str | Path | Sequence[str]) -> list[str]:
+def _sentences(source: str | Path | Sequence[str], column: str | None = None) -> list[str]:
     if isinstance(source, str | Path):
-        return [text for text in read_sentences(Path(source)) if text.strip()]
+        return [text for text in read_sentences(Path(source), column) if text.strip()]
     return list(source)
+
+
+def _index_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise UserError(f"{path}: expected the name of an index, ending in .npz")
+    return path

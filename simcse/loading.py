@@ -51,24 +51,27 @@ def load_model(
     source = encoder.source_of(name)
     try:
         stores_pooling = is_sentence_transformer_model(source)
-    except (
-        Exception
-    ):  # the Hub does not answer: if it is a plain encoder in the cache, build() finds it
-        stores_pooling = False
+    except Exception:  # the Hub does not answer; what was downloaded earlier decides
+        stores_pooling = is_sentence_transformer_model(source, local_files_only=True)
     if stores_pooling:
         if pooling is not None:
             raise UserError(f"pooling: {name} stores its own pooling; leave pooling out")
         return _load_stored(name, source, device)
-    if name in SUPERVISED_RELEASES and pooling is None:
+    # A local copy counts as the release when its folder has kept the release's name.
+    release = f"princeton-nlp/{Path(name).name}"
+    if release in SUPERVISED_RELEASES and pooling is None:
         model = _with_trained_pooler(name)
     else:
-        if pooling is None and name in UNSUPERVISED_RELEASES:
+        if pooling is None and release in UNSUPERVISED_RELEASES:
             pooling = "cls"
         elif pooling is None:
             pooling = ASSUMED_POOLING
             logger.warning("%s does not say how it is pooled; assuming %s pooling", name, pooling)
         model = encoder.build(EncoderConfig(name=name, pooling=pooling))
-    return model.to(device) if device is not None else model
+    try:
+        return model.to(device) if device is not None else model
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there
+        raise UserError(f"device {device}: {str(error).splitlines()[0]}") from error
 
 
 def _load_stored(name: str, source: str, device: str | None) -> SentenceTransformer:

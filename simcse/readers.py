@@ -32,7 +32,15 @@ _LONGEST = 4 * MAX_CHARACTERS + 4  # bytes
 
 
 def read_sentences(path: Path, column: str | None = None) -> Iterator[str]:
-    """All texts of one file, empty ones too; see the module for formats and errors."""
+    """All texts of one file, in order, empty ones too.
+
+    Args:
+        path: txt, csv, tsv, jsonl or parquet; all but parquet also with .gz.
+        column: Column of a table; needed where there is more than one.
+
+    Raises:
+        UserError: Missing, undecodable or malformed file, with its line.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return (text for _, text in _File(path, _suffix(path)).read(column))
@@ -88,7 +96,7 @@ class _File:
             raise UserError(f"{self.path}: broken gzip file: {error}") from error
 
     def _open(self) -> IO[bytes]:
-        if self.path.suffix == ".gz":
+        if self.path.suffix.lower() == ".gz":
             return gzip.open(self.path, "rb")  # type: ignore[return-value]
         return self.path.open("rb")
 
@@ -147,17 +155,17 @@ class _File:
             raise UserError(f"{self.path}:{reader.line_num}: not valid csv: {error}") from error
 
     def _read_parquet(self, column: str | None) -> Iterator[tuple[str, str]]:
-        try:
-            file = pyarrow.parquet.ParquetFile(self.path)
-        except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self.path}: not a parquet file: {reason}") from error
-        chosen = _choose_column(str(self.path), file.schema_arrow.names, column)
         number = 0
-        for batch in file.iter_batches(columns=[chosen]):
-            for value in batch.column(0).to_pylist():
-                number += 1
-                yield _text(f"{self.path}: row {number}", value)
+        try:
+            with pyarrow.parquet.ParquetFile(self.path) as file:
+                chosen = _choose_column(str(self.path), file.schema_arrow.names, column)
+                for batch in file.iter_batches(columns=[chosen]):
+                    for value in batch.column(0).to_pylist():
+                        number += 1
+                        yield _text(f"{self.path}: row {number}", value)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.path}: not a sound parquet file: {reason}") from error
 
 
 Source = _Docstrings | _HubDataset | _File
@@ -223,10 +231,11 @@ def _has_data_suffix(path: Path) -> bool:
 def _suffix(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     suffix = suffixes[-1] if suffixes else ""
-    if suffix not in SUFFIXES:
-        allowed = ", ".join(SUFFIXES)
+    packed_twice = suffix == ".parquet" and path.suffix.lower() == ".gz"  # parquet packs itself
+    if suffix not in SUFFIXES or packed_twice:
         raise UserError(
-            f"{path}: unknown kind of file {suffix!r}; allowed are {allowed}, also with .gz"
+            f"{path}: unknown kind of file {''.join(path.suffixes[-2:])!r}; allowed are "
+            f"{', '.join(SUFFIXES)}, and all but parquet with .gz"
         )
     return suffix
 
@@ -234,12 +243,12 @@ def _suffix(path: Path) -> str:
 def _choose_column(place: str, names: list[str], column: str | None) -> str:
     if column is not None:
         if column not in names:
-            raise UserError(
-                f"{place}: no column {column!r} (data.column); found {', '.join(names)}"
-            )
+            raise UserError(f"{place}: no column {column!r}; found {', '.join(names)}")
         return column
     if len(names) != 1:
-        raise UserError(f"{place}: set data.column to one of {', '.join(names)}")
+        raise UserError(
+            f"{place}: choose a column (data.column or --column), one of {', '.join(names)}"
+        )
     return names[0]
 
 

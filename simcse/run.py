@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
+from filelock import FileLock, Timeout
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from transformers import set_seed
 
 from simcse import encoder
@@ -38,6 +40,7 @@ from simcse.training import (
     evaluate_model,
     newest_checkpoint,
     steps_of,
+    train_to_the_end,
     training_arguments,
 )
 
@@ -45,6 +48,7 @@ CONFIG_FILE = "config.yaml"
 SCORES_FILE = "scores.json"
 RAW_SCORES_FILE = "raw_scores.json"
 ENVIRONMENT_FILE = "environment.json"
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class _Prepared:
 
     rows: Dataset
     counts: TextCounts
+    model: SentenceTransformer
     tasks: list[Task]
     dev: DevEvaluator
 
@@ -71,25 +76,36 @@ def train(config: Config, command: list[str]) -> None:
     if _is_finished(run, config):
         print(f"{run} is finished:")
         print_scores(_read_json(run / SCORES_FILE))
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # a kill may have left some
         return
-    prepared = _prepare(config)
-    set_seed(config.seed)
-    model = encoder.build(config.encoder)
-    check_views_differ(model, prepared.rows[0]["input_ids"])
-    print(f"model    {config.encoder.name}, {_count(model)}, {model.device}")
     arguments = training_arguments(config, run)
+    prepared = _prepare(config)
     _open_folder(run, config, prepared, command)
+    try:
+        with FileLock(run / LOCK_FILE, blocking=False):
+            _train_in(run, config, arguments, prepared)
+    except Timeout as error:
+        raise UserError(f"output: another process is training in {run}") from error
+
+
+def _train_in(
+    run: Path,
+    config: Config,
+    arguments: SentenceTransformerTrainingArguments,
+    prepared: _Prepared,
+) -> None:
     raw = _raw_scores(run, config, prepared.tasks)
+    model = prepared.model
     trainer = SimCSETrainer(config, arguments, model, prepared.rows, prepared.dev, run)
     checkpoint = newest_checkpoint(run)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}")
     started = time.monotonic()
     set_seed(config.seed)  # dropout must not depend on what was computed above
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    best = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.best_global_step}"
-    trainer._load_from_checkpoint(str(best))
-    result = encoder.exported(model)
+    state = train_to_the_end(trainer, checkpoint)
+    encoder.save(encoder.exported(model), run)
+    # Scored as its users will load it: from disk, without mixed precision.
+    result = SentenceTransformer(str(run), trust_remote_code=config.encoder.trust_remote_code)
     scores = {
         "protocol": PROTOCOL,
         "raw": raw,
@@ -97,13 +113,12 @@ def train(config: Config, command: list[str]) -> None:
         "dev": {
             "task": prepared.dev.task.name,
             "metric": prepared.dev.task.metric,
-            "best": trainer.state.best_metric,
-            "best_step": trainer.state.best_global_step,
-            "steps": trainer.state.global_step,
+            "best": state.best_metric,
+            "best_step": state.best_global_step,
+            "steps": state.global_step,
         },
         "minutes": None if checkpoint else round((time.monotonic() - started) / 60, 2),
     }
-    encoder.save(result, run)
     write_atomically(run / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
     shutil.rmtree(run / "checkpoints")  # the model and its scores are safe now
     print_scores(scores)
@@ -111,15 +126,18 @@ def train(config: Config, command: list[str]) -> None:
 
 
 def dry_run(config: Config) -> None:
-    """Print what a run would do: config, data, parameters and an estimate of its time."""
+    """Print what a run would do: config, data, parameters and an estimate of its time.
+
+    Raises:
+        UserError: Whatever :func:`train` would refuse before it trains.
+    """
+    run = Path(str(config.output))
+    finished = _is_finished(run, config)
+    training_arguments(config, run)  # for what it refuses
     print(to_yaml(config))
     prepared = _prepare(config)
-    set_seed(config.seed)
-    model = encoder.build(config.encoder)
-    check_views_differ(model, prepared.rows[0]["input_ids"])
     steps = steps_of(config, len(prepared.rows))
-    print(f"model    {config.encoder.name}, {_count(model)}, {model.device}")
-    step_seconds, dev_seconds = _measure(config, model, prepared)
+    step_seconds, dev_seconds = _measure(config, prepared)
     evaluations = -(-steps // config.evaluation.every)
     minutes = (steps * step_seconds + evaluations * dev_seconds) / 60
     print(
@@ -127,7 +145,9 @@ def dry_run(config: Config) -> None:
         f"{step_seconds:.3f} s, {evaluations} dev scores of {dev_seconds:.1f} s; "
         "the final scores come on top"
     )
-    print("dry run: nothing was written but the token cache")
+    if finished:
+        print(f"{run} holds this run, finished")
+    print("dry run: nothing was written but caches")
 
 
 def print_scores(scores: dict[str, Any]) -> None:
@@ -161,7 +181,18 @@ def _prepare(config: Config) -> _Prepared:
         load_geometry(data, dev_only=True),
         config.evaluation.batch_size,
     )
-    return _Prepared(rows, counts, tasks, dev)
+    set_seed(config.seed)  # for the projection's first weights
+    model = encoder.build(config.encoder)
+    limit = model.max_seq_length
+    if limit is not None and config.data.max_length > limit:
+        raise UserError(
+            f"data.max_length: {config.data.max_length} is more than the {limit} tokens that "
+            f"{config.encoder.name} allows"
+        )
+    check_views_differ(model, rows[0]["input_ids"])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}")
+    return _Prepared(rows, counts, model, tasks, dev)
 
 
 def _is_finished(run: Path, config: Config) -> bool:
@@ -237,30 +268,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _measure(
-    config: Config, model: SentenceTransformer, prepared: _Prepared
-) -> tuple[float, float]:
-    """Seconds of a training step and of a dev score, measured on a few real batches."""
+def _measure(config: Config, prepared: _Prepared) -> tuple[float, float]:
+    """Seconds of a training step (float32) and of a dev score, measured on a few real batches."""
+    model = prepared.model
     lengths = prepared.rows.with_format("numpy")["length"]
     sampler = ViewBatchSampler(
         lengths, config.training.batch_size, config.training.batching, config.seed
     )
-    collate = ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS)
+    collator = ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS)
     loss = ContrastiveLoss(model, config)
     model.train()
     seconds = []
     for _, indices in zip(range(6), sampler, strict=False):
         started = time.perf_counter()
-        batch = collate([{"input_ids": ids} for ids in prepared.rows[indices]["input_ids"]])
-        features = {
-            key.removeprefix("view_"): value.to(model.device) for key, value in batch.items()
-        }
-        loss([features]).backward()
+        rows = prepared.rows[indices]["input_ids"]
+        loss([collator.features(rows, model.device)]).backward()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
     prepared.dev(model)
     return sorted(seconds)[len(seconds) // 2], time.perf_counter() - started
-
-
-def _count(model: SentenceTransformer) -> str:
-    return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"

@@ -156,7 +156,11 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
 
 class RunLog(TrainerCallback):
-    """Writes ``log.jsonl``: every logged value with its step, one JSON object a line."""
+    """Writes ``log.jsonl``: every logged value with its step, one JSON object a line.
+
+    The losses of a resumed run are averages over the same steps as those of an uninterrupted one,
+    because a line is written at every checkpoint too.
+    """
 
     def __init__(self, run: Path) -> None:
         self.path = run / "log.jsonl"
@@ -170,6 +174,12 @@ class RunLog(TrainerCallback):
             # The stored path is wrong once the run folder was moved; rotation would drop the best.
             best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
             state.best_model_checkpoint = str(best)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Log with every checkpoint; the Trainer's own callbacks have decided by now."""
+        control.should_log = control.should_log or control.should_save
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -220,7 +230,11 @@ class Progress(TrainerCallback):
 
 
 def training_arguments(config: Config, run: Path) -> SentenceTransformerTrainingArguments:
-    """The Trainer's settings for a config."""
+    """The Trainer's settings for a config.
+
+    Raises:
+        UserError: A precision or tracker that this machine does not have, several processes.
+    """
     training = config.training
     if training.precision == "float16" and not torch.cuda.is_available():
         raise UserError(
@@ -234,7 +248,7 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
         )
     accelerated = torch.accelerator.is_available()
     try:
-        return SentenceTransformerTrainingArguments(
+        arguments = SentenceTransformerTrainingArguments(
             output_dir=str(run / "checkpoints"),
             per_device_train_batch_size=training.batch_size,
             num_train_epochs=training.epochs,
@@ -258,13 +272,19 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
             eval_steps=config.evaluation.every,
             save_strategy="steps",
             save_steps=config.evaluation.every,
-            save_total_limit=training.keep_checkpoints,
+            save_total_limit=training.keep_checkpoints + 1,  # the library counts the best one in
             metric_for_best_model=f"eval_{DEV_SCORE}",
             greater_is_better=True,
             report_to=training.report_to,
         )
     except ValueError as error:  # bfloat16 on hardware without it
         raise UserError(f"training.precision: {error}") from error
+    if arguments.n_gpu > 1 or arguments.world_size > 1:
+        raise UserError(
+            "training on several GPUs or processes is not supported yet; start one process with "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
+    return arguments
 
 
 def steps_of(config: Config, rows: int) -> int:
@@ -281,8 +301,8 @@ def check_views_differ(model: SentenceTransformer, batch_row: list[int]) -> None
     Raises:
         UserError: Both views are equal.
     """
-    batch = ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS)([{"input_ids": batch_row}])
-    features = {key.removeprefix("view_"): value.to(model.device) for key, value in batch.items()}
+    collator = ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS)
+    features = collator.features([batch_row], model.device)
     training = model.training
     state = torch.random.get_rng_state()
     model.train()
@@ -295,6 +315,24 @@ def check_views_differ(model: SentenceTransformer, batch_row: list[int]) -> None
             "encoder.dropout: the encoder has no dropout, so both views of a sentence are equal "
             "and there is nothing to learn; set encoder.dropout, such as 0.1"
         )
+
+
+def train_to_the_end(trainer: SimCSETrainer, checkpoint: Path | None) -> TrainerState:
+    """Train, or resume; leaves the weights of the best checkpoint in the model.
+
+    Returns:
+        The Trainer's final state: steps, best score and its step.
+    """
+    state = (
+        None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    )
+    # The Trainer would do one step more than there are when nothing is left to do.
+    if state is None or state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        state = trainer.state
+    best = Path(trainer.args.output_dir) / f"checkpoint-{state.best_global_step}"
+    trainer._load_from_checkpoint(str(best))
+    return state
 
 
 def newest_checkpoint(run: Path) -> Path | None:

@@ -76,7 +76,7 @@ def test_encode_and_search_commands_outside_the_clone(model_folder, corpus, tmp_
 
 
 def test_search_saves_and_uses_an_index(model_folder, corpus, tmp_path, capsys):
-    index = str(tmp_path / "index")
+    index = str(tmp_path / "index.npz")
     shared = ["--model", str(model_folder), "--top-k", "1"]
     assert main(["search", "A dog.", "--corpus", str(corpus), "--save-index", index, *shared]) == 0
     first = capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_schema_is_json(capsys):
         (["evaluate", "/no/model", "--tasks", "pairs"], "/no/model is neither a model folder"),
         (["encode", "missing.txt", "-o", "e.npy"], "missing.txt: no such file"),
         (["encode", "missing.txt", "-o", "e.pt"], "expected a name that ends in .npy"),
-        (["search", "q"], "search needs either --corpus FILE or --index FOLDER"),
+        (["search", "q"], "search needs either --corpus FILE or --index FILE.npz"),
     ],
 )
 def test_mistakes_are_one_line(arguments, expected, capsys):
@@ -134,10 +134,12 @@ def test_output_that_cannot_be_written_is_one_line(model_folder, corpus, capsys)
     assert message.count("\n") == 1
 
 
-def test_unknown_options_are_refused(capsys):
+@pytest.mark.parametrize("option", ["--colour=red", "--batch-size=0", "--batch-size=many"])
+def test_unknown_options_and_values_are_refused(option, capsys):
     with pytest.raises(SystemExit) as error:
-        main(["encode", "x", "-o", "y.npy", "--colour=red"])
+        main(["encode", "x", "-o", "y.npy", option])
     assert error.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_encode_leaves_an_old_file_when_it_fails(model_folder, tmp_path, capsys):

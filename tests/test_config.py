@@ -125,6 +125,11 @@ def test_differences_name_every_changed_key():
     assert differences(new, new) == []
 
 
+def test_tasks_may_go_by_other_names():
+    words = ["evaluation.data=x", "evaluation.tasks=[STSBenchmark, SICK-R]"]
+    assert load_config("quickstart", words).evaluation.tasks == ["STSB", "SICK-R"]
+
+
 def test_schema_describes_every_section():
     schema = json_schema()
     assert set(schema["properties"]) == set(Config.model_fields)

@@ -60,7 +60,12 @@ def as_file(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_format_gives_the_same_text(tmp_path, kind, packed):
     path = as_file(tmp_path, kind)
-    if packed and kind != "parquet":
+    if packed and kind == "parquet":
+        path = write(tmp_path / "texts.parquet.gz", b"")
+        with pytest.raises(UserError, match="all but parquet with"):
+            list(read_sentences(path, "s"))
+        return
+    if packed:
         path = write(tmp_path / f"{path.name}.gz", gzip.compress(path.read_bytes()))
     assert list(read_sentences(path, None if kind == "txt" else "s")) == TEXTS
 
@@ -144,14 +149,16 @@ def test_max_rows_is_a_fixed_draw(load, tmp_path):
         ("a.txt.gz", gzip.compress(b"fine\n")[:10] + b"\xff" * 40, "broken gzip file"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not valid JSON"),
         ("a.doc", b"x", "unknown kind of file '.doc'; allowed are .txt"),
-        ("a.csv", b"id,s\n1,x\n", r"a\.csv:1: set data\.column to one of id, s"),
+        ("a.csv", b"id,s\n1,x\n", r"a\.csv:1: choose a column .*, one of id, s"),
         ("a.jsonl", b'{"s": "x"}\n[1]\n', r"a\.jsonl:2: expected a JSON object, found list"),
         ("a.jsonl", b'{"s": "x"}\n{"s": \n', r"a\.jsonl:2: not valid JSON"),
         ("a.jsonl", b'{"s": 3}\n', r"a\.jsonl:1: expected text, found int"),
         ("a.jsonl", b'{"s": "\\ud800"}\n', r"a\.jsonl:1: lone surrogate"),
         ("a.csv", b's\n"x\n', r"a\.csv:\d: not valid csv"),
         ("a.csv", b"s\nx,y\n", r"a\.csv:2: 2 fields, the header has 1"),
-        ("a.parquet", b"x", r"a\.parquet: not a parquet file"),
+        ("a.parquet", b"x", r"a\.parquet: not a sound parquet file"),
+        ("a.parquet", b"PAR1" + b"x" * 40 + b"PAR1", r"a\.parquet: not a sound parquet file"),
+        ("a.TXT.GZ", b"no gzip", "broken gzip file"),
     ],
 )
 def test_bad_files_are_named_with_their_line(load, tmp_path, name, content, expected):
@@ -161,9 +168,7 @@ def test_bad_files_are_named_with_their_line(load, tmp_path, name, content, expe
 
 
 def test_missing_column(load, tmp_path):
-    with pytest.raises(
-        UserError, match=r"a\.csv:1: no column 'text' \(data\.column\); found id, s"
-    ):
+    with pytest.raises(UserError, match=r"a\.csv:1: no column 'text'; found id, s"):
         load(write(tmp_path / "a.csv", "id,s\n1,x\n"), column="text")
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -110,8 +111,15 @@ def test_dropout_override_and_missing_dropout(tmp_path, architecture):
     with pytest.raises(UserError, match=r"encoder\.dropout: the encoder has no dropout"):
         check_views_differ(without, row)
     check_views_differ(encoder.build(EncoderConfig(name=folder, dropout=0.3)), row)
-    rates = {m.p for m in without.modules() if isinstance(m, torch.nn.Dropout)}
-    assert rates <= {0.0}
+
+
+def test_weights_are_float32_whatever_they_were_stored_in(tmp_path, tiny):
+    AutoModel.from_pretrained(tiny).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    shutil.copytree(tiny, tmp_path / "half", dirs_exist_ok=True, ignore=lambda _, names: [
+        name for name in names if not name.startswith("tokenizer")
+    ])  # fmt: skip
+    model = encoder.build(EncoderConfig(name=str(tmp_path / "half")))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_view_check_leaves_the_random_state_alone(tiny):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -116,25 +118,46 @@ def test_index_from_a_file_saved_and_loaded(simcse, model_folder, tmp_path):
     (tmp_path / "corpus.txt").write_text("\n\n".join(SENTENCES) + "\n")
     simcse.build_index(tmp_path / "corpus.txt")
     expected = simcse.search(SENTENCES, threshold=0)
-    simcse.save_index(tmp_path / "index")
+    simcse.save_index(tmp_path / "index.npz")
     again = SimCSE(model_folder)
-    again.load_index(tmp_path / "index")
+    again.load_index(tmp_path / "index.npz")
     assert again.sentences == SENTENCES
     assert [[s for s, _ in m] for m in again.search(SENTENCES, threshold=0)] == [
         [s for s, _ in m] for m in expected
     ]
 
 
-def test_broken_index_is_named(simcse, model_folder, tmp_path):
+def test_broken_or_foreign_index_is_named(simcse, model_folder, tmp_path, tiny):
     with pytest.raises(UserError, match="there is no index"):
         SimCSE(model_folder).search("x")
+    path = tmp_path / "index.npz"
     with pytest.raises(UserError, match="not a saved index"):
-        simcse.load_index(tmp_path)
+        simcse.load_index(path)
+    path.write_bytes(b"PK\3\4 broken")
+    with pytest.raises(UserError, match="not a saved index"):
+        simcse.load_index(path)
     simcse.build_index(SENTENCES)
-    simcse.save_index(tmp_path / "index")
-    (tmp_path / "index" / "sentences.jsonl").write_text('"only one"\n')
-    with pytest.raises(UserError, match=r"embeddings of shape \(6, 32\) for 1 sentences"):
-        simcse.load_index(tmp_path / "index")
+    with pytest.raises(UserError, match=r"ending in \.npz"):
+        simcse.save_index(tmp_path / "index")
+    simcse.save_index(path)
+    with pytest.raises(UserError, match="made by another model"):
+        SimCSE(tiny, pooling="cls").load_index(path)
+
+
+def test_index_from_a_column_of_a_table(simcse, tmp_path):
+    table = tmp_path / "corpus.csv"
+    table.write_text("id,text\n1,The first row.\n2,The second row.\n")
+    simcse.build_index(table, column="text")
+    assert simcse.sentences == ["The first row.", "The second row."]
+    with pytest.raises(UserError, match=r"choose a column \(data.column or --column\)"):
+        simcse.build_index(table)
+
+
+def test_missing_device_is_one_line(tiny):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match="device cuda: "):
+        SimCSE(tiny, device="cuda", pooling="cls")
 
 
 def test_default_model_is_the_quickstarts(tmp_path, monkeypatch, model_folder):
@@ -178,9 +201,12 @@ def test_released_checkpoints_get_the_pooling_they_were_trained_with(tmp_path, m
     with torch.no_grad():
         output = plain.eval()(**inputs)
     monkeypatch.setattr(encoder, "source_of", lambda name: str(folder))
+    copy = tmp_path / "sup-simcse-bert-base-uncased"  # a local copy that has kept its name
+    shutil.copytree(folder, copy)
     for name, expected in (
         ("princeton-nlp/unsup-simcse-bert-base-uncased", output.last_hidden_state[:, 0]),
         ("princeton-nlp/sup-simcse-bert-base-uncased", output.pooler_output),
+        (str(copy), output.pooler_output),
     ):
         got = SimCSE(name).encode(SENTENCES, normalize_to_unit=False)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SENTENCES, make_encoder
+from filelock import FileLock
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
@@ -28,7 +29,7 @@ def arguments(tiny, text_file, tmp_path):
         f"encoder: {{name: '{tiny}', projection: train_only}}\n"
         f"data: {{train: '{text_file}'}}\n"
         "training: {batch_size: 8, steps: 12, learning_rate: 1e-3, log_every: 1}\n"
-        "evaluation: {every: 4}\n"
+        "evaluation: {every: 4, raw_poolings: []}\n"
     )
     return ["train", str(config), f"output={tmp_path / 'run'}"]
 
@@ -75,7 +76,8 @@ def interrupted(monkeypatch):
 
 
 def test_a_run_leaves_a_model_its_config_scores_and_log(arguments, run, capsys):
-    assert main(arguments) == 0
+    poolings = "evaluation.raw_poolings=[cls, mean, avg_first_last]"
+    assert main([*arguments, poolings]) == 0
     output = capsys.readouterr().out
     assert "96 rows with text, 0 empty (skipped), 0 duplicate" in output
     assert "raw cls" in output and "trained" in output
@@ -155,13 +157,15 @@ def test_finished_run_prints_its_scores_and_another_config_is_refused(arguments,
 
 
 @pytest.mark.parametrize(
-    ("step", "batching"), [(2, "random"), (6, "random"), (8, "length_grouped")]
+    ("step", "batching"), [(2, "random"), (13, "random"), (18, "length_grouped")]
 )
 def test_resumed_run_equals_the_uninterrupted_one(
     arguments, run, tmp_path, interrupted, capsys, step, batching
 ):
-    # Two epochs, so that the order of the second one is resumed as well.
-    arguments = [*arguments, f"training.batching={batching}", "training.steps=20"]
+    # An epoch has 12 steps, so that the resumed checkpoints are none, the end of the first epoch,
+    # and one in the middle of the second. Logged losses are averages that span checkpoints.
+    settings = [f"training.batching={batching}", "training.steps=20", "training.log_every=3"]
+    arguments = [*arguments, *settings]
     whole = tmp_path / "whole"
     assert main([*arguments, f"output={whole}"]) == 0
     assert interrupted(arguments, step)
@@ -186,6 +190,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
 def test_run_that_died_while_exporting_is_finished_by_the_next(
     arguments, run, tmp_path, monkeypatch
 ):
+    arguments = [*arguments, "training.steps=10"]  # ends within an epoch
     assert main([*arguments, f"output={tmp_path / 'whole'}"]) == 0
     save = encoder.save
 
@@ -201,7 +206,18 @@ def test_run_that_died_while_exporting_is_finished_by_the_next(
     assert main(arguments) == 0
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(weights(run)[name], tensor), name
-    assert [entry["step"] for entry in log(run) if "loss" in entry] == list(range(1, 13))
+    whole, again = (json.loads((r / "scores.json").read_text()) for r in (tmp_path / "whole", run))
+    assert again["dev"] == whole["dev"]
+    assert again["trained"] == whole["trained"]
+    assert [entry["step"] for entry in log(run) if "loss" in entry] == list(range(1, 11))
+
+
+def test_two_processes_cannot_train_in_one_folder(arguments, run, interrupted, capsys):
+    assert interrupted(arguments, 5)
+    with FileLock(run / ".lock"):
+        assert main(arguments) == 2
+    assert f"another process is training in {run}" in capsys.readouterr().err
+    assert newest_checkpoint(run) is not None
 
 
 def test_damaged_scores_are_named(arguments, run, capsys):
@@ -247,6 +263,7 @@ def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
 
 
 def test_dry_run_writes_nothing(arguments, run, capsys):
+    assert main([*arguments, "training.report_to=nosuch", "--dry-run"]) == 2
     assert main([*arguments, "--dry-run"]) == 0
     output = capsys.readouterr().out
     assert "batch_size: 8" in output
@@ -262,6 +279,7 @@ def test_dry_run_writes_nothing(arguments, run, capsys):
         ("training.batch_size=97", "training.batch_size: 97 is more than the 96 training rows"),
         ("training.precision=float16", "training.precision: float16 needs a GPU"),
         ("training.report_to=nosuchtracker", "training.report_to: nosuchtracker unknown"),
+        ("data.max_length=65", "data.max_length: 65 is more than the 64 tokens that"),
         ("encoder.dropout=0", "encoder.dropout: the encoder has no dropout"),
         ("data.train=missing.txt", "data.train: missing.txt: no such file"),
         ("evaluation.data=/nowhere evaluation.tasks=STS12", "STS.input.MSRpar.txt: No such file"),
@@ -304,14 +322,19 @@ def test_full_disk_is_one_line(arguments, tmp_path, capsys):
 def test_tensorboard_and_bfloat16(arguments, run, monkeypatch):
     pytest.importorskip("tensorboard")
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    settings = ["training.report_to=tensorboard", "training.precision=bfloat16", "training.steps=4"]
+    settings = ["training.report_to=tensorboard", "training.precision=bfloat16"]
+    settings += ["training.steps=4", "encoder.projection=none"]
     assert main([*arguments, *settings]) == 0
     assert list((run / "tensorboard").rglob("events.out.*"))
+    # Mixed precision ends with the training: the scores are those of the float32 model on disk.
+    assert main(["evaluate", str(run), "--tasks", "pairs", "-o", str(run / "again.json")]) == 0
+    again = json.loads((run / "again.json").read_text())["scores"]
+    assert again == json.loads((run / "scores.json").read_text())["trained"]
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "distilbert", "mpnet", "modernbert"])
 def test_other_architectures_train(arguments, run, tmp_path, architecture):
     folder = make_encoder(tmp_path / "encoder", architecture)
     settings = [f"encoder.name={folder}", "training.steps=4", "encoder.pooling=cls"]
-    assert main([*arguments, *settings, "evaluation.raw_poolings=[]"]) == 0
+    assert main([*arguments, *settings]) == 0
     assert SentenceTransformer(str(run)).encode(SENTENCES).shape == (6, 32)

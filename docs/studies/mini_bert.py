@@ -47,7 +47,10 @@ def run(config: str, name: str, settings: list[str], seed: int) -> dict[str, Any
     """Train once, or read what an earlier call left; ``None`` when the run failed."""
     output = FOLDER / config / f"{name.replace(' ', '_').replace(',', '')}-seed{seed}"
     words = [*settings, f"seed={seed}", f"output={output}"]
-    if simcse(["train", config, *words]) != 0:
+    status = simcse(["train", config, *words])
+    if status == 130:
+        raise KeyboardInterrupt
+    if status != 0:
         return None
     scores: dict[str, Any] = json.loads((output / "scores.json").read_text())
     return scores
@@ -64,15 +67,16 @@ def search_table(config: str, shared: list[str], dev_raw: dict[str, float]) -> s
             lines.append(f"| {name} | | | |")
             continue
         dev = found["dev"]
-        lines.append(
-            f"| {name} | {100 * dev['best']:.1f} | {dev['best_step']} | {found['minutes']:.1f} |"
-        )
+        minutes = "" if found["minutes"] is None else f"{found['minutes']:.1f}"  # resumed
+        lines.append(f"| {name} | {100 * dev['best']:.1f} | {dev['best_step']} | {minutes} |")
     return "\n".join(lines)
 
 
 def final_table(config: str, settings: list[str]) -> str:
     """Untrained with each pooling, and trained: mean ± standard deviation over the seeds."""
     runs = [found for seed in SEEDS if (found := run(config, "final", settings, seed))]
+    if len(runs) < 2:
+        return "not run"
     columns = [(task, key) for task in runs[0]["trained"] for key in _scores(runs[0], task)]
     lines = ["| | " + " | ".join(f"{task} {key}" for task, key in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
@@ -104,6 +108,8 @@ def main() -> None:
     parser.add_argument("--text", help="wiki: sentences, one a line")
     parser.add_argument("--data", help="wiki: folder in SentEval's layout")
     arguments = parser.parse_args()
+    if arguments.half == "wiki" and not (arguments.text and arguments.data):
+        parser.error("wiki needs --text and --data")
     config, settings = "quickstart", []
     dev_task, search_tasks = "docstrings", "pairs"
     if arguments.half == "wiki":

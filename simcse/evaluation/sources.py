@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from simcse import docstrings
+from simcse.config import TASK_ALIASES, TaskName
 from simcse.errors import UserError
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, Task
 
@@ -21,14 +23,12 @@ STS_SUBSETS = {
     "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
     "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
 }
-TASK_NAMES = ("pairs", "docstrings", *STS_SUBSETS, "STSB", "STSB-dev", "SICK-R")
-ALIASES = {"STSBenchmark": "STSB", "STS-B": "STSB", "SICKRelatedness": "SICK-R"}
 
 Row = tuple[str, str, float]
 
 
 def load_task(name: str, data: Path | None) -> Task:
-    """One task by its name in :data:`TASK_NAMES`.
+    """One task by its name, see :data:`simcse.config.TaskName`, or an alias.
 
     Args:
         name: Task name.
@@ -37,13 +37,13 @@ def load_task(name: str, data: Path | None) -> Task:
     Raises:
         UserError: Unknown name, missing folder or file, malformed line.
     """
-    name = ALIASES.get(name, name)
+    name = TASK_ALIASES.get(name, name)
     if name == "pairs":
         return _pair_task("pairs", read_pairs())
     if name == "docstrings":
         return RetrievalTask("docstrings", *docstrings.retrieval_pairs("test"))
-    if name not in TASK_NAMES:
-        raise UserError(f"task {name!r}: unknown; allowed are {', '.join(TASK_NAMES)}")
+    if name not in get_args(TaskName):
+        raise UserError(f"task {name!r}: unknown; allowed are {', '.join(get_args(TaskName))}")
     if data is None:
         raise UserError(f"task {name}: needs a folder in SentEval's layout (--data FOLDER)")
     if name in STS_SUBSETS:
@@ -56,7 +56,11 @@ def load_task(name: str, data: Path | None) -> Task:
 
 
 def load_dev_task(name: str, data: Path | None) -> Task:
-    """The task that chooses checkpoints: ``pairs``, or the dev part of docstrings or STS-B."""
+    """The task that chooses checkpoints: ``pairs``, or the dev part of docstrings or STS-B.
+
+    Raises:
+        UserError: As :func:`load_task`.
+    """
     if name == "docstrings":
         return RetrievalTask("docstrings-dev", *docstrings.retrieval_pairs("dev"))
     return load_task("STSB-dev" if name == "STSB" else name, data)
@@ -68,6 +72,9 @@ def load_geometry(data: Path | None, *, dev_only: bool) -> GeometryTask:
     Args:
         data: Folder in SentEval's layout, or ``None``.
         dev_only: Only the dev part (while training) instead of train, dev and test together.
+
+    Raises:
+        UserError: A file of STS-B is missing or malformed.
     """
     if data is not None and (data / "STS" / "STSBenchmark").is_dir():
         parts = ("dev",) if dev_only else ("train", "dev", "test")
