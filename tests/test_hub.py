@@ -1,0 +1,120 @@
+"""Encoders and data sets by Hub name, from a Hub server on the loopback address."""
+
+import gzip
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, SENTENCES, make_encoder
+
+from simcse import SimCSE
+
+SERVER = ROOT.parent / "shared" / "tools" / "hub_server.py"
+ENCODER = "someone/tiny-bert"
+RELEASE = "princeton-nlp/sup-simcse-bert-base-uncased"
+
+pytestmark = pytest.mark.shared
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory, text_file):
+    """Serves an encoder, a released checkpoint, the paper's text file and a plain data set."""
+    if not SERVER.is_file():
+        pytest.skip("needs ../shared/tools/hub_server.py")
+    spec = importlib.util.spec_from_file_location("hub_server", SERVER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.Hub()
+    folder = make_encoder(tmp_path_factory.mktemp("hub"))
+    files = {path.name: (path.read_bytes(), None) for path in folder.iterdir()}
+    for name in (ENCODER, RELEASE):
+        server.commit(server.create("model", name), "main", files, "add")
+    text = text_file.read_bytes()
+    server.add_dataset("princeton-nlp/datasets-for-simcse", {"wiki1m_for_simcse.txt": text})
+    rows = "".join(json.dumps({"text": line}) + "\n" for line in text.decode().splitlines())
+    server.add_dataset("someone/sentences", {"train.jsonl": rows.encode()})
+    server.add_dataset("someone/packed", {"part.txt.gz": gzip.compress(text)})
+    yield server, folder
+    server.server.shutdown()
+
+
+@pytest.fixture
+def client(hub, tmp_path):
+    """Run Python where the Hub is the server; huggingface_hub reads its address at import."""
+    server, _ = hub
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    environment |= {
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "SIMCSE_CACHE": str(tmp_path / "cache"),
+    }
+
+    def client(*command, **more):
+        return subprocess.run(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT, capture_output=True, text=True, env=environment | more,
+        )  # fmt: skip
+
+    return client
+
+
+SETTINGS = [
+    "training.steps=2",
+    "training.batch_size=8",
+    "evaluation.data=null",
+    "evaluation.dev=pairs",
+    "evaluation.tasks=pairs",
+    "evaluation.raw_poolings=[]",
+]
+
+
+@pytest.mark.parametrize(
+    "text", [None, "someone/sentences", "someone/packed:part.txt.gz"], ids=["paper", "rows", "file"]
+)
+def test_a_run_with_hub_names(client, tmp_path, text):
+    settings = [*SETTINGS, f"encoder.name={ENCODER}", "training.precision=float32"]
+    settings += [f"data.train={text}"] if text else []
+    answer = client("train.py", "unsup_bert_base", *settings, f"output={tmp_path / 'run'}")
+    assert answer.returncode == 0, answer.stderr
+    assert "96 rows with text, 0 empty" in answer.stdout
+    assert (tmp_path / "run" / "scores.json").is_file()
+
+
+def test_released_checkpoint_by_name_and_again_offline(client, hub, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(SENTENCES) + "\n")
+    encode = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
+    arguments = ["encode", tmp_path / "a.txt", "--model", RELEASE, "--keep-length", "-o"]
+    answer = client(*encode, *arguments, tmp_path / "online.npy")
+    assert answer.returncode == 0, answer.stderr
+    answer = client(*encode, *arguments, tmp_path / "offline.npy", HF_HUB_OFFLINE="1")
+    assert answer.returncode == 0, answer.stderr
+    online, offline = (np.load(tmp_path / f"{name}.npy") for name in ("online", "offline"))
+    np.testing.assert_array_equal(online, offline)
+    _, folder = hub
+    cls = SimCSE(folder, pooling="cls").encode(
+        SENTENCES, return_numpy=True, normalize_to_unit=False
+    )
+    assert online.shape == cls.shape
+    assert not np.allclose(online, cls, atol=1e-3)  # the trained pooler comes on top
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("encoder.name=someone/nothing", "encoder.name: someone/nothing is neither a model folder"),
+        ("data.train=someone/nothing", "data.train: someone/nothing is no file here"),
+        ("data.train=someone/packed:no.txt", "data.train: someone/packed:no.txt is no file here"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_line(client, tmp_path, setting, expected):
+    settings = [*SETTINGS, "encoder.name=mini-bert", "training.precision=float32", setting]
+    answer = client("train.py", "unsup_bert_base", *settings, f"output={tmp_path / 'run'}")
+    assert answer.returncode == 2
+    assert expected in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
