@@ -160,6 +160,8 @@ def _search(parsed: argparse.Namespace, arguments: list[str]) -> None:
     else:
         corpus = Path(parsed.corpus)
         simcse.build_index(corpus, batch_size=parsed.batch_size, column=parsed.column)
+        if not simcse.sentences:
+            raise UserError(f"--corpus {corpus}: no text in it")
     if parsed.save_index:
         simcse.save_index(parsed.save_index)
     for query in parsed.queries:

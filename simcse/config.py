@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from simcse.errors import UserError
 
@@ -48,9 +56,16 @@ Number = Annotated[float, BeforeValidator(_number_from_text), Field(allow_inf_na
 PositiveNumber = Annotated[Number, Field(gt=0)]
 
 
+def _without_tilde(value: str) -> str:
+    return str(Path(value).expanduser()) if value.startswith("~") else value
+
+
 def _task_list(value: object) -> object:
     value = _list_from_one(value)
     return [TASK_ALIASES.get(str(n), n) for n in value] if isinstance(value, list) else value
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_without_tilde)]
 
 
 class _Section(BaseModel):
@@ -60,7 +75,7 @@ class _Section(BaseModel):
 class EncoderConfig(_Section):
     """Which pre-trained encoder, and how its token states become one sentence embedding."""
 
-    name: str = Field("mini-bert", min_length=1)
+    name: PathText = "mini-bert"
     """Hugging Face name or local folder; ``mini-bert`` is the encoder shipped with the package."""
     revision: str | None = None
     """Branch, tag or commit of a Hub encoder."""
@@ -79,8 +94,8 @@ class EncoderConfig(_Section):
 class DataConfig(_Section):
     """Training text: one sentence a row."""
 
-    train: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_list_from_one)] = (
-        Field(default=["docstrings"], min_length=1)
+    train: Annotated[list[PathText], BeforeValidator(_list_from_one)] = Field(
+        default=["docstrings"], min_length=1
     )
     """``docstrings`` (sentences of the installed Python packages), files or globs of txt, csv, tsv,
     jsonl or parquet (also .gz), or one Hub data set by name."""
@@ -94,7 +109,7 @@ class DataConfig(_Section):
     """Train on this many rows, drawn once with ``seed``; ``null`` takes all."""
     max_length: Annotated[int, Field(ge=3)] = 32
     """Longest training input in tokens, special tokens included; encoding is not bound by it."""
-    cache: str | None = None
+    cache: PathText | None = None
     """Folder of the tokenised text; ``null`` uses the user's cache folder."""
 
 
@@ -135,7 +150,7 @@ class TrainingConfig(_Section):
 class EvaluationConfig(_Section):
     """What is measured, on what, and when."""
 
-    data: str | None = None
+    data: PathText | None = None
     """Folder in SentEval's layout (it holds ``STS/`` and ``SICK/``), for the STS tasks."""
     dev: DevTaskName = "pairs"
     """Chooses the best checkpoint: the embedded pairs, retrieval on the docstrings' dev modules, or
@@ -163,7 +178,7 @@ class EvaluationConfig(_Section):
 class Config(_Section):
     """One training run; every field has a default, so an empty file is a valid config."""
 
-    output: str | None = None
+    output: PathText | None = None
     """Run folder; ``null`` means ``outputs/<name of the config file>``."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seed of weights that are new, dropout, batches and row sampling."""
@@ -235,8 +250,10 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     return validate(values, where=str(path), default_output=f"outputs/{path.stem}")
 
 
-def validate(values: dict[str, Any], where: str, default_output: str | None = None) -> Config:
+def validate(values: Any, where: str, default_output: str | None = None) -> Config:
     """Check plain values against :class:`Config`; ``where`` names them in the error line."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a mapping of settings, found {type(values).__name__}")
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -269,10 +286,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(
             f"argument {override!r}: expected key=value, such as training.batch_size=128"
         )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"argument {key}: not valid YAML: {_yaml_problem(error)}") from error
+    value = _override_value(key, text)
     *sections, leaf = key.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
@@ -280,6 +294,22 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise UserError(f"argument {key}: {section} is a value, not a section")
         values = inner
     values[leaf] = value
+
+
+def _override_value(key: str, text: str) -> object:
+    """Numbers, true, false, null, quoted text and [lists] as in YAML; other text as it stands.
+
+    So ``*.txt``, ``a: b`` and ``x #1`` keep the meaning they have as names of files.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        if text.lstrip().startswith(("[", "{", "'", '"')):
+            problem = _yaml_problem(error)
+            raise UserError(f"argument {key}: not valid YAML: {problem}") from error
+        return text
+    marked = text.lstrip().startswith(("[", "'", '"'))
+    return value if marked or value is None or isinstance(value, bool | int | float) else text
 
 
 def _problems(error: ValidationError) -> Iterator[str]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
@@ -21,6 +24,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTok
 from simcse.config import EncoderConfig
 from simcse.config import Pooling as PoolingName
 from simcse.errors import UserError
+from simcse.files import give_usual_mode
 
 EMBEDDED_ENCODER = "mini-bert"
 # Where the loss finds its embeddings when the projection is for training only; `encode` reads
@@ -76,16 +80,17 @@ def build(config: EncoderConfig) -> SentenceTransformer:
     has_pooler = inspect.isclass(model_class) and (
         "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     )
-    transformer = Transformer(
-        source_of(config.name),
-        model_kwargs={
-            **hub,
-            "dtype": torch.float32,  # the default is whatever the checkpoint was stored in
-            **({"add_pooling_layer": False} if has_pooler else {}),
-        },
-        config_kwargs={**hub, **config_kwargs},
-        processor_kwargs=dict(hub),
-    )
+    with _loading(config):
+        transformer = Transformer(
+            source_of(config.name),
+            model_kwargs={
+                **hub,
+                "dtype": torch.float32,  # the default is whatever the checkpoint was stored in
+                **({"add_pooling_layer": False} if has_pooler else {}),
+            },
+            config_kwargs={**hub, **config_kwargs},
+            processor_kwargs=dict(hub),
+        )
     modules = [transformer, *pooling_modules(transformer, config.pooling)]
     if config.projection != "none":
         modules.append(_projection(transformer, train_only=config.projection == "train_only"))
@@ -133,6 +138,8 @@ def exported(model: SentenceTransformer) -> SentenceTransformer:
 def save(model: SentenceTransformer, folder: Path) -> None:
     """Save in sentence-transformers' layout, safetensors only, without a model card."""
     model.save_pretrained(str(folder), create_model_card=False)
+    for weights in folder.rglob("*.safetensors"):
+        give_usual_mode(weights)
     transformer = model[0]
     if getattr(transformer.model, "pooler", True) is None:
         # Without this a reader would make up a pooler at random and warn about it.
@@ -140,6 +147,21 @@ def save(model: SentenceTransformer, folder: Path) -> None:
         settings = json.loads(path.read_text(encoding="utf-8"))
         settings["model_args"] = {"add_pooling_layer": False}
         path.write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether a saved model has its list of modules and weights that are whole."""
+    transformer = ("model.safetensors", "model.safetensors.index.json")  # whole, or in shards
+    needed = (folder / "modules.json").is_file() and any(
+        (folder / n).is_file() for n in transformer
+    )
+    try:
+        for path in folder.rglob("*.safetensors"):
+            with safe_open(path, "pt"):  # compares the header with the file's length
+                pass
+    except (OSError, SafetensorError):
+        return False
+    return needed
 
 
 def _projection(transformer: Transformer, *, train_only: bool) -> Dense:
@@ -172,15 +194,22 @@ def _dropout_settings(settings: dict[str, Any]) -> list[str]:
 
 
 def _load(loader: Any, config: EncoderConfig) -> Any:
-    try:
+    with _loading(config):
         return loader.from_pretrained(
             source_of(config.name),
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
+
+
+@contextmanager
+def _loading(config: EncoderConfig) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # every kind of network, authentication, lookup and format error
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"encoder.name: {config.name} is neither a model folder here nor could it be had from "
-            f"the Hugging Face Hub: {reason[0]}"
-        ) from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if Path(source_of(config.name)).is_dir():
+            problem = "is a folder, but not an encoder that can be loaded"
+        else:
+            problem = "is neither a model folder here nor could it be had from the Hugging Face Hub"
+        raise UserError(f"encoder.name: {config.name} {problem}: {reason}") from error

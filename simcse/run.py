@@ -7,6 +7,7 @@ it, with ``scores.json`` it is finished. A folder made with another config is ne
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -74,8 +75,14 @@ def train(config: Config, command: list[str]) -> None:
     """
     run = Path(str(config.output))
     if _is_finished(run, config):
+        scores = _read_json(run / SCORES_FILE, "raw", "trained", "dev")
+        if not encoder.is_intact(run):
+            raise UserError(
+                f"{run}: it has scores, but its model is damaged or missing; remove {SCORES_FILE} "
+                "there and start again to repeat what is needed"
+            )
         print(f"{run} is finished:")
-        print_scores(_read_json(run / SCORES_FILE))
+        print_scores(scores)
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # a kill may have left some
         return
     arguments = training_arguments(config, run)
@@ -202,6 +209,9 @@ def _is_finished(run: Path, config: Config) -> bool:
         UserError: The folder holds a run with another config, or something else.
     """
     if not run.exists():
+        parent = next(folder for folder in run.absolute().parents if folder.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise UserError(f"output: {run} cannot be made: {parent} is no folder to write in")
         return False
     if not run.is_dir():
         raise UserError(f"output: {run} is a file")
@@ -216,9 +226,9 @@ def _is_finished(run: Path, config: Config) -> bool:
         return False
     try:
         old = validate(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
         raise UserError(
-            f"{path}: unreadable; remove {run} or choose another with output=FOLDER"
+            f"{path}: damaged; remove {run} or choose another with output=FOLDER"
         ) from error
     if changed := differences(old.model_copy(update={"output": config.output}), config):
         raise UserError(
@@ -235,7 +245,7 @@ def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[s
     path = run / ENVIRONMENT_FILE
     write_atomically(run / CONFIG_FILE, to_yaml(config))  # first: it makes this a run folder
     if path.is_file():
-        old = _read_json(path)["text"]
+        old = _read_json(path, "text")["text"]
         if old != text:
             raise UserError(
                 f"data.train: the text has changed since {run} was started (then "
@@ -251,7 +261,7 @@ def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Score
     """Scores of the untrained encoder with each pooling, computed once per run folder."""
     path = run / RAW_SCORES_FILE
     if path.is_file():
-        return _read_json(path)
+        return _read_json(path, *config.evaluation.raw_poolings)
     scores: dict[str, Scores] = {}
     for pooling in config.evaluation.raw_poolings:
         raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
@@ -260,11 +270,15 @@ def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Score
     return scores
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); remove it and start again") from error
+        if missing := [key for key in keys if key not in values]:
+            raise ValueError(f"no {', '.join(missing)}")
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}); remove that file and start again, the rest is kept"
+        ) from error
     return values
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,17 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 f"{rate:.2g}); lower training.learning_rate, or use float32 for training.precision"
             )
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # The library calls this after clipping and before the optimiser's step. float16 is left to
+        # its loss scaling, which skips such steps.
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(norm) and not self.args.fp16:
+            raise UserError(
+                f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; "
+                "lower training.learning_rate or raise objective.temperature"
+            )
+        return norm
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No automatic model card: it quotes training sentences and slows the start."""
@@ -343,6 +355,8 @@ def newest_checkpoint(run: Path) -> Path | None:
             step = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
         except (OSError, ValueError, KeyError):
             continue  # the run died while writing it
+        if not (encoder.is_intact(folder) and zipfile.is_zipfile(folder / "optimizer.pt")):
+            continue
         complete.append((step, folder))
     return max(complete)[1] if complete else None
 

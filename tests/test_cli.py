@@ -134,6 +134,13 @@ def test_output_that_cannot_be_written_is_one_line(model_folder, corpus, capsys)
     assert message.count("\n") == 1
 
 
+def test_search_in_an_empty_corpus_is_a_mistake(model_folder, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n")
+    corpus = ["--corpus", str(tmp_path / "empty.txt"), "--model", str(model_folder)]
+    assert main(["search", "x", *corpus]) == 2
+    assert "empty.txt: no text in it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--colour=red", "--batch-size=0", "--batch-size=many"])
 def test_unknown_options_and_values_are_refused(option, capsys):
     with pytest.raises(SystemExit) as error:

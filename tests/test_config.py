@@ -51,6 +51,22 @@ def test_overrides_are_yaml_and_may_have_dashes():
     assert config.encoder.dropout is None
 
 
+@pytest.mark.parametrize(
+    "name", ["*.txt", "data/*.txt", "a: b.txt", "run #1.txt", "2026-11-22", "a, b.txt", "- x"]
+)
+def test_text_of_an_override_is_taken_as_it_stands(name):
+    assert load_config("quickstart", [f"data.train={name}"]).data.train == [name]
+    assert load_config("quickstart", [f"output={name}"]).output == name
+
+
+def test_quotes_and_lists_of_an_override_are_yaml():
+    config = load_config("quickstart", ["output='null'", "data.train=[a, 'b c']"])
+    assert config.output == "null"
+    assert config.data.train == ["a", "b c"]
+    with pytest.raises(UserError, match=r"argument data\.train: not valid YAML"):
+        load_config("quickstart", ["data.train=[a"])
+
+
 @pytest.mark.parametrize("text", ["3e-5", "'3e-5'", "0.00003", "3.0e-5"])
 def test_numbers_that_yaml_takes_for_text(write, text):
     config = load_config(write(f"training: {{learning_rate: {text}}}"))

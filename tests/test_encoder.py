@@ -134,6 +134,17 @@ def test_training_length_does_not_limit_the_export(tiny):
     assert encoder.build(EncoderConfig(name="mini-bert")).max_seq_length == 128
 
 
+def test_damaged_weights_and_empty_folders_are_one_line(tmp_path, tiny):
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny, folder)
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    (tmp_path / "empty").mkdir()
+    for name in ("damaged", "empty"):
+        with pytest.raises(UserError, match="is a folder, but not an encoder") as error:
+            encoder.build(EncoderConfig(name=str(tmp_path / name)))
+        assert "\n" not in str(error.value)
+
+
 def test_shipped_encoder_is_found_by_name():
     assert encoder.source_of("mini-bert") == str(MINI_BERT)
     assert encoder.source_of("bert-base-uncased") == "bert-base-uncased"

@@ -222,17 +222,40 @@ def test_two_processes_cannot_train_in_one_folder(arguments, run, interrupted, c
 
 def test_damaged_scores_are_named(arguments, run, capsys):
     assert main(arguments) == 0
-    (run / "scores.json").write_text('{"raw": ')
+    for content in ('{"raw": ', "{}", "[]", "3"):
+        (run / "scores.json").write_text(content)
+        assert main(arguments) == 2
+        assert "scores.json: damaged" in capsys.readouterr().err
+
+
+def test_finished_run_without_its_model_is_not_called_finished(arguments, run, capsys):
+    assert main(arguments) == 0
+    weights = run / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
     assert main(arguments) == 2
-    assert "scores.json: damaged" in capsys.readouterr().err
+    assert "its model is damaged or missing" in capsys.readouterr().err
+    (run / "scores.json").unlink()
+    assert main(arguments) == 0
+    assert SentenceTransformer(str(run)).encode(SENTENCES).shape == (6, 32)
 
 
 def test_incomplete_checkpoint_is_passed_over(arguments, run, interrupted, capsys):
     assert interrupted(arguments, 9)
     newest = newest_checkpoint(run)
     assert newest.name == "checkpoint-8"
-    (newest / "trainer_state.json").write_text('{"global_step": 8')
-    assert newest_checkpoint(run).name == "checkpoint-4"
+    whole = {path: path.read_bytes() for path in newest.rglob("*") if path.is_file()}
+    broken = (
+        "trainer_state.json",
+        "model.safetensors",
+        "2_Dense/model.safetensors",
+        "optimizer.pt",
+    )
+    for name in broken:
+        (newest / name).write_bytes(whole[newest / name][:-40])
+        assert newest_checkpoint(run).name == "checkpoint-4", name
+        (newest / name).write_bytes(whole[newest / name])
+    assert newest_checkpoint(run) == newest
+    (newest / "model.safetensors").unlink()
     assert main(arguments) == 0
     assert "checkpoint-4" in capsys.readouterr().out
 
@@ -260,6 +283,21 @@ def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
     assert main(arguments) == 2
     assert "step 6: the loss is nan (learning rate" in capsys.readouterr().err
     assert newest_checkpoint(run).name == "checkpoint-4"
+
+
+def test_infinite_gradient_stops_the_run(arguments, capsys):
+    assert main([*arguments, "objective.temperature=1e-38"]) == 2
+    message = capsys.readouterr().err
+    assert "step 1: the " in message
+    assert message.count("\n") == 1
+
+
+def test_tilde_is_the_home_folder_everywhere(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert main([*arguments, "output=~/run"]) == 0
+    assert (tmp_path / "home" / "run" / "scores.json").is_file()
+    assert not (tmp_path / "home" / "run" / "checkpoints").exists()
 
 
 def test_dry_run_writes_nothing(arguments, run, capsys):
@@ -294,6 +332,25 @@ def test_mistakes_end_with_one_line_and_no_run_folder(arguments, run, capsys, se
     assert expected in message
     assert message.count("\n") == 1
     assert not run.exists()
+
+
+def test_output_that_cannot_be_made_is_known_before_the_text_is_read(arguments, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([*arguments, f"output={tmp_path / 'file' / 'run'}"]) == 2
+    answer = capsys.readouterr()
+    assert "output: " in answer.err
+    assert "is no folder to write in" in answer.err
+    assert not answer.out
+
+
+@pytest.mark.parametrize("content", ["", "- 1\n", "foo: 1\n", "a: b: c\n"])
+def test_damaged_config_of_a_run_folder(arguments, run, capsys, content):
+    run.mkdir()
+    (run / "config.yaml").write_text(content)
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "config.yaml: damaged; remove" in message
+    assert message.count("\n") == 1
 
 
 def test_foreign_folder_is_left_alone(arguments, run, capsys):
