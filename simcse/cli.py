@@ -19,7 +19,7 @@ from typing import get_args
 
 from simcse import __version__
 from simcse.config import Pooling, config_names, json_schema, load_config
-from simcse.errors import UserError
+from simcse.errors import UserError, first_line
 
 EXIT_USER_ERROR = 2
 EXIT_NO_SPACE = 1
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _fail(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
             raise
         return _fail(
-            f"no space left on the disk ({_first_line(error)}); make room, then start again: "
+            f"no space left on the disk ({first_line(error)}); make room, then start again: "
             "a training run resumes from its last checkpoint",
             EXIT_NO_SPACE,
         )
@@ -290,10 +290,6 @@ def _is_full_disk(error: BaseException | None) -> bool:
 
 def _file_name(model: str) -> str:
     return re.sub(r"[\\/:]+", "--", model.strip("/.")) or "model"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _fail(message: str, status: int) -> int:

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from simcse.errors import UserError
+from simcse.errors import UserError, first_line
 
 # The clone keeps the configs beside the package, a wheel carries them inside it.
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
@@ -359,4 +359,4 @@ def _yaml_place(path: Path, error: yaml.YAMLError) -> str:
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
-    return getattr(error, "problem", None) or str(error).splitlines()[0]
+    return getattr(error, "problem", None) or first_line(error)

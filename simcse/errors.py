@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes a user can mend, and the short form of others' exceptions."""
 
 
 class UserError(ValueError):
@@ -8,3 +8,8 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with status 2; from Python it is an
     ordinary ``ValueError``.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an exception's message, or its type's name where there is no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from torch import nn
 from simcse import encoder
 from simcse.config import EncoderConfig
 from simcse.config import Pooling as PoolingName
-from simcse.errors import UserError
+from simcse.errors import UserError, first_line
 
 DEFAULT_MODEL = Path("outputs") / "quickstart"
 ASSUMED_POOLING: PoolingName = "mean"
@@ -71,15 +71,14 @@ def load_model(
     try:
         return model.to(device) if device is not None else model
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there
-        raise UserError(f"device {device}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device {device}: {first_line(error)}") from error
 
 
 def _load_stored(name: str, source: str, device: str | None) -> SentenceTransformer:
     try:
         return SentenceTransformer(source, device=device)
     except Exception as error:  # a damaged folder fails in many ways, deep in the libraries
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: cannot be loaded: {reason}") from error
+        raise UserError(f"{name}: cannot be loaded: {first_line(error)}") from error
 
 
 def _with_trained_pooler(name: str) -> SentenceTransformer:

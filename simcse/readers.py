@@ -22,7 +22,7 @@ from datasets import Dataset
 
 from simcse import docstrings
 from simcse.config import DataConfig
-from simcse.errors import UserError
+from simcse.errors import UserError, first_line
 
 EMBEDDED_TEXT = "docstrings"
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
@@ -164,8 +164,9 @@ class _File:
                         number += 1
                         yield _text(f"{self.path}: row {number}", value)
         except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self.path}: not a sound parquet file: {reason}") from error
+            raise UserError(
+                f"{self.path}: not a sound parquet file: {first_line(error)}"
+            ) from error
 
 
 Source = _Docstrings | _HubDataset | _File
@@ -220,7 +221,7 @@ def _from_hub(name: str, config: DataConfig) -> Iterator[Source]:
     except Exception as error:  # every kind of network, authentication and lookup error
         raise UserError(
             f"data.train: {name} is no file here and could not be had from the Hugging Face Hub: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
 
 

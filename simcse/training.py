@@ -1,8 +1,8 @@
 """The training loop: a thin layer over sentence-transformers' Trainer.
 
 What is ours: all views in one forward pass, the objective, the batches, a stop at a non-finite
-loss, checkpoints without pickled settings, the log. Everything else (optimiser, schedule, mixed
-precision, trackers, checkpoints, resume) is the Trainer's.
+loss or gradient, checkpoints without pickled settings, the log. Everything else (optimiser,
+schedule, mixed precision, trackers, checkpoints, resume) is the Trainer's.
 """
 
 from __future__ import annotations
