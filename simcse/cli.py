@@ -1,4 +1,4 @@
-"""The command line: ``simcse train | evaluate | encode | search``.
+"""The command line: ``simcse train | evaluate | compare | report | encode | search``.
 
 Thin: parse, call the package, turn errors into one line and an exit status. torch is imported only
 once a command has valid arguments.
@@ -9,16 +9,12 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import json
-import logging
-import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import get_args
 
-from simcse import __version__
-from simcse.config import Pooling, config_names, json_schema, load_config
+from simcse import __version__, commands
+from simcse.config import Pooling, config_names
 from simcse.errors import UserError, first_line
 
 EXIT_USER_ERROR = 2
@@ -43,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True, errors="replace")
     parser = _parser()
     parsed, extra = parser.parse_known_args(arguments)
-    if extra and (parsed.run is not _train or not all("=" in word for word in extra)):
+    if extra and (parsed.run is not commands.train or not all("=" in word for word in extra)):
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
     if extra:  # --training.batch_size=128 means the same as training.batch_size=128
         parsed.words += extra
@@ -67,120 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(parsed: argparse.Namespace, arguments: list[str]) -> None:
-    if parsed.schema:
-        print(json.dumps(json_schema(), indent=2))
-        return
-    positional = [word for word in parsed.words if "=" not in word]
-    overrides = [word for word in parsed.words if "=" in word]
-    named = [*positional, *([parsed.config] if parsed.config else [])]
-    if len(named) > 1:
-        raise UserError(f"one config at a time, got {' and '.join(named)}")
-    config = load_config(named[0] if named else "quickstart", overrides)
-    _quiet_libraries()
-    from simcse import run
-
-    if parsed.dry_run:
-        run.dry_run(config)
-    else:
-        run.train(config, ["train", *arguments[1:]])
-
-
-def _evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
-    _quiet_libraries()
-    from simcse.evaluation.protocol import PROTOCOL, evaluate
-    from simcse.evaluation.sources import load_geometry, load_task
-    from simcse.evaluation.table import score_table
-    from simcse.files import write_atomically
-    from simcse.loading import DEFAULT_MODEL, load_model
-
-    data = Path(parsed.data) if parsed.data else None
-    if data is not None and not data.is_dir():
-        raise UserError(f"--data {data}: no such folder")
-    names = [name for name in parsed.tasks.split(",") if name]
-    if not names:
-        raise UserError("--tasks: name at least one task")
-    tasks = [load_task(name, data) for name in dict.fromkeys(names)]
-    tasks.append(load_geometry(data, dev_only=False))
-    model = load_model(parsed.model, parsed.pooling, parsed.device)
-    bar = sys.stderr.isatty()
-    scores = evaluate(
-        lambda texts: model.encode(texts, batch_size=parsed.batch_size, show_progress_bar=bar),
-        tasks,
-    )
-    name = str(parsed.model or DEFAULT_MODEL)
-    output = Path(parsed.output or f"outputs/evaluation/{_file_name(name)}/scores.json")
-    result = {"model": name, "protocol": PROTOCOL, "scores": scores}
-    write_atomically(output, json.dumps(result, indent=2) + "\n")
-    print(score_table({Path(name).name: scores}))
-    print(f"\nprotocol: {PROTOCOL}")
-    print(f"written to {output}")
-
-
-def _encode(parsed: argparse.Namespace, arguments: list[str]) -> None:
-    _quiet_libraries()
-    import numpy as np
-
-    from simcse.files import replacing
-    from simcse.inference import SimCSE
-    from simcse.readers import read_sentences
-
-    output = Path(parsed.output)
-    if output.suffix != ".npy":
-        raise UserError(f"-o {output}: expected a name that ends in .npy")
-    sentences = list(read_sentences(Path(parsed.file), parsed.column))
-    if not sentences:
-        raise UserError(f"{parsed.file}: no text in it")
-    embeddings = SimCSE(parsed.model, parsed.device, pooling=parsed.pooling).encode(
-        sentences,
-        return_numpy=True,
-        normalize_to_unit=not parsed.keep_length,
-        batch_size=parsed.batch_size,
-        max_length=parsed.max_length,
-        show_progress_bar=sys.stderr.isatty(),
-    )
-    with replacing(output) as temporary, temporary.open("wb") as file:
-        np.save(file, np.asarray(embeddings))
-    print(
-        f"{output}: {embeddings.shape[0]:,} embeddings of width {embeddings.shape[1]}, "
-        "row i is row i of the file"
-    )
-
-
-def _search(parsed: argparse.Namespace, arguments: list[str]) -> None:
-    source = [option for option in (parsed.corpus, parsed.index) if option]
-    if len(source) != 1:
-        raise UserError("search needs either --corpus FILE or --index FILE.npz")
-    _quiet_libraries()
-    from simcse.inference import SimCSE
-
-    simcse = SimCSE(parsed.model, parsed.device, pooling=parsed.pooling)
-    if parsed.index:
-        simcse.load_index(parsed.index)
-    else:
-        corpus = Path(parsed.corpus)
-        simcse.build_index(corpus, batch_size=parsed.batch_size, column=parsed.column)
-        if not simcse.sentences:
-            raise UserError(f"--corpus {corpus}: no text in it")
-    if parsed.save_index:
-        simcse.save_index(parsed.save_index)
-    for query in parsed.queries:
-        matches = simcse.search(query, threshold=parsed.threshold, top_k=parsed.top_k)
-        print(query)
-        for sentence, score in matches:
-            print(f"  {score:.4f}  {sentence}")
-        if not matches:
-            print(f"  nothing at or above --threshold {parsed.threshold}")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="simcse", description="Train and use SimCSE sentence embeddings."
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="train | evaluate | encode | search")
+    subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
+    train = subcommands.add_parser(
         "train",
         help="train from a config",
         description="Train a sentence encoder. The same command resumes an unfinished run.",
@@ -199,24 +89,57 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--schema", action="store_true", help="print the JSON schema of a config and stop"
     )
-    train.set_defaults(run=_train)
+    train.set_defaults(run=commands.train)
 
-    evaluate = commands.add_parser("evaluate", help="score a model", description="Score a model.")
+    evaluate = subcommands.add_parser(
+        "evaluate", help="score a model", description="Score a model."
+    )
     evaluate.add_argument("model", nargs="?", help="run folder, model folder or Hub name")
     evaluate.add_argument(
         "--data", metavar="FOLDER", help="folder in SentEval's layout (holds STS/, SICK/)"
     )
     evaluate.add_argument(
         "--tasks",
-        default="pairs,docstrings",
-        help="comma-separated: pairs, docstrings, STS12…STS16, STSB (STSBenchmark), STSB-dev, "
-        "SICK-R (default: %(default)s)",
+        help="comma-separated: sts, transfer (all of those that --data holds), single ones such as "
+        "STS12, STSB, SICK-R, MR, TREC, pairs, docstrings, or any task or benchmark of mteb, with "
+        "mteb: in front of names that both have (default: sts with --data, else pairs,docstrings)",
+    )
+    evaluate.add_argument(
+        "--against",
+        metavar="NAME",
+        help="print published scores beside it: a model or a group such as bert-base-unsup",
     )
     evaluate.add_argument("-o", "--output", metavar="FILE", help="where scores.json goes")
     _add_model_options(evaluate, batch_size=128)
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=commands.evaluate)
 
-    encode = commands.add_parser(
+    compare = subcommands.add_parser(
+        "compare",
+        help="compare two runs or sets of seeds",
+        description="Differences B - A: single models by a paired bootstrap over sentence pairs, "
+        "sets of seeds by Welch's t-test.",
+    )
+    compare.add_argument("run_a", metavar="RUN_A", help="run folder, or folder of seeds")
+    compare.add_argument("run_b", metavar="RUN_B")
+    compare.add_argument("--seeds", metavar="0,1,2", help="only these seeds of both")
+    compare.set_defaults(run=commands.compare)
+
+    report = subcommands.add_parser(
+        "report",
+        help="draw runs as one HTML page",
+        description="Write curves, geometry, histograms and scores of runs as one HTML page.",
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or folder of seeds")
+    report.add_argument(
+        "-o",
+        "--output",
+        default="outputs/report",
+        metavar="FOLDER",
+        help="gets report.html and the pictures as PNG (default: %(default)s)",
+    )
+    report.set_defaults(run=commands.report)
+
+    encode = subcommands.add_parser(
         "encode", help="embed a file", description="Embed every row of a file."
     )
     encode.add_argument("file", help="txt (one text a line), csv, tsv, jsonl or parquet, also .gz")
@@ -230,9 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-length", action="store_true", help="do not normalise the embeddings"
     )
     _add_model_options(encode, batch_size=64)
-    encode.set_defaults(run=_encode)
+    encode.set_defaults(run=commands.encode)
 
-    search = commands.add_parser(
+    search = subcommands.add_parser(
         "search", help="search a corpus", description="Find similar sentences."
     )
     search.add_argument("queries", nargs="+", metavar="QUERY")
@@ -250,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold", type=float, default=0.0, help="lowest similarity (default: 0)"
     )
     _add_model_options(search, batch_size=64)
-    search.set_defaults(run=_search)
+    search.set_defaults(run=commands.search)
     return parser
 
 
@@ -267,17 +190,6 @@ def _positive(text: str) -> int:
     return number
 
 
-def _quiet_libraries() -> None:
-    """Keep the libraries' notices out of the output; ours and real warnings stay."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bar()
-
-
 def _is_full_disk(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -286,10 +198,6 @@ def _is_full_disk(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _file_name(model: str) -> str:
-    return re.sub(r"[\\/:]+", "--", model.strip("/.")) or "model"
 
 
 def _fail(message: str, status: int) -> int:

@@ -33,6 +33,7 @@ Pooling = Literal["cls", "mean", "avg_first_last"]
 TaskName = Literal[
     "pairs", "docstrings",
     "STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "STSB-dev", "SICK-R",
+    "MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC",
 ]  # fmt: skip
 DevTaskName = Literal["pairs", "docstrings", "STSB"]
 TASK_ALIASES = {"STSBenchmark": "STSB", "STS-B": "STSB", "SICKRelatedness": "SICK-R"}
@@ -65,6 +66,14 @@ def _task_list(value: object) -> object:
     return [TASK_ALIASES.get(str(n), n) for n in value] if isinstance(value, list) else value
 
 
+def _seed_list(value: object) -> object:
+    if isinstance(value, str):  # seeds=0,1,2
+        words = [word.strip() for word in value.split(",")]
+        return [int(word) if word.isdecimal() else word for word in words]
+    return [value] if isinstance(value, int) else value
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_without_tilde)]
 
 
@@ -180,13 +189,20 @@ class Config(_Section):
 
     output: PathText | None = None
     """Run folder; ``null`` means ``outputs/<name of the config file>``."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    seed: Seed = 42
     """Seed of weights that are new, dropout, batches and row sampling."""
+    seeds: Annotated[list[Seed], BeforeValidator(_seed_list)] = []
+    """Several seeds, such as ``seeds=0,1,2``: a run each in ``<output>/seed-<n>``, and their mean,
+    spread and interval in ``<output>/summary.json``; takes the place of ``seed``."""
     encoder: EncoderConfig = EncoderConfig()
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted key, in declaration order."""
+        return dict(_leaves(self.model_dump()))
 
     @model_validator(mode="after")
     def _negatives_exist(self) -> Config:
@@ -195,6 +211,12 @@ class Config(_Section):
                 "training.batch_size: 1 leaves no in-batch negatives, so the loss is always 0; "
                 "allowed is 2 or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Config:
+        if repeated := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
+            raise ValueError(f"seeds: {repeated[0]} is given twice; a seed counts once")
         return self
 
 
@@ -271,7 +293,7 @@ def to_yaml(config: Config) -> str:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Lines ``key: old -> new`` for every setting in which two configs differ."""
-    before, after = dict(_leaves(old.model_dump())), dict(_leaves(new.model_dump()))
+    before, after = old.settings(), new.settings()
     return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
@@ -340,7 +362,7 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     near = difflib.get_close_matches(str(location[-1]), names, n=2, cutoff=0.5)
     if near:
         return f" (did you mean {' or '.join(near)}?)"
-    everywhere = [key for key, _ in _leaves(Config().model_dump())]
+    everywhere = list(Config().settings())
     elsewhere = [key for key in everywhere if key.rpartition(".")[2] == location[-1]]
     return f" (did you mean {elsewhere[0]}?)" if elsewhere else f" (allowed: {', '.join(names)})"
 

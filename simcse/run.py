@@ -29,9 +29,10 @@ from simcse.environment import environment
 from simcse.errors import UserError
 from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.sources import load_dev_task, load_geometry, load_task
-from simcse.evaluation.table import score_table
+from simcse.evaluation.table import collapse_lines, score_table
 from simcse.evaluation.tasks import Task
 from simcse.files import write_atomically
+from simcse.runs import CONFIG_FILE, ITEMS_FILE, SCORES_FILE, read_json, save_items
 from simcse.training import (
     NUM_VIEWS,
     ContrastiveLoss,
@@ -45,8 +46,6 @@ from simcse.training import (
     training_arguments,
 )
 
-CONFIG_FILE = "config.yaml"
-SCORES_FILE = "scores.json"
 RAW_SCORES_FILE = "raw_scores.json"
 ENVIRONMENT_FILE = "environment.json"
 LOCK_FILE = ".lock"
@@ -63,19 +62,21 @@ class _Prepared:
     dev: DevEvaluator
 
 
-def train(config: Config, command: list[str]) -> None:
+def train(config: Config, command: list[str], twin: Path | None = None) -> None:
     """Run, resume or show a training run.
 
     Args:
         config: Resolved config; ``output`` names the run folder.
         command: Command line to write down with the results.
+        twin: A run that differs in its seed alone: its scores of the untrained encoder, which
+            know no seed, are taken over.
 
     Raises:
         UserError: Anything the user can mend; what is on disk stays as it was.
     """
     run = Path(str(config.output))
     if _is_finished(run, config):
-        scores = _read_json(run / SCORES_FILE, "raw", "trained", "dev")
+        scores = read_json(run / SCORES_FILE, "raw", "trained", "dev")
         if not encoder.is_intact(run):
             raise UserError(
                 f"{run}: it has scores, but its model is damaged or missing; remove {SCORES_FILE} "
@@ -88,6 +89,9 @@ def train(config: Config, command: list[str]) -> None:
     arguments = training_arguments(config, run)
     prepared = _prepare(config)
     _open_folder(run, config, prepared, command)
+    if twin is not None and not (run / RAW_SCORES_FILE).is_file():
+        text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
+        write_atomically(run / RAW_SCORES_FILE, text)
     try:
         with FileLock(run / LOCK_FILE, blocking=False):
             _train_in(run, config, arguments, prepared)
@@ -113,10 +117,12 @@ def _train_in(
     encoder.save(encoder.exported(model), run)
     # Scored as its users will load it: from disk, without mixed precision.
     result = SentenceTransformer(str(run), trust_remote_code=config.encoder.trust_remote_code)
+    evaluation = evaluate_model(result, prepared.tasks, config.evaluation.batch_size)
+    save_items(run / ITEMS_FILE, evaluation.items)  # before the scores, which end the run
     scores = {
         "protocol": PROTOCOL,
         "raw": raw,
-        "trained": evaluate_model(result, prepared.tasks, config.evaluation.batch_size),
+        "trained": evaluation.scores,
         "dev": {
             "task": prepared.dev.task.name,
             "metric": prepared.dev.task.metric,
@@ -163,6 +169,8 @@ def print_scores(scores: dict[str, Any]) -> None:
     columns["trained"] = scores["trained"]
     dev = scores["dev"]
     print(f"\n{score_table(columns)}\n")
+    for line in collapse_lines({"trained": scores["trained"]}):
+        print(line)
     print(
         f"best of {dev['task']} ({dev['metric']} {100 * dev['best']:.2f}) "
         f"at step {dev['best_step']} of {dev['steps']}"
@@ -245,7 +253,7 @@ def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[s
     path = run / ENVIRONMENT_FILE
     write_atomically(run / CONFIG_FILE, to_yaml(config))  # first: it makes this a run folder
     if path.is_file():
-        old = _read_json(path, "text")["text"]
+        old = read_json(path, "text")["text"]
         if old != text:
             raise UserError(
                 f"data.train: the text has changed since {run} was started (then "
@@ -261,25 +269,14 @@ def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Score
     """Scores of the untrained encoder with each pooling, computed once per run folder."""
     path = run / RAW_SCORES_FILE
     if path.is_file():
-        return _read_json(path, *config.evaluation.raw_poolings)
+        return read_json(path, *config.evaluation.raw_poolings)
     scores: dict[str, Scores] = {}
     for pooling in config.evaluation.raw_poolings:
         raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
-        scores[pooling] = evaluate_model(encoder.build(raw), tasks, config.evaluation.batch_size)
+        model = encoder.build(raw)
+        scores[pooling] = evaluate_model(model, tasks, config.evaluation.batch_size).scores
     write_atomically(path, json.dumps(scores, indent=2) + "\n")
     return scores
-
-
-def _read_json(path: Path, *keys: str) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if missing := [key for key in keys if key not in values]:
-            raise ValueError(f"no {', '.join(missing)}")
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: damaged ({error}); remove that file and start again, the rest is kept"
-        ) from error
-    return values
 
 
 def _measure(config: Config, prepared: _Prepared) -> tuple[float, float]:

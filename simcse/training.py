@@ -41,13 +41,15 @@ from simcse import encoder
 from simcse.batching import ViewBatchSampler, ViewCollator
 from simcse.config import Config
 from simcse.errors import UserError
-from simcse.evaluation.protocol import Scores, evaluate
+from simcse.evaluation.protocol import Evaluation, evaluate
 from simcse.evaluation.tasks import Task
 from simcse.files import write_atomically
+from simcse.geometry import collapse
 from simcse.objectives import info_nce
 
 NUM_VIEWS = 2
 DEV_SCORE = "dev_score"
+GEOMETRY = ("alignment", "uniformity", "mean_cosine", "effective_rank")
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last, so it marks a complete checkpoint
 
 
@@ -82,17 +84,16 @@ class DevEvaluator(BaseEvaluator):
         epoch: float = -1,
         steps: int = -1,
     ) -> dict[str, float]:
-        """``dev_score`` (the task's own metric), ``alignment`` and ``uniformity``."""
-        scores = evaluate_model(model, [self.task, self.geometry], self.batch_size)
+        """``dev_score`` (the task's own metric) and the keys of :data:`GEOMETRY`."""
+        scores = evaluate_model(model, [self.task, self.geometry], self.batch_size).scores
         geometry = scores[self.geometry.name]
         return {
             DEV_SCORE: scores[self.task.name][self.task.metric],
-            "alignment": geometry["alignment"],
-            "uniformity": geometry["uniformity"],
+            **{key: geometry[key] for key in GEOMETRY},
         }
 
 
-def evaluate_model(model: SentenceTransformer, tasks: list[Task], batch_size: int) -> Scores:
+def evaluate_model(model: SentenceTransformer, tasks: list[Task], batch_size: int) -> Evaluation:
     """Score a model as it encodes: evaluation mode, no projection that is for training only."""
 
     def encode(texts: list[str]) -> np.ndarray:
@@ -233,6 +234,13 @@ class Progress(TrainerCallback):
                 f"alignment {logs['eval_alignment']:.3f}, "
                 f"uniformity {logs['eval_uniformity']:.3f}"
             )
+            cosine, rank = logs["eval_mean_cosine"], logs["eval_effective_rank"]
+            if (kind := collapse(cosine, rank)) != "none":
+                tqdm.write(
+                    f"warning: {kind} collapse at step {state.global_step:,}: mean cosine of "
+                    f"distinct sentences {cosine:.4f}, effective rank {rank:.1f} "
+                    "(docs/protocol.md)"
+                )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

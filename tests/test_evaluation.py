@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from scipy.stats import rankdata
@@ -6,6 +8,7 @@ from sentence_transformers import SentenceTransformer
 from simcse import encoder
 from simcse.config import EncoderConfig
 from simcse.errors import UserError
+from simcse.evaluation.names import MTEB_STS, STS, TRANSFER
 from simcse.evaluation.protocol import evaluate
 from simcse.evaluation.sources import (
     STS_SUBSETS,
@@ -13,9 +16,11 @@ from simcse.evaluation.sources import (
     load_geometry,
     load_task,
     read_pairs,
+    task_names,
 )
-from simcse.evaluation.table import score_table
-from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask
+from simcse.evaluation.table import collapse_lines, score_table
+from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, similarity_bands
+from simcse.training import evaluate_model
 
 VECTORS = {
     "east": [1.0, 0.0],
@@ -33,7 +38,7 @@ def test_pairs_are_scored_by_spearman_of_the_cosine():
     task = PairTask("t", ["east"] * 4, list(VECTORS), np.array([5.0, 1.0, 2.0, 0.0]))
     cosine = [1, 0, np.sqrt(0.5), -1]
     expected = np.corrcoef(rankdata(cosine), rankdata(task.grades))[0, 1]
-    scores = evaluate(encode, [task])["t"]
+    scores = evaluate(encode, [task]).scores["t"]
     assert scores["cosine_spearman"] == pytest.approx(expected)
     assert scores["pairs"] == 4
 
@@ -44,7 +49,7 @@ def test_retrieval_counts_ranks_and_ties():
     vectors["q0"] = np.eye(13)[0]  # rank 1
     vectors["q1"] = np.eye(13)[12]  # equally far from all: ties count against, rank 12
     task = RetrievalTask("r", ["q0", "q1", *documents[2:]], documents)
-    scores = evaluate(lambda texts: np.stack([vectors[t] for t in texts]), [task])["r"]
+    scores = evaluate(lambda texts: np.stack([vectors[t] for t in texts]), [task]).scores["r"]
     assert scores["recall_at_10"] == pytest.approx(11 / 12)
     assert scores["mrr"] == pytest.approx((11 + 1 / 12) / 12)
 
@@ -52,7 +57,7 @@ def test_retrieval_counts_ranks_and_ties():
 def test_geometry_uses_pairs_above_four_and_distinct_sentences():
     grades = np.array([5.0, 4.0, 4.5])
     task = GeometryTask("here", ["east", "east", "north"], ["north", "west", "west"], grades)
-    scores = evaluate(encode, [task])["geometry"]
+    scores = evaluate(encode, [task]).scores["geometry"]
     assert scores["alignment"] == pytest.approx(
         2.0
     )  # east-north and north-west; 4.0 is not above 4
@@ -155,13 +160,69 @@ def test_stsb_and_sick_layouts(tmp_path):
         load_task("STSB-dev", tmp_path)
 
 
-def test_unknown_task_and_missing_folder():
-    with pytest.raises(
-        UserError, match="task 'STS99': unknown; allowed are pairs, docstrings, STS12"
-    ):
+def test_unknown_task_and_missing_folder(tmp_path):
+    with pytest.raises(UserError, match=r"task 'STS99': unknown \(did you mean .*STS1"):
         load_task("STS99", None)
-    with pytest.raises(UserError, match="task STS12: needs a folder"):
+    with pytest.raises(UserError, match=r"task STS12: needs a folder .* with mteb: in front"):
         load_task("STS12", None)
+    with pytest.raises(UserError, match=r"task sts: none of STS12, STS13, .* is in"):
+        task_names(["sts"], tmp_path)
+    with pytest.raises(UserError, match="task transfer: needs a folder"):
+        task_names(["transfer"], None)
+
+
+def test_groups_are_what_the_folder_holds(tmp_path):
+    sts_folder(tmp_path)
+    (tmp_path / "SICK").mkdir()  # without the test file
+    names, missing = task_names(["sts", "STSBenchmark", "STS13"], tmp_path)
+    assert names == ["STS13", "STSB"]  # a task by its own name is not left out: loading it says why
+    assert missing == ["STS12", "STS14", "STS15", "STS16", "STSB", "SICK-R"]
+
+
+def test_a_grade_is_a_finite_number(tmp_path):
+    folder = sts_folder(tmp_path)
+    (folder / "STS.gs.OnWN.txt").write_text("nan\n1\n")
+    with pytest.raises(UserError, match=r"OnWN\.txt:1: expected .* a number"):
+        load_task("STS13", tmp_path)
+
+
+def test_pairs_of_equal_texts_are_tied():
+    # Dot products of a vector with itself differ from 1 in the last bit, here and there.
+    random = np.random.default_rng(0)
+    texts = [str(i) for i in range(50)]
+    vectors = dict(zip(texts, random.normal(size=(50, 7)), strict=True))
+    task = PairTask("t", [*texts, "0"], [*texts, "1"], np.array([*range(50), 0.0]))
+    items = evaluate(lambda wanted: np.stack([vectors[t] for t in wanted]), [task]).items
+    assert set(items["t.similarity"][:50]) == {1.0}
+    assert items["t.grade"].tolist() == task.grades.tolist()
+
+
+def test_similarities_are_cosines_and_ranks_are_kept():
+    task = PairTask("t", ["east"] * 4, list(VECTORS), np.array([5.0, 1.0, 2.0, 0.0]))
+    items = evaluate(encode, [task, RetrievalTask("r", ["east"], ["north"])]).items
+    np.testing.assert_allclose(items["t.similarity"], [1, 0, np.sqrt(0.5), -1], atol=1e-12)
+    assert items["r.rank"].tolist() == [1]
+
+
+def test_bands_hold_the_pairs_of_a_grade():
+    bands = similarity_bands(np.array([-1.0, 0.02, 0.3, 0.9, 1.0]), np.array([0, 0.9, 1, 4, 5]))
+    assert {name: band["pairs"] for name, band in bands.items()} == {"0-1": 2, "1-2": 1, "4-5": 2}
+    assert bands["0-1"]["mean"] == pytest.approx(-0.49)
+    assert bands["4-5"]["std"] == pytest.approx(0.05)
+    assert bands["0-1"]["counts"][0] == 1 and bands["0-1"]["counts"][20] == 1
+    assert bands["4-5"]["counts"][-1] == 1  # 1.0 is inside the last bin
+
+
+def test_collapse_is_named_in_the_scores():
+    spread = {"a": [1.0, 0], "b": [0, 1.0], "c": [-1, 0.2]}
+    grades = np.array([5.0])
+    task = GeometryTask("here", ["a"], ["b"], grades)
+    for offset, expected in ((0, "dimensional"), (1000, "complete")):
+        scores = evaluate(
+            lambda texts, offset=offset: np.array([spread[t] for t in texts]) + offset, [task]
+        ).scores
+        assert scores["geometry"]["collapse"] == expected
+        assert collapse_lines({"model": scores})[0].startswith(f"warning: model: {expected}")
 
 
 def test_embedded_pairs_are_balanced_and_distinct():
@@ -194,6 +255,20 @@ def test_table_prints_percent_and_geometry():
     assert rows[-1] == ["geometry", "(STS-B)", "uniformity", "↓", "-1.690", "-1.690"]
 
 
+def test_averages_of_seven_name_their_sick():
+    spearman = {name: {"cosine_spearman": 0.1 * i} for i, name in enumerate(STS)}
+    spearman["SICK-R"]["source"] = "SentEval, 4,927"
+    theirs = {name: {"cosine_spearman": 0.5} for name in MTEB_STS}
+    theirs["mteb:SICK-R"]["source"] = "mteb, 9,927"
+    accuracy = {name: {"accuracy": 0.8} for name in TRANSFER}
+    table = score_table({"m": {**spearman, **theirs, **accuracy}})
+    assert "average of 7 (SICK-R (SentEval, 4,927))  cosine Spearman  30.00" in table
+    assert "average of 7 (SICK-R (mteb, 9,927))      cosine Spearman  50.00" in table
+    assert re.search(r"average of 7 \(transfer\) +accuracy +80.00", table)
+    del spearman["STS14"]
+    assert "average" not in score_table({"m": spearman})
+
+
 @pytest.mark.shared
 def test_shipped_encoder_scores_as_its_card_says(senteval):
     # The card's figures come from another harness (sentence-transformers' own trainer and scipy).
@@ -202,7 +277,7 @@ def test_shipped_encoder_scores_as_its_card_says(senteval):
     geometry = load_geometry(senteval, dev_only=True)
     for pooling, (stsb_dev, alignment, uniformity) in card.items():
         model: SentenceTransformer = encoder.build(EncoderConfig(pooling=pooling))
-        scores = evaluate(lambda texts: model.encode(texts, batch_size=128), [task, geometry])  # noqa: B023
+        scores = evaluate_model(model, [task, geometry], 128).scores
         assert 100 * scores["STSB-dev"]["cosine_spearman"] == pytest.approx(stsb_dev, abs=0.05)
         assert scores["geometry"]["positive_pairs"] == 208
         assert scores["geometry"]["alignment"] == pytest.approx(alignment, abs=0.03)

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -49,3 +51,78 @@ def test_errors():
         geometry.alignment(torch.empty(0, 3), torch.empty(0, 3))
     with pytest.raises(ValueError, match="rows > 1"):
         geometry.uniformity(torch.ones(1, 3))
+
+
+def cosines(embeddings):
+    unit = embeddings.double() / embeddings.double().norm(dim=1, keepdim=True)
+    return unit @ unit.T
+
+
+@pytest.mark.parametrize("block", [1, 5, 100])
+def test_blocked_figures_equal_the_direct_formulas(monkeypatch, block):
+    monkeypatch.setattr(geometry, "_BLOCK", block)
+    left, right = torch.randn(2, 17, 6, generator=torch.Generator().manual_seed(1))
+    left = left + 1  # not centred
+    pairs = [
+        float(cosines(left)[i, j]) for i in range(17) for j in range(17) if i != j
+    ]  # a double loop
+    assert geometry.mean_cosine(left) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    unit = left.double() / left.double().norm(dim=1, keepdim=True)
+    direct = torch.linalg.svdvals((unit - unit.mean(dim=0)) / math.sqrt(17))
+    torch.testing.assert_close(geometry.singular_values(left), direct, atol=1e-7, rtol=0)
+    distances = [
+        float(((a / a.norm() - b / b.norm()) ** 2).sum())
+        for a, b in zip(left.double(), right.double(), strict=True)
+    ]
+    assert geometry.alignment(left, right) == pytest.approx(sum(distances) / 17, abs=1e-12)
+
+
+def test_spread_does_not_depend_on_the_axes():
+    embeddings = torch.randn(40, 5, generator=torch.Generator().manual_seed(2)) * torch.arange(1, 6)
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(3))).Q
+    for figure in (geometry.singular_values, geometry.mean_cosine, geometry.uniformity):
+        turned = torch.as_tensor(figure(embeddings @ turn), dtype=torch.float64)
+        torch.testing.assert_close(
+            turned, torch.as_tensor(figure(embeddings), dtype=torch.float64), atol=1e-6, rtol=1e-6
+        )
+
+
+def test_effective_rank_closed_forms():
+    assert geometry.effective_rank(torch.ones(7)) == pytest.approx(7)
+    assert geometry.effective_rank(torch.tensor([3.0, 0, 0])) == pytest.approx(1)
+    assert geometry.effective_rank(torch.zeros(3)) == 0
+    two = torch.tensor([3.0, 1.0])
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert geometry.effective_rank(two) == pytest.approx(math.exp(entropy))
+
+
+def test_collapse_verdicts():
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(500, 32, generator=generator)
+    plane = torch.zeros(500, 32)
+    plane[:, :2] = spread[:, :2]
+    point = torch.ones(500, 32) + 0.01 * spread
+
+    def verdict(embeddings):
+        rank = geometry.effective_rank(geometry.singular_values(embeddings))
+        return geometry.collapse(geometry.mean_cosine(embeddings), rank)
+
+    assert verdict(spread) == "none"
+    assert verdict(plane) == "dimensional"
+    assert verdict(point) == "complete"
+
+
+def test_memory_does_not_grow_with_the_square_of_the_rows():
+    # 20,000 rows: all pairs at once would be 3.2 GB. A process of its own: the peak never falls.
+    code = (
+        "import resource, torch\n"
+        "from simcse import geometry\n"
+        "x = torch.randn(20_000, 16)\n"
+        "geometry.uniformity(x[:5000])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "geometry.uniformity(x), geometry.mean_cosine(x), geometry.singular_values(x)\n"
+        "geometry.alignment(x, x)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert int(answer.stdout) < 600_000, answer.stderr  # KiB

@@ -28,7 +28,7 @@ def hub(tmp_path_factory, text_file):
     spec = importlib.util.spec_from_file_location("hub_server", SERVER)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    server = module.Hub()
+    server = module.Hub(any_revision=True)  # mteb asks for the revisions it pins
     folder = make_encoder(tmp_path_factory.mktemp("hub"))
     files = {path.name: (path.read_bytes(), None) for path in folder.iterdir()}
     for name in (ENCODER, RELEASE):
@@ -101,6 +101,37 @@ def test_released_checkpoint_by_name_and_again_offline(client, hub, tmp_path):
     )
     assert online.shape == cls.shape
     assert not np.allclose(online, cls, atol=1e-3)  # the trained pooler comes on top
+
+
+def test_mteb_tasks_and_a_model_by_name(client, hub, tmp_path):
+    server, _ = hub
+    rows = [
+        {"sentence1": a, "sentence2": b, "score": (3 * i + 5 * j) % 6}
+        for i, a in enumerate(SENTENCES)
+        for j, b in enumerate(SENTENCES)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for name in ("mteb/sts13-sts", "mteb/stsbenchmark-sts"):
+        server.add_dataset(name, {"test.jsonl": text.encode()})
+    output = tmp_path / "out" / "scores.json"
+    command = ["evaluate.py", ENCODER, "--tasks", "mteb:STS13,mteb:STSBenchmark", "-o", output]
+    answer = client(*command)
+    assert answer.returncode == 0, answer.stderr
+    scores = json.loads(output.read_text())["scores"]
+    assert scores["mteb:STS13"]["dataset"].startswith("mteb/sts13-sts at 7e90230a92c1")
+    folder = tmp_path / "out" / "mteb" / "results" / "someone__tiny-bert"
+    [revision] = folder.iterdir()
+    assert revision.name == server.repos["model", ENCODER]["refs"]["main"]
+    assert {p.name for p in revision.iterdir()} >= {"STS13.json", "STSBenchmark.json"}
+    meta = json.loads((revision / "model_meta.json").read_text())
+    assert (meta["name"], meta["revision"]) == (ENCODER, revision.name)
+    again = client(*command, HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(output.read_text())["scores"] == scores
+    answer = client(*command, "--pooling", "cls")  # another model: another folder
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(output.read_text())["scores"]["mteb:STS13"] != scores["mteb:STS13"]
+    assert len(list(folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from simcse.errors import UserError
-from simcse.evaluation.tasks import Task
+from simcse.evaluation.tasks import Lookup, Task
 
 Encode = Callable[[list[str]], np.ndarray]
 """From texts to embeddings of shape ``(texts, dim)``; they need not be normalised."""
@@ -16,32 +17,61 @@ Encode = Callable[[list[str]], np.ndarray]
 Scores = dict[str, dict[str, Any]]
 """Task name to its scores and counts."""
 
+Items = dict[str, np.ndarray]
+"""``<task>.similarity`` and ``<task>.grade``, or ``<task>.rank``: one value a pair or query."""
+
 PROTOCOL = (
     'STS: cosine Spearman, "all" setting (subsets concatenated), similarities in float64; '
     "geometry: positives are pairs graded above 4, the distribution is all distinct sentences, "
     "embeddings normalised, uniformity over pairs of distinct sentences with t = 2; "
+    "transfer: SentEval's splits, scikit-learn's logistic regression, C by cross-validation, not "
+    "comparable with SentEval's own classifier; "
     "docstrings: summary line against the rest of its docstring, held-out modules"
 )
 
 
-def evaluate(encode: Encode, tasks: Sequence[Task]) -> Scores:
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of all tasks, and the values of single items that paired tests need."""
+
+    scores: Scores
+    items: Items
+
+
+def evaluate(encode: Encode, tasks: Sequence[Task]) -> Evaluation:
     """Score all tasks.
 
     Raises:
         UserError: The embeddings have the wrong shape, or hold NaN, infinity or zero vectors.
     """
-    texts = list(dict.fromkeys(text for task in tasks for text in task.texts()))
-    embeddings = _normalized(encode(texts), len(texts))
-    rows = {text: row for row, text in enumerate(texts)}
+    embed = encode_once(encode, (text for task in tasks for text in task.texts()))
+    scores: Scores = {}
+    items: Items = {}
+    for task in tasks:
+        result = task.score(embed)
+        scores[task.name] = result.scores
+        items |= {f"{task.name}.{kind}": values for kind, values in result.items.items()}
+    return Evaluation(scores, items)
+
+
+def encode_once(encode: Encode, texts: Iterable[str]) -> Lookup:
+    """Encode the distinct texts in one call; the model sorts them by length.
+
+    Raises:
+        UserError: As :func:`evaluate`.
+    """
+    distinct = list(dict.fromkeys(texts))
+    embeddings = _checked(encode(distinct), len(distinct))
+    rows = {text: row for row, text in enumerate(distinct)}
 
     def embed(wanted: Sequence[str]) -> np.ndarray:
         result: np.ndarray = embeddings[[rows[text] for text in wanted]]
         return result
 
-    return {task.name: task.score(embed) for task in tasks}
+    return embed
 
 
-def _normalized(embeddings: np.ndarray, texts: int) -> np.ndarray:
+def _checked(embeddings: np.ndarray, texts: int) -> np.ndarray:
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or len(embeddings) != texts:
         raise UserError(
@@ -51,8 +81,6 @@ def _normalized(embeddings: np.ndarray, texts: int) -> np.ndarray:
     if not np.isfinite(embeddings).all():
         bad = int((~np.isfinite(embeddings).all(axis=1)).sum())
         raise UserError(f"{bad} of {texts} embeddings hold NaN or infinity")
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    if (norms == 0).any():
-        raise UserError(f"{int((norms == 0).sum())} of {texts} embeddings are zero vectors")
-    normalized: np.ndarray = embeddings / norms
-    return normalized
+    if empty := int((~embeddings.any(axis=1)).sum()):
+        raise UserError(f"{empty} of {texts} embeddings are zero vectors")
+    return embeddings

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +12,10 @@ import numpy as np
 from simcse import docstrings
 from simcse.config import TASK_ALIASES, TaskName
 from simcse.errors import UserError
+from simcse.evaluation.lines import parse_lines, read_lines
+from simcse.evaluation.names import GROUPS, STS, nearest
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, Task
+from simcse.evaluation.transfer import READERS, load_transfer
 
 PAIRS_FILE = Path(__file__).parent.parent / "assets" / "pairs.tsv"
 
@@ -25,6 +29,35 @@ STS_SUBSETS = {
 }
 
 Row = tuple[str, str, float]
+
+
+def task_names(words: Sequence[str], data: Path | None) -> tuple[list[str], list[str]]:
+    """Resolve aliases and groups.
+
+    Args:
+        words: Task names, aliases, ``sts`` or ``transfer``.
+        data: Folder in SentEval's layout.
+
+    Returns:
+        Names to load, and those of a group that the folder does not hold.
+
+    Raises:
+        UserError: A group holds nothing here.
+    """
+    names: list[str] = []
+    missing: list[str] = []
+    for word in words:
+        group = GROUPS.get(word, (TASK_ALIASES.get(word, word),))
+        here = [name for name in group if word not in GROUPS or is_here(name, data)]
+        if not here:
+            raise UserError(
+                f"task {word}: none of {', '.join(group)} is in {data}"
+                if data
+                else f"task {word}: needs a folder in SentEval's layout (--data FOLDER)"
+            )
+        names += here
+        missing += [name for name in group if name not in here]
+    return list(dict.fromkeys(names)), list(dict.fromkeys(missing))
 
 
 def load_task(name: str, data: Path | None) -> Task:
@@ -43,16 +76,49 @@ def load_task(name: str, data: Path | None) -> Task:
     if name == "docstrings":
         return RetrievalTask("docstrings", *docstrings.retrieval_pairs("test"))
     if name not in get_args(TaskName):
-        raise UserError(f"task {name!r}: unknown; allowed are {', '.join(get_args(TaskName))}")
+        raise UserError(f"task {name!r}: unknown{nearest(name, [*get_args(TaskName), *GROUPS])}")
     if data is None:
-        raise UserError(f"task {name}: needs a folder in SentEval's layout (--data FOLDER)")
-    if name in STS_SUBSETS:
-        return _pair_task(
-            name, list(_read_sts(data / "STS" / f"{name}-en-test", STS_SUBSETS[name]))
+        raise UserError(
+            f"task {name}: needs a folder in SentEval's layout (--data FOLDER)"
+            + ("; with mteb: in front it comes from the Hub" if name in STS else "")
         )
+    if name in READERS:
+        return load_transfer(name, data)
+    rows = read_sts(name, data)
+    # mteb's task of that name has 9,927 pairs: all of SICK.
+    return _pair_task(name, rows, f"SentEval, {len(rows):,}" if name == "SICK-R" else None)
+
+
+def read_sts(name: str, data: Path) -> list[Row]:
+    """Scored pairs of an STS task: both sentences and the grade.
+
+    Args:
+        name: One of :data:`STS`, ``STSB-dev``, or ``SICK-R (all)`` for train, trial and test.
+        data: Folder in SentEval's layout.
+
+    Raises:
+        UserError: Missing folder or file, line counts that differ, malformed line.
+    """
+    if name in STS_SUBSETS:
+        return list(_read_subsets(data / "STS" / f"{name}-en-test", STS_SUBSETS[name]))
     if name == "SICK-R":
-        return _pair_task(name, list(_read_sick(data / "SICK" / "SICK_test_annotated.txt")))
-    return _pair_task(name, list(_read_stsb(data, "dev" if name == "STSB-dev" else "test")))
+        return list(_read_sick(data, "test_annotated"))
+    if name == "SICK-R (all)":
+        return [
+            row for part in ("train", "trial", "test_annotated") for row in _read_sick(data, part)
+        ]
+    return list(_read_stsb(data, "dev" if name == "STSB-dev" else "test"))
+
+
+def is_here(name: str, data: Path | None) -> bool:
+    """Whether the folder holds a task of :data:`~simcse.evaluation.names.GROUPS`."""
+    if data is None:
+        return False
+    if name in READERS:
+        return (data / READERS[name][0]).is_dir()
+    if name == "SICK-R":  # the folder may hold the training part alone
+        return (data / "SICK" / "SICK_test_annotated.txt").is_file()
+    return (data / "STS" / ("STSBenchmark" if name == "STSB" else f"{name}-en-test")).is_dir()
 
 
 def load_dev_task(name: str, data: Path | None) -> Task:
@@ -86,20 +152,23 @@ def load_geometry(data: Path | None, *, dev_only: bool) -> GeometryTask:
 def read_pairs() -> list[Row]:
     """The graded pairs written for this project: a smoke test, not a benchmark."""
 
-    def parse(fields: list[str]) -> Row:
-        score, _, sentence1, sentence2 = fields
+    def parse(line: str) -> Row:
+        score, _, sentence1, sentence2 = line.split("\t")
         return sentence1, sentence2, float(score)
 
-    return list(_parse(PAIRS_FILE, parse, header=True))
+    return list(parse_lines(PAIRS_FILE, parse, _PAIR, header=True))
 
 
-def _read_sts(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
+_PAIR = "a sentence pair with its score"
+
+
+def _read_subsets(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
     for subset in subsets:
         pairs_file, grades_file = (
             folder / f"STS.input.{subset}.txt",
             folder / f"STS.gs.{subset}.txt",
         )
-        pairs, grades = _lines(pairs_file), _lines(grades_file)
+        pairs, grades = read_lines(pairs_file), read_lines(grades_file)
         if len(pairs) != len(grades):
             raise UserError(
                 f"{pairs_file}: {len(pairs)} lines, but {grades_file.name} has {len(grades)}"
@@ -109,7 +178,7 @@ def _read_sts(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
                 continue  # unscored
             try:
                 sentence1, sentence2 = pair.split("\t")[:2]
-                yield sentence1, sentence2, float(grade)
+                yield sentence1, sentence2, _grade(grade)
             except ValueError as error:
                 raise UserError(
                     f"{pairs_file}:{number}: expected two sentences with a tab between and a "
@@ -118,41 +187,26 @@ def _read_sts(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
 
 
 def _read_stsb(data: Path, part: str) -> Iterator[Row]:
-    def parse(fields: list[str]) -> Row:  # genre, file, year, id, score, s1, s2, and sometimes more
-        return fields[5], fields[6], float(fields[4])
+    def parse(line: str) -> Row:  # genre, file, year, id, score, s1, s2, and sometimes more
+        fields = line.split("\t")
+        return fields[5], fields[6], _grade(fields[4])
 
-    return _parse(data / "STS" / "STSBenchmark" / f"sts-{part}.csv", parse, header=False)
-
-
-def _read_sick(path: Path) -> Iterator[Row]:
-    def parse(fields: list[str]) -> Row:  # pair_ID, sentence_A, sentence_B, relatedness_score, …
-        return fields[1], fields[2], float(fields[3])
-
-    return _parse(path, parse, header=True)
+    return parse_lines(data / "STS" / "STSBenchmark" / f"sts-{part}.csv", parse, _PAIR)
 
 
-def _parse(path: Path, parse: Callable[[list[str]], Row], *, header: bool) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), 1):
-        if header and number == 1:
-            continue
-        try:
-            yield parse(line.split("\t"))
-        except (ValueError, IndexError) as error:
-            raise UserError(
-                f"{path}:{number}: not a sentence pair with its score: {line[:60]!r}"
-            ) from error
+def _read_sick(data: Path, part: str) -> Iterator[Row]:
+    def parse(line: str) -> Row:  # pair_ID, sentence_A, sentence_B, relatedness_score, …
+        fields = line.split("\t")
+        return fields[1], fields[2], _grade(fields[3])
+
+    return parse_lines(data / "SICK" / f"SICK_{part}.txt", parse, _PAIR, header=True)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        # Split on \n alone: str.splitlines would also break at rarer separators inside a sentence.
-        return (
-            path.read_bytes().decode("utf-8").removesuffix("\n").replace("\r\n", "\n").split("\n")
-        )
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror} (SentEval's layout is expected)") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+def _grade(text: str) -> float:
+    grade = float(text)
+    if not math.isfinite(grade):
+        raise ValueError("a grade is a number")
+    return grade
 
 
 def _columns(rows: list[Row]) -> tuple[list[str], list[str], np.ndarray]:
@@ -160,7 +214,7 @@ def _columns(rows: list[Row]) -> tuple[list[str], list[str], np.ndarray]:
     return list(sentence1), list(sentence2), np.array(grades)
 
 
-def _pair_task(name: str, rows: list[Row]) -> PairTask:
+def _pair_task(name: str, rows: list[Row], source: str | None = None) -> PairTask:
     if not rows:
         raise UserError(f"task {name}: no scored pairs in its files")
-    return PairTask(name, *_columns(rows))
+    return PairTask(name, *_columns(rows), source)

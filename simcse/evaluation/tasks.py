@@ -1,4 +1,4 @@
-"""The kinds of tasks: graded sentence pairs, retrieval, geometry.
+"""The kinds of tasks that need no training: graded sentence pairs, retrieval, geometry.
 
 A task lists the texts it needs and scores their embeddings; it never sees a model.
 """
@@ -6,8 +6,8 @@ A task lists the texts it needs and scores their embeddings; it never sees a mod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,21 @@ from simcse import geometry
 from simcse.errors import UserError
 
 Lookup = Callable[[Sequence[str]], np.ndarray]
-"""Embeddings of texts, float32, shape ``(texts, dim)``, rows normalised."""
+"""Embeddings of texts as the model gives them, float32, shape ``(texts, dim)``, not normalised."""
+
+BAND_EDGES = np.linspace(-1, 1, 41)
+"""Bin edges of the similarity histograms."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task says of some embeddings."""
+
+    scores: dict[str, Any]
+    """Scores and counts, plain JSON values."""
+    items: dict[str, np.ndarray] = field(default_factory=dict)
+    """One value a pair or query, shape ``(items,)``, from which a paired test can be made:
+    ``similarity`` and ``grade``, or ``rank``."""
 
 
 class Task(Protocol):
@@ -29,13 +43,13 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """Key of the one score that stands for the task; higher is better."""
+        """Key of the one score that stands for the task."""
 
     def texts(self) -> list[str]:
         """Every text that has to be encoded, repeats included."""
 
-    def score(self, embed: Lookup) -> dict[str, float | int | str]:
-        """Scores and counts."""
+    def score(self, embed: Lookup) -> Result:
+        """Scores, counts and the value of every item."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +64,33 @@ class PairTask:
     sentence1: list[str]
     sentence2: list[str]
     grades: np.ndarray
+    source: str | None = None
+    """Named with the score where another text goes by the same name."""
     metric: str = "cosine_spearman"
 
     def texts(self) -> list[str]:
         """Both sides of every pair."""
         return self.sentence1 + self.sentence2
 
-    def score(self, embed: Lookup) -> dict[str, float | int | str]:
+    def score(self, embed: Lookup) -> Result:
         """``cosine_spearman`` in [-1, 1] and the number of pairs.
 
         Raises:
             UserError: All similarities are equal, so that there is no rank correlation.
         """
-        # float64: float32 makes ties of near-equal similarities.
-        left, right = (embed(side).astype(np.float64) for side in (self.sentence1, self.sentence2))
-        similarity = np.einsum("ij,ij->i", left, right)
-        if np.ptp(similarity) == 0:
-            raise UserError(f"{self.name}: all similarities are equal: the embeddings are constant")
-        return {
+        similarity = _similarity(embed, self.sentence1, self.sentence2)
+        if np.ptp(similarity) < 1e-6:  # what different batches leave of equal float32 embeddings
+            raise UserError(
+                f"{self.name}: all similarities are equal ({similarity[0]:.6f}): the embeddings "
+                "are constant"
+            )
+        scores: dict[str, Any] = {
             "cosine_spearman": float(spearmanr(similarity, self.grades).statistic),
             "pairs": len(self.grades),
         }
+        if self.source:
+            scores["source"] = self.source
+        return Result(scores, {"similarity": similarity, "grade": self.grades})
 
 
 @dataclass(frozen=True)
@@ -86,21 +106,23 @@ class RetrievalTask:
         """All queries and documents."""
         return self.queries + self.documents
 
-    def score(self, embed: Lookup) -> dict[str, float | int | str]:
+    def score(self, embed: Lookup) -> Result:
         """``recall_at_10`` and ``mrr`` (mean reciprocal rank) in [0, 1]; ties count against."""
-        similarity = embed(self.queries) @ embed(self.documents).T  # (queries, documents)
+        similarity = unit(embed(self.queries)) @ unit(embed(self.documents)).T
         own = np.diagonal(similarity)[:, None]
-        rank = (similarity >= own).sum(axis=1)
-        return {
+        # Summing in another order moves equal similarities apart by some 1e-16.
+        rank = (similarity >= own - 1e-12).sum(axis=1)
+        scores = {
             "recall_at_10": float((rank <= 10).mean()),
             "mrr": float((1 / rank).mean()),
             "queries": len(self.queries),
         }
+        return Result(scores, {"rank": rank})
 
 
 @dataclass(frozen=True)
 class GeometryTask:
-    """Alignment of close pairs and uniformity of all sentences.
+    """Alignment of close pairs, and how all sentences lie on the sphere.
 
     The protocol of SimCSE's figure 2: positives are the pairs graded above 4, the data
     distribution is every distinct sentence of the data set.
@@ -117,18 +139,79 @@ class GeometryTask:
         """Both sides of every pair."""
         return self.sentence1 + self.sentence2
 
-    def score(self, embed: Lookup) -> dict[str, float | int | str]:
-        """``alignment`` in [0, 4], ``uniformity`` in [-8, 0], both better when lower."""
+    def score(self, embed: Lookup) -> Result:
+        """See ``docs/protocol.md``.
+
+        ``alignment`` in [0, 4] and ``uniformity`` in [-8, 0], both better when lower;
+        ``mean_cosine`` of distinct sentences, ``effective_rank``, ``collapse``,
+        ``singular_values``, and ``bands``: the similarities of pairs by their grade.
+        """
         close = np.flatnonzero(self.grades > 4)
         anchor, positive = (
             torch.from_numpy(embed([side[i] for i in close]))
             for side in (self.sentence1, self.sentence2)
         )
         sentences = list(dict.fromkeys(self.texts()))
-        return {
-            "alignment": geometry.alignment(anchor, positive),
-            "uniformity": geometry.uniformity(torch.from_numpy(embed(sentences))),
-            "source": self.source,
-            "positive_pairs": len(close),
-            "sentences": len(sentences),
-        }
+        everything = torch.from_numpy(embed(sentences))
+        values = geometry.singular_values(everything)
+        cosine, rank = geometry.mean_cosine(everything), geometry.effective_rank(values)
+        return Result(
+            {
+                "alignment": geometry.alignment(anchor, positive),
+                "uniformity": geometry.uniformity(everything),
+                "mean_cosine": cosine,
+                "effective_rank": rank,
+                "collapse": geometry.collapse(cosine, rank),
+                "source": self.source,
+                "positive_pairs": len(close),
+                "sentences": len(sentences),
+                "dim": everything.shape[1],
+                "singular_values": [float(f"{value:.4g}") for value in values.tolist()],
+                "bands": similarity_bands(
+                    _similarity(embed, self.sentence1, self.sentence2), self.grades
+                ),
+            }
+        )
+
+
+def similarity_bands(similarity: np.ndarray, grades: np.ndarray) -> dict[str, dict[str, Any]]:
+    """How the cosine is distributed among pairs of like grade (SimCSE's figure of appendix E).
+
+    Args:
+        similarity: Cosines, shape ``(pairs,)``.
+        grades: Grades from 0 to 5, shape ``(pairs,)``.
+
+    Returns:
+        Band (``"0-1"`` holds grades in [0, 1), ``"4-5"`` in [4, 5]) to ``pairs``, ``mean``, ``std``
+        and ``counts`` in the bins of :data:`BAND_EDGES`; bands without pairs are left out.
+    """
+    band_of = np.minimum(np.floor(grades), 4)
+    bands = {}
+    for band in range(5):
+        inside = similarity[band_of == band]
+        if len(inside):
+            bands[f"{band}-{band + 1}"] = {
+                "pairs": len(inside),
+                "mean": float(inside.mean()),
+                "std": float(inside.std()),
+                "counts": np.histogram(np.clip(inside, -1, 1), BAND_EDGES)[0].tolist(),
+            }
+    return bands
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """Rows divided by their length, in float64: float32 makes ties of near-equal similarities."""
+    wide = embeddings.astype(np.float64)
+    normalised: np.ndarray = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return normalised
+
+
+def _similarity(embed: Lookup, sentence1: list[str], sentence2: list[str]) -> np.ndarray:
+    """Cosines of pairs, shape ``(pairs,)``, as 1 - d²/2.
+
+    Unlike a dot product that is exactly 1 for every pair of equal texts, of which STS12 has many:
+    otherwise rounding would break their ties.
+    """
+    difference = unit(embed(sentence1)) - unit(embed(sentence2))
+    similarity: np.ndarray = 1 - np.einsum("ij,ij->i", difference, difference) / 2
+    return similarity

@@ -1,0 +1,58 @@
+"""Lines of the evaluation files, with file and line number in every complaint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from simcse.errors import UserError
+
+Row = TypeVar("Row")
+
+
+def read_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
+    r"""All lines, without their ends.
+
+    Split on ``\n`` alone: ``str.splitlines`` would also break at rarer separators in a sentence.
+
+    Raises:
+        UserError: The file is missing, or is not text in this encoding.
+    """
+    try:
+        text = path.read_bytes().decode(encoding)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror} (SentEval's layout is expected)") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+
+
+def parse_lines(
+    path: Path,
+    parse: Callable[[str], Row],
+    expected: str,
+    *,
+    header: bool = False,
+    encoding: str = "utf-8-sig",
+) -> Iterator[Row]:
+    """Parse every line.
+
+    Args:
+        path: The file.
+        parse: From a line to a row; a ``ValueError``, ``KeyError`` or ``IndexError`` of it means
+            that the line is malformed.
+        expected: What a line should be, for the error.
+        header: Skip the first line.
+        encoding: Of the file.
+
+    Raises:
+        UserError: As :func:`read_lines`, or a line is malformed.
+    """
+    for number, line in enumerate(read_lines(path, encoding), 1):
+        if header and number == 1:
+            continue
+        try:
+            yield parse(line)
+        except (ValueError, KeyError, IndexError) as error:
+            raise UserError(f"{path}:{number}: not {expected}: {line[:60]!r}") from error

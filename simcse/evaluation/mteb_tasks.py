@@ -1,0 +1,257 @@
+"""Tasks of mteb (https://github.com/embeddings-benchmark/mteb), unmodified, through its own API.
+
+The seven STS tasks, any other task, or a whole benchmark by name. Data comes from the Hub at the
+revision that mteb pins, or, for the seven, from a folder in SentEval's layout; a score says which.
+Results go to disk in mteb's own JSON format, and finished ones are not computed again for the same
+model: the folder's name is the model's Hub commit or the hash of its weights, never its path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import mteb
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from huggingface_hub import try_to_load_from_cache
+from mteb.abstasks import AbsTask
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+from mteb.abstasks.sts import AbsTaskSTS
+from mteb.get_tasks import TASK_LIST
+from mteb.models import ModelMeta
+from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+from mteb.results import TaskResult
+from sentence_transformers import SentenceTransformer
+
+from simcse.config import TaskName
+from simcse.errors import UserError, first_line
+from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest
+from simcse.evaluation.protocol import Encode, Scores, encode_once
+from simcse.evaluation.sources import is_here, read_sts
+from simcse.evaluation.tasks import Lookup
+
+
+class EncodeOnce(SentenceTransformerEncoderWrapper):  # type: ignore[misc]
+    """mteb's wrapper of a model that looks up texts it has encoded before.
+
+    A model with prompts encodes a text differently for each task; it goes mteb's own way.
+    """
+
+    def __init__(self, model: SentenceTransformer, name: str, revision: str) -> None:
+        super().__init__(model)
+        meta: Any = ModelMeta.from_sentence_transformer_model(model)
+        self.mteb_model_meta = meta.model_copy(update={"name": name, "revision": revision})
+        self.known: set[str] = set()
+        self.embed: Lookup | None = None
+
+    def remember(self, encode: Encode, texts: list[str]) -> None:
+        """Encode the distinct texts now, sorted by length, for all tasks that hold them."""
+        if not any((self.model.prompts or {}).values()):
+            self.embed = encode_once(encode, texts)
+            self.known = set(texts)
+
+    def encode(self, inputs: Any, **arguments: Any) -> Any:
+        """Embeddings of mteb's batches, shape ``(texts, dim)``."""
+        if self.embed is not None and "text" in inputs.dataset.column_names:
+            texts = list(inputs.dataset["text"])
+            if self.known.issuperset(texts):
+                return self.embed(texts)
+        return super().encode(inputs, **arguments)
+
+
+def evaluate_mteb(
+    model: SentenceTransformer,
+    name: str,
+    revision: str,
+    tasks: Sequence[AbsTask],
+    data: Path | None,
+    folder: Path,
+    batch_size: int,
+) -> Scores:
+    """Score a model on mteb tasks.
+
+    Args:
+        model: The model.
+        name: What mteb's result files call it, ``organisation/name``.
+        revision: Commit or :func:`fingerprint`, the key of saved results.
+        tasks: From :func:`find_tasks`.
+        data: Folder in SentEval's layout; STS tasks that it holds are read from it.
+        folder: Where results go: ``results/<name>/<revision>/<task>.json``, those on local files
+            under ``local/`` in place of ``results/``.
+        batch_size: Texts a forward pass.
+
+    Returns:
+        ``mteb:<task>`` to its scores.
+
+    Raises:
+        UserError: A data set is not at hand, or a score is not a number.
+    """
+    logging.getLogger("mteb").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"mteb\.")  # of its own use of its own API
+        return _evaluate(EncodeOnce(model, name, revision), tasks, data, folder, batch_size)
+
+
+def _evaluate(
+    encoder: EncodeOnce, tasks: Sequence[AbsTask], data: Path | None, folder: Path, batch_size: int
+) -> Scores:
+    cache = mteb.ResultCache(folder)
+    local = [task for task in tasks if _fill_from(data, task)]
+    waiting = [task for task in tasks if task in local or not _is_done(task, encoder, cache)]
+    shared = [task for task in waiting if isinstance(task, AbsTaskSTS) and _is_plain(task)]
+    for task in shared:
+        _load(task)
+    if shared:
+
+        def encode(texts: list[str]) -> np.ndarray:
+            arguments = {"batch_size": batch_size, "show_progress_bar": False}
+            return np.asarray(encoder.model.encode(texts, **arguments))
+
+        encoder.remember(encode, [text for task in shared for text in _texts(task)])
+    scores: Scores = {}
+    for task in tasks:
+        if task in waiting and not isinstance(task, AbsTaskAggregate):
+            _load(task)
+        pairs = _pairs(task) if task in local else None
+        [result] = mteb.evaluate(
+            encoder,
+            task,
+            cache=None if task in local else cache,
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+            show_progress_bar=False,
+        ).task_results
+        if task in local:
+            result.dataset_revision = "local files in SentEval's layout"
+            meta = encoder.mteb_model_meta
+            path = folder / "local" / meta.model_name_as_path() / meta.revision
+            path.mkdir(parents=True, exist_ok=True)
+            result.to_disk(path / f"{task.metadata.name}.json")
+        scores[f"{MTEB}{task.metadata.name}"] = _scores(task, result, pairs)
+        task.dataset, task.data_loaded = None, False  # the next may be large
+    return scores
+
+
+def find_tasks(words: Sequence[str]) -> list[AbsTask]:
+    """Mteb tasks by the names of tasks or of benchmarks.
+
+    Raises:
+        UserError: mteb has no such name; the closest of ours and mteb's are listed.
+    """
+    tasks: dict[str, AbsTask] = {}
+    for word in words:
+        try:
+            found = [mteb.get_task(word)]
+        except KeyError:
+            try:
+                found = list(mteb.get_benchmark(word).tasks)
+            except KeyError:
+                known = [name for cls in TASK_LIST if (name := cls.metadata.name)]
+                known += [benchmark.name for benchmark in mteb.get_benchmarks()]
+                known += [*get_args(TaskName), *GROUPS]
+                raise UserError(f"task {word!r}: unknown{nearest(word, known)}") from None
+        tasks |= {task.metadata.name: task for task in found}
+    return list(tasks.values())
+
+
+def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
+    """What tells a model's saved results from every other model's.
+
+    Args:
+        model: The model.
+        hub_name: Its Hub name where it was loaded by that and nothing was overridden: then the
+            answer is the Hub's commit, as on mteb's leaderboard. Else it is :func:`fingerprint`.
+    """
+    file = try_to_load_from_cache(hub_name, "config.json") if hub_name else None
+    # The Hub client keeps files as …/snapshots/<commit>/config.json.
+    return Path(file).parent.name if isinstance(file, str) else fingerprint(model)
+
+
+def fingerprint(model: SentenceTransformer) -> str:
+    """40 hex digits of a SHA-256 over weights, pooling, prompts and length."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    settings = [module.get_config_dict() for module in model if hasattr(module, "get_config_dict")]
+    about = [settings, model.prompts, model.max_seq_length, model.similarity_fn_name]
+    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:40]
+
+
+def _fill_from(data: Path | None, task: AbsTask) -> bool:
+    """Give one of the seven STS tasks its text from local files, where they are at hand."""
+    name = MTEB_STS.get(f"{MTEB}{task.metadata.name}")
+    if data is None or name is None or not is_here(name, data):
+        return False
+    # All of SICK is mteb's test set; SentEval's is a part of it.
+    rows = read_sts("SICK-R (all)" if name == "SICK-R" else name, data)
+    sentence1, sentence2, score = zip(*rows, strict=True)
+    columns = {"sentence1": sentence1, "sentence2": sentence2, "score": score}
+    task.dataset = DatasetDict({"test": Dataset.from_dict(columns)})
+    task.data_loaded = True
+    return True
+
+
+def _load(task: AbsTask) -> None:
+    if task.data_loaded:
+        return
+    try:
+        task.load_data()
+    except (OSError, ValueError, RuntimeError) as error:
+        where = task.metadata.dataset
+        raise UserError(
+            f"task {MTEB}{task.metadata.name}: cannot load {where['path']} at "
+            f"{where['revision']}: {first_line(error)}"
+        ) from error
+
+
+def _is_done(task: AbsTask, encoder: EncodeOnce, cache: mteb.ResultCache) -> bool:
+    try:
+        saved = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
+    except (ValueError, KeyError) as error:
+        path = cache.get_task_result_path(task.metadata.name, encoder.mteb_model_meta)
+        raise UserError(f"{path}: damaged; remove it to score the task again") from error
+    return saved is not None and not saved.get_missing_evaluations(task)
+
+
+def _is_plain(task: AbsTask) -> bool:
+    return not task.metadata.is_multilingual and task.metadata.modalities == ["text"]
+
+
+def _texts(task: AbsTask) -> list[str]:
+    split = task.dataset[task.eval_splits[0]]
+    return [text for column in task.column_names for text in split[column]]
+
+
+def _pairs(task: AbsTask) -> int:
+    return len(_texts(task)) // 2
+
+
+def _scores(task: AbsTask, result: TaskResult, pairs: int | None) -> dict[str, Any]:
+    """Our form of a result; ``pairs`` is None for the published data, whose size mteb knows."""
+    score = float(result.get_score())
+    if pairs is None:
+        score = round(score, 6)  # as mteb's files have it, so that a saved result is the same
+    if not math.isfinite(score):
+        raise UserError(
+            f"task {MTEB}{task.metadata.name}: the score is {score}: the embeddings are constant"
+        )
+    if pairs is None and task.metadata.name == "SICK-R":
+        pairs = int(task.metadata.descriptive_stats["test"]["num_samples"])
+    name = str(task.metadata.main_score)
+    scores: dict[str, Any] = {name if name == "cosine_spearman" else "main_score": score}
+    return {
+        **scores,
+        "metric": name,
+        "source": f"mteb, {pairs:,}" if pairs and task.metadata.name == "SICK-R" else "mteb",
+        "dataset": f"{task.metadata.dataset['path']} at {result.dataset_revision}",
+        "mteb": result.mteb_version,
+    }

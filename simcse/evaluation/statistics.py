@@ -1,0 +1,202 @@
+"""What several seeds, or the pairs of one test set, can and cannot show.
+
+Pure functions on numbers. Scores are in their own unit (ρ in [-1, 1]); nothing is scaled here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import nct, rankdata, t, ttest_ind
+
+LEVEL = 0.05
+"""Two-sided; intervals cover 1 - LEVEL."""
+POWER = 0.8
+"""Chance of seeing a difference that is there, for the two planning figures."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Scores of one setting over seeds."""
+
+    seeds: int
+    mean: float
+    std: float | None
+    """Sample standard deviation (n - 1); None for one seed, as are the two below."""
+    minimum: float
+    maximum: float
+    low: float | None
+    """95% confidence interval of the mean, by Student's t."""
+    high: float | None
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B minus A, with its 95% interval and the two-sided p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean, spread and interval of at least one value.
+
+    Raises:
+        ValueError: No values.
+    """
+    if not values:
+        raise ValueError("summarize needs at least one value")
+    array = np.asarray(values, dtype=np.float64)
+    mean, minimum, maximum = float(array.mean()), float(array.min()), float(array.max())
+    if len(array) == 1:
+        return Summary(1, mean, None, minimum, maximum, None, None)
+    std = float(array.std(ddof=1))
+    half = float(t.ppf(1 - LEVEL / 2, len(array) - 1)) * std / math.sqrt(len(array))
+    return Summary(len(array), mean, std, minimum, maximum, mean - half, mean + half)
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Welch's t-test between two sets of seeds; seeds are not paired.
+
+    The same seed under two settings shares first weights and batches, but after a few steps the
+    runs have nothing in common, so pairing them would add noise and not take any away.
+
+    Raises:
+        ValueError: Fewer than two values on a side.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError("a test over seeds needs at least two on each side")
+    if np.ptp(a) == 0 and np.ptp(b) == 0:  # no spread: the statistic would be 0/0 or infinite
+        difference = float(np.mean(b) - np.mean(a))
+        return Difference(difference, difference, difference, 0.0 if difference else 1.0)
+    test = ttest_ind(np.asarray(b), np.asarray(a), equal_var=False)
+    interval = test.confidence_interval(1 - LEVEL)
+    return Difference(
+        float(np.mean(b) - np.mean(a)),
+        float(interval.low),
+        float(interval.high),
+        float(test.pvalue),
+    )
+
+
+def power(effect: float, a: float, b: float) -> float:
+    """Chance that a two-sided t-test at :data:`LEVEL` sees a difference.
+
+    Cohen 1988, chapter 2, by the noncentral t distribution.
+
+    Args:
+        effect: Difference of the means divided by the common standard deviation, not negative.
+        a: Seeds on one side, at least 2; fractions interpolate.
+        b: Seeds on the other.
+    """
+    freedom = a + b - 2
+    shift = effect / math.sqrt(1 / a + 1 / b)
+    critical = t.ppf(1 - LEVEL / 2, freedom)
+    # Beyond a shift of 30 the power is 1 in float64, and scipy's series takes long.
+    if shift > 30:
+        return 1.0
+    return float(nct.sf(critical, freedom, shift) + nct.sf(critical, freedom, -shift))
+
+
+def smallest_detectable(std: float, a: int, b: int) -> float:
+    """The difference that ``a`` against ``b`` seeds see with probability :data:`POWER`."""
+    return std * float(brentq(lambda effect: power(effect, a, b) - POWER, 1e-6, 1e3))
+
+
+def seeds_needed(difference: float, std: float) -> int | None:
+    """Seeds a side to see ``difference`` with probability :data:`POWER`; None for no difference.
+
+    Returns:
+        At least 2; values above a million are not worth telling apart and give a million.
+    """
+    if difference == 0:
+        return None
+    most = 1_000_000
+    effect = abs(difference) / std if std else math.inf
+    if effect == math.inf or power(effect, 2, 2) >= POWER:
+        return 2
+    if power(effect, most, most) < POWER:
+        return most
+    return math.ceil(float(brentq(lambda n: power(effect, n, n) - POWER, 2, most)))
+
+
+def pooled_std(a: Sequence[float], b: Sequence[float]) -> float:
+    """Common standard deviation of two sets of seeds."""
+    squares = (len(a) - 1) * np.var(a, ddof=1) + (len(b) - 1) * np.var(b, ddof=1)
+    return float(np.sqrt(squares / (len(a) + len(b) - 2)))
+
+
+Statistic = Callable[[np.ndarray], float]
+"""From how often each item occurs in a resample, shape ``(items,)``, to a score."""
+
+
+def paired_bootstrap(
+    a: Statistic, b: Statistic, items: int, resamples: int = 5000, seed: int = 0
+) -> Difference:
+    """Difference of two models on the same items, resampling the items (Koehn 2004; Efron 1979).
+
+    Percentile interval; p is twice the smaller share of resamples on either side of zero. It tells
+    whether these two models differ on other sentence pairs of this kind, not whether another
+    training run would.
+
+    Args:
+        a: Score of model A on a resample.
+        b: Score of model B on the same resample.
+        items: Sentence pairs or queries.
+        resamples: Bootstrap samples.
+        seed: Of the resampling.
+    """
+    random = np.random.default_rng(seed)
+    differences = np.empty(resamples)
+    for number in range(resamples):
+        counts = np.bincount(random.integers(items, size=items), minlength=items)
+        differences[number] = b(counts) - a(counts)
+    low, high = np.quantile(differences, [LEVEL / 2, 1 - LEVEL / 2])
+    below = (np.count_nonzero(differences <= 0) + 1) / (resamples + 1)
+    above = (np.count_nonzero(differences >= 0) + 1) / (resamples + 1)
+    everything = np.ones(items, dtype=np.int64)
+    observed = b(everything) - a(everything)
+    return Difference(observed, float(low), float(high), min(1.0, float(2 * min(below, above))))
+
+
+def spearman_statistic(similarity: np.ndarray, grade: np.ndarray) -> Statistic:
+    """Spearman's ρ of resampled pairs, without sorting again for each resample.
+
+    A value's mid-rank follows from how many of the resample lie below it, so the order of the
+    distinct values is found once.
+
+    Args:
+        similarity: Cosines, shape ``(pairs,)``.
+        grade: Grades, shape ``(pairs,)``.
+    """
+    dense = [
+        rankdata(values, method="dense").astype(np.int64) - 1 for values in (similarity, grade)
+    ]
+
+    def statistic(counts: np.ndarray) -> float:
+        centred = []
+        for ranks in dense:
+            mass = np.bincount(ranks, weights=counts)
+            middle = (np.cumsum(mass) - (mass - 1) / 2)[ranks]
+            centred.append(middle - (middle * counts).sum() / counts.sum())
+        left, right = centred
+        norm = np.sqrt((counts * left * left).sum() * (counts * right * right).sum())
+        return float((counts * left * right).sum() / norm)
+
+    return statistic
+
+
+def recall_statistic(rank: np.ndarray, at: int = 10) -> Statistic:
+    """Share of resampled queries whose document is among the first ``at``."""
+    hits = (rank <= at).astype(np.float64)
+    return lambda counts: float((hits * counts).sum() / counts.sum())

@@ -1,0 +1,113 @@
+"""Runs as one self-contained HTML page: scores, curves, geometry, settings that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment
+
+from simcse import __version__
+from simcse.config import Config
+from simcse.errors import UserError
+from simcse.evaluation.protocol import PROTOCOL
+from simcse.evaluation.statistics import summarize
+from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
+from simcse.files import replacing, write_atomically
+from simcse.plots import pictures
+from simcse.runs import RunSet
+
+TEMPLATE = Path(__file__).parent / "assets" / "report.html"
+PAGE = "report.html"
+
+
+def write_report(sets: Sequence[RunSet], folder: Path) -> Path:
+    """Write ``report.html`` and one PNG a figure.
+
+    Args:
+        sets: Runs, or settings under several seeds, in the order to show them.
+        folder: Made if it is not there.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: Two runs have one name.
+    """
+    sets = _with_own_names(sets)
+    drawn = pictures(sets)
+    environment = Environment(autoescape=True, trim_blocks=True)
+    html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=" · ".join(runs.name for runs in sets),
+        protocol=PROTOCOL,
+        warnings=[
+            line
+            for runs in sets
+            for run in runs.runs
+            for line in collapse_lines({f"{runs.name}/{run.name}": run.scores})
+        ],
+        head=["task", "score", *(_heading(runs) for runs in sets)],
+        rows=_score_rows(sets),
+        score_note="Spearman, recall and accuracy ×100. Several seeds: mean ± standard deviation "
+        "[95% confidence interval of the mean]. One seed shows no spread, and its difference from "
+        "another run may be the seed's. Checkpoints were chosen on the dev task; no test score "
+        "chose anything.",
+        pictures=drawn,
+        settings=_settings(sets),
+        version=__version__,
+    )
+    for picture in drawn:
+        with replacing(folder / f"{picture.name}.png") as temporary:
+            temporary.write_bytes(picture.png())
+    write_atomically(folder / PAGE, html)
+    return folder / PAGE
+
+
+def _with_own_names(sets: Sequence[RunSet]) -> list[RunSet]:
+    """Names by which the runs can be told apart: folders with parents where names repeat."""
+    names = [runs.name for runs in sets]
+    if len(set(names)) < len(names):
+        long = []
+        for runs in sets:
+            folder = runs.runs[0].folder
+            folder = folder.parent if len(runs.runs) > 1 else folder
+            long.append("/".join(folder.absolute().parts[-2:]))
+        names = long
+    if len(set(names)) < len(names):
+        raise UserError(f"two runs are called {max(names, key=names.count)}; give each once")
+    return [RunSet(name, runs.runs) for name, runs in zip(names, sets, strict=True)]
+
+
+def _heading(runs: RunSet) -> str:
+    return runs.name if len(runs.runs) == 1 else f"{runs.name} ({len(runs.runs)} seeds)"
+
+
+def _score_rows(sets: Sequence[RunSet]) -> list[list[str]]:
+    rows: dict[tuple[str, str], list[str]] = {}
+    for runs in sets:
+        for task, key in shown_scores(runs.runs[0].scores):
+            rows.setdefault((task, key), [task_label(task, runs.runs[0].scores[task]), LABELS[key]])
+    for (task, key), row in rows.items():
+        for runs in sets:
+            values = runs.values(task, key)
+            if not values:
+                row.append("")
+                continue
+            summary = summarize(values)
+            text = cell(key, summary.mean)
+            if summary.std is not None and summary.low is not None and summary.high is not None:
+                low, high = cell(key, summary.low), cell(key, summary.high)
+                text += f" ± {cell(key, summary.std)} [{low}, {high}]"
+            row.append(text)
+    return list(rows.values())
+
+
+def _settings(sets: Sequence[RunSet]) -> list[list[str]]:
+    """A head and a row for every setting that differs between the training runs."""
+    trained = [(runs.name, config) for runs in sets if (config := runs.runs[0].config)]
+    rows = [["setting", *(name for name, _ in trained)]]
+    for key in Config().settings():
+        values = [str(config.settings()[key]) for _, config in trained]
+        if key not in ("seed", "seeds", "output") and len(set(values)) > 1:
+            rows.append([key, *values])
+    return rows

@@ -1,0 +1,124 @@
+"""One setting under several seeds: a run folder each, and what they say together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from simcse.config import Config
+from simcse.errors import UserError
+from simcse.evaluation.statistics import Summary, summarize
+from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
+from simcse.files import write_atomically
+from simcse.run import train
+from simcse.runs import CONFIG_FILE, SEED_PREFIX, RunSet, load_runs
+
+SUMMARY_FILE = "summary.json"
+
+
+def train_seeds(config: Config, command: list[str]) -> None:
+    """Train and score every seed of ``config.seeds``, then report them together.
+
+    Seeds that are finished are not run again; the untrained encoder is scored once.
+
+    Raises:
+        UserError: As :func:`simcse.run.train`; the folder holds a single run.
+    """
+    folder = Path(str(config.output))
+    if (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"output: {folder} holds a single run; choose another folder with output=FOLDER"
+        )
+    raw_scores: Path | None = None
+    for number, seed in enumerate(config.seeds, 1):
+        print(f"\n== seed {seed} ({number} of {len(config.seeds)})")
+        single = seed_config(config, seed)
+        train(single, command, raw_scores)
+        raw_scores = raw_scores or Path(str(single.output))
+    runs = load_runs(folder)
+    runs = runs.only([str(seed) for seed in config.seeds])
+    summary = summary_of(runs)
+    write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    print(f"\n{summary_text(runs)}\nwritten to {folder / SUMMARY_FILE}")
+
+
+def seed_config(config: Config, seed: int) -> Config:
+    """The config of one seed's run."""
+    output = str(Path(str(config.output)) / f"{SEED_PREFIX}{seed}")
+    return config.model_copy(update={"seed": seed, "seeds": [], "output": output})
+
+
+def summary_of(runs: RunSet) -> dict[str, Any]:
+    """Mean, standard deviation, range and 95% interval of every score, as JSON values."""
+    best = _best_by_dev(runs)
+    return {
+        "seeds": [run.config.seed for run in runs.runs if run.config],
+        "dev": {
+            **_dev_of(runs, "task", "metric"),
+            **_dev_summary(runs).as_dict(),
+            "best_seed": best.seed if best else None,
+        },
+        "test": {
+            task: {
+                key: summarize(runs.values(task, key)).as_dict()
+                for other, key in shown_scores(runs.runs[0].scores)
+                if other == task
+            }
+            for task in runs.runs[0].scores
+        },
+    }
+
+
+def summary_text(runs: RunSet) -> str:
+    """The summary as a table, dev apart from test."""
+    first = runs.runs[0].scores
+    head = ["task", "score", "mean ± std", "min–max", "95% interval of the mean"]
+    rows = [head]
+    for task, key in shown_scores(first):
+        summary = summarize(runs.values(task, key))
+        rows.append([task_label(task, first[task]), LABELS[key], *summary_cells(key, summary)])
+    dev = _dev_of(runs, "task", "metric")
+    dev_cells = summary_cells(dev["metric"], _dev_summary(runs))
+    lines = [
+        f"{len(runs.runs)} seeds; checkpoints were chosen on dev, test scores chose nothing",
+        aligned(rows, left=2),
+        "",
+        f"dev ({dev['task']}, {LABELS[dev['metric']]}), which chose the checkpoints: "
+        f"{dev_cells[0]}, {dev_cells[1]}",
+    ]
+    if (best := _best_by_dev(runs)) and len(runs.runs) > 1:
+        lines.append(
+            f"best of {len(runs.runs)} seeds by dev: seed {best.seed}; quote its scores as "
+            f"best of {len(runs.runs)}, never as what a run gives"
+        )
+    return "\n".join(lines)
+
+
+def summary_cells(key: str, summary: Summary) -> list[str]:
+    """``mean ± std``, ``min–max`` and the interval, as they are printed."""
+    mean, low_high = (
+        cell(key, summary.mean),
+        f"{cell(key, summary.minimum)}–{cell(key, summary.maximum)}",
+    )
+    if summary.std is None or summary.low is None or summary.high is None:
+        return [mean, low_high, "one seed"]
+    return [
+        f"{mean} ± {cell(key, summary.std)}",
+        low_high,
+        f"{cell(key, summary.low)} to {cell(key, summary.high)}",
+    ]
+
+
+def _best_by_dev(runs: RunSet) -> Config | None:
+    best = max(runs.runs, key=lambda run: run.dev["best"] if run.dev else -1)
+    return best.config
+
+
+def _dev_summary(runs: RunSet) -> Summary:
+    return summarize([float(run.dev["best"]) for run in runs.runs if run.dev])
+
+
+def _dev_of(runs: RunSet, *keys: str) -> dict[str, Any]:
+    dev = runs.runs[0].dev or {}
+    return {key: dev[key] for key in keys}

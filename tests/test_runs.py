@@ -1,0 +1,244 @@
+"""Several seeds, comparing runs, reports: everything that reads finished runs back."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_ind
+
+from simcse.cli import main
+from simcse.errors import UserError
+from simcse.evaluation.compare import comparison_text
+from simcse.runs import load_runs
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, text_file, tmp_path_factory):
+    """Two settings with two seeds each, and the output of the first."""
+    root = tmp_path_factory.mktemp("runs")
+    config = root / "small.yaml"
+    config.write_text(
+        f"encoder: {{name: '{tiny}'}}\n"
+        f"data: {{train: '{text_file}'}}\n"
+        "training: {batch_size: 8, steps: 6, learning_rate: 1e-3, log_every: 1}\n"
+        "evaluation: {every: 3, raw_poolings: mean}\n"
+    )
+    assert main(["train", str(config), f"output={root / 'warm'}", "seeds=3,5"]) == 0
+    cold = [f"output={root / 'cold'}", "seeds=3,5", "objective.temperature=0.01"]
+    assert main(["train", str(config), *cold]) == 0
+    return root
+
+
+def copy(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_seeds_are_runs_of_their_own_with_a_summary(finished, capsys):
+    summary = json.loads((finished / "warm" / "summary.json").read_text())
+    scores = []
+    for seed in (3, 5):
+        folder = finished / "warm" / f"seed-{seed}"
+        assert f"seed: {seed}\n" in (folder / "config.yaml").read_text()
+        scores.append(json.loads((folder / "scores.json").read_text()))
+    values = [found["trained"]["pairs"]["cosine_spearman"] for found in scores]
+    assert values[0] != values[1]
+    assert scores[0]["raw"] == scores[1]["raw"]
+    found = summary["test"]["pairs"]["cosine_spearman"]
+    assert summary["seeds"] == [3, 5]
+    assert found["mean"] == pytest.approx(np.mean(values))
+    assert found["std"] == pytest.approx(np.std(values, ddof=1))
+    assert (found["minimum"], found["maximum"]) == (min(values), max(values))
+    dev = [found["dev"]["best"] for found in scores]
+    assert summary["dev"]["best_seed"] == (3, 5)[int(np.argmax(dev))]
+    assert summary["dev"]["mean"] == pytest.approx(np.mean(dev))
+
+
+def test_items_give_the_score_back(finished):
+    [run] = load_runs(finished / "warm" / "seed-3").runs
+    similarity, grade = run.items["pairs.similarity"], run.items["pairs.grade"]
+    ranks = [np.argsort(np.argsort(v)) for v in (similarity, grade)]
+    assert similarity.shape == grade.shape == (252,)
+    assert abs(np.corrcoef(*ranks)[0, 1] - run.scores["pairs"]["cosine_spearman"]) < 0.1
+
+
+def test_a_third_seed_is_added_without_repeating_the_first_two(finished, tmp_path, capsys):
+    root = copy(finished, tmp_path)
+    before = (root / "warm" / "seed-3" / "scores.json").stat().st_mtime_ns
+    arguments = ["train", str(root / "small.yaml"), f"output={root / 'warm'}"]
+    assert main([*arguments, "seeds=[3, 5, 8]"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("is finished:") == 2
+    assert "3 seeds; checkpoints were chosen on dev" in output
+    assert re.search(r"best of 3 seeds by dev: seed [358]; quote its scores as best of 3", output)
+    assert (root / "warm" / "seed-3" / "scores.json").stat().st_mtime_ns == before
+    assert len(json.loads((root / "warm" / "summary.json").read_text())["seeds"]) == 3
+    # The encoder without training knows no seed: it was not scored again.
+    raw = [(root / "warm" / f"seed-{s}" / "raw_scores.json").read_text() for s in (3, 8)]
+    assert raw[0] == raw[1]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        ("seeds=1,1", "seeds: 1 is given twice"),
+        ("seeds=1,x", "seeds.1: should be a valid integer, got 'x'"),
+        ("seeds=[-1]", "seeds.0: should be greater than or equal to 0, got -1"),
+    ],
+)
+def test_bad_seeds(finished, capsys, seeds, expected):
+    assert main(["train", str(finished / "small.yaml"), seeds]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_seeds_do_not_mix_with_a_single_run(finished, capsys):
+    output = f"output={finished / 'warm' / 'seed-3'}"
+    assert main(["train", str(finished / "small.yaml"), output, "seeds=1,2"]) == 2
+    assert "seed-3 holds a single run" in capsys.readouterr().err
+
+
+def test_dry_run_of_seeds(finished, tmp_path, capsys):
+    output = f"output={tmp_path / 'new'}"
+    assert main(["train", str(finished / "small.yaml"), output, "seeds=1,2", "--dry-run"]) == 0
+    assert "that is one of 2 seeds" in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+
+
+def test_compare_seeds_is_welchs_test(finished, capsys):
+    assert main(["compare", str(finished / "cold"), str(finished / "warm")]) == 0
+    output = capsys.readouterr().out
+    assert "A = cold (2 seeds), B = warm (2 seeds)" in output
+    assert "config  objective.temperature: 0.01 -> 0.05" in output
+    assert "seed" not in output.split("config  ")[1].splitlines()[0]
+    cold, warm = (load_runs(finished / name) for name in ("cold", "warm"))
+    a, b = (runs.values("pairs", "cosine_spearman") for runs in (cold, warm))
+    row = next(line for line in output.splitlines() if line.startswith("pairs"))
+    assert f"{100 * (np.mean(b) - np.mean(a)):+.2f}" in row
+    p = ttest_ind(a, b, equal_var=False).pvalue
+    assert ("< 0.001" if p < 0.001 else f"{p:.3f}") in row
+    assert "seeds to show it" in output and "detectable" in output
+
+
+def test_compare_single_models_resamples_pairs(finished, capsys):
+    one, two = finished / "cold" / "seed-3", finished / "warm" / "seed-3"
+    assert main(["compare", str(one), str(two)]) == 0
+    output = capsys.readouterr().out
+    assert "paired bootstrap over the test items" in output
+    [a], [b] = load_runs(one).runs, load_runs(two).runs
+    row = next(line for line in output.splitlines() if line.startswith("pairs"))
+    difference = b.scores["pairs"]["cosine_spearman"] - a.scores["pairs"]["cosine_spearman"]
+    assert f"{100 * difference:+.2f}" in row
+    geometry = next(line for line in output.splitlines() if "alignment" in line)
+    assert " to " not in geometry  # no single items, no interval
+    assert main(["compare", str(one), str(one)]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("pairs"))
+    assert row.split()[-5:] == ["+0.00", "+0.00", "to", "+0.00", "1.000"]
+
+
+def test_compare_only_some_seeds(finished, capsys):
+    a, b = str(finished / "cold"), str(finished / "warm")
+    assert main(["compare", a, b, "--seeds", "5"]) == 0
+    assert "A = cold (one model)" in capsys.readouterr().out
+    assert main(["compare", a, b, "--seeds", "5,6"]) == 2
+    assert "cold: no seed 6; there are 3, 5" in capsys.readouterr().err
+
+
+def test_compare_refuses_what_cannot_be_compared(finished, tmp_path, capsys):
+    root = copy(finished, tmp_path)
+    assert main(["compare", str(root / "cold"), str(root / "warm" / "seed-3")]) == 2
+    assert "compare one model with one, or seeds with seeds" in capsys.readouterr().err
+    path = root / "warm" / "seed-3" / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["trained"]["pairs"]["pairs"] = 100
+    path.write_text(json.dumps(scores))
+    pair = [str(root / name / "seed-3") for name in ("cold", "warm")]
+    assert main(["compare", *pair]) == 2
+    assert "scored on 252 pairs and seed-3 on 100: not the same test" in capsys.readouterr().err
+    scores["trained"] = {"STS12": {"cosine_spearman": 0.5, "pairs": 3}}
+    path.write_text(json.dumps(scores))
+    with pytest.raises(UserError, match="have no task in common"):
+        comparison_text(*(load_runs(root / name / "seed-3") for name in ("cold", "warm")))
+
+
+def test_damaged_and_unfinished_runs_are_named(finished, tmp_path):
+    root = copy(finished, tmp_path)
+    run = root / "warm" / "seed-3"
+    with pytest.raises(UserError, match="nothing: no such run"):
+        load_runs(root / "nothing")
+    with pytest.raises(UserError, match=r"copy: no scores\.json in it"):
+        load_runs(root)
+    (run / "scores.npz").write_bytes((run / "scores.npz").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"scores\.npz: damaged"):
+        load_runs(run)
+    (run / "scores.npz").unlink()
+    assert load_runs(run).runs[0].items == {}
+    text = (run / "scores.json").read_text()
+    (run / "scores.json").write_text(text[: len(text) // 2])
+    with pytest.raises(UserError, match=r"seed-3/scores\.json: damaged"):
+        load_runs(run)
+    (run / "scores.json").write_text('{"trained": {}}')
+    with pytest.raises(UserError, match=r"scores\.json: damaged \(no raw, dev\)"):
+        load_runs(run)
+    (run / "scores.json").unlink()
+    with pytest.raises(UserError, match="not finished: seed-3; run its command again"):
+        load_runs(root / "warm")
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text, self.roles, self.links = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        attributes = dict(attrs)
+        self.roles += [attributes["role"]] if "role" in attributes else []
+        self.links += [v for k, v in attrs if k in ("src", "href") and not v.startswith("#")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_report_is_one_page_with_data_and_pictures(finished, tmp_path, capsys):
+    runs = [str(finished / name) for name in ("warm", "cold")]
+    assert main(["report", *runs, "-o", str(tmp_path / "report")]) == 0
+    html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(html)
+    assert page.tags.count("svg") == page.tags.count("details") == page.roles.count("img") == 5
+    assert page.links == []  # nothing is loaded from anywhere
+    text = " ".join(" ".join(page.text).split())
+    warm = load_runs(finished / "warm")
+    mean = 100 * np.mean(warm.values("pairs", "cosine_spearman"))
+    assert f"{mean:.2f} ±" in text
+    assert "objective.temperature 0.05 0.01" in text
+    [run, _] = warm.runs
+    losses = [entry["loss"] for entry in run.log if "loss" in entry]
+    assert len(losses) == 6
+    pictures = {path.stem for path in (tmp_path / "report").glob("*.png")}
+    assert pictures == {"loss", "eval_dev_score", "plane", "bands", "spectrum"}
+    again = tmp_path / "again"
+    assert main(["report", *runs, "-o", str(again)]) == 0
+    assert (again / "report.html").read_text(encoding="utf-8") == html
+
+
+def test_report_of_an_evaluated_model_and_of_names_that_repeat(finished, tmp_path, capsys):
+    scores = tmp_path / "scores.json"
+    model = str(finished / "warm" / "seed-3")
+    assert main(["evaluate", model, "--tasks", "pairs", "-o", str(scores)]) == 0
+    runs = [str(scores), str(finished / "warm" / "seed-3"), str(finished / "cold" / "seed-3")]
+    assert main(["report", *runs, "-o", str(tmp_path / "report")]) == 0
+    html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "warm/seed-3" in html and "cold/seed-3" in html
+    assert main(["report", runs[1], runs[1], "-o", str(tmp_path / "twice")]) == 2
+    assert "give each once" in capsys.readouterr().err
+
+
+def test_names_are_escaped(finished, tmp_path):
+    run = tmp_path / "<script>alert(1)</script>".replace("/", "_")
+    shutil.copytree(finished / "warm" / "seed-3", run)
+    assert main(["report", str(run), "-o", str(tmp_path / "report")]) == 0
+    assert "<script>" not in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
