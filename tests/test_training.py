@@ -395,3 +395,15 @@ def test_other_architectures_train(arguments, run, tmp_path, architecture):
     settings = [f"encoder.name={folder}", "training.steps=4", "encoder.pooling=cls"]
     assert main([*arguments, *settings]) == 0
     assert SentenceTransformer(str(run)).encode(SENTENCES).shape == (6, 32)
+
+
+def test_collapse_is_named_while_it_trains(arguments, run, capsys):
+    # The first position of an encoder with random weights hardly knows which text it stands before.
+    assert main([*arguments, "encoder.pooling=cls", "training.learning_rate=1e-9"]) == 0
+    output = capsys.readouterr().out
+    assert (
+        "warning: complete collapse at step 4: mean cosine of distinct sentences 1.0000" in output
+    )
+    assert "warning: trained: complete collapse" in output
+    entry = next(entry for entry in log(run) if "eval_mean_cosine" in entry)
+    assert entry["eval_mean_cosine"] > 0.99 and 1 <= entry["eval_effective_rank"] <= 32

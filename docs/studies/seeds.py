@@ -25,6 +25,7 @@ def main() -> int:
         return 2
     text, senteval = sys.argv[1:]
     common = ["configs/unsup_wiki_mini.yaml", f"data.train={text}", f"evaluation.data={senteval}"]
+    common += ["evaluation.raw_poolings=mean"]
     simcse("train", *common, "seeds=0,1,2,3,4", "objective.temperature=0.05", f"output={COLD}")
     seeds = simcse("train", *common, "seeds=0,1,2,3,4,5,6,7", f"output={BASE}")
     compared = simcse("compare", str(COLD), str(BASE), "--seeds", "0,1,2,3,4")

@@ -104,7 +104,7 @@ def _evaluate(
     encoder: EncodeOnce, tasks: Sequence[AbsTask], data: Path | None, folder: Path, batch_size: int
 ) -> Scores:
     cache = mteb.ResultCache(folder)
-    local = [task for task in tasks if _fill_from(data, task)]
+    local = [task for task in tasks if fill_from(data, task)]
     waiting = [task for task in tasks if task in local or not _is_done(task, encoder, cache)]
     shared = [task for task in waiting if isinstance(task, AbsTaskSTS) and _is_plain(task)]
     for task in shared:
@@ -186,7 +186,7 @@ def fingerprint(model: SentenceTransformer) -> str:
     return digest.hexdigest()[:40]
 
 
-def _fill_from(data: Path | None, task: AbsTask) -> bool:
+def fill_from(data: Path | None, task: AbsTask) -> bool:
     """Give one of the seven STS tasks its text from local files, where they are at hand."""
     name = MTEB_STS.get(f"{MTEB}{task.metadata.name}")
     if data is None or name is None or not is_here(name, data):
