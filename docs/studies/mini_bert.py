@@ -137,7 +137,8 @@ def _untrained_dev(dev_task: str, data: str | None) -> dict[str, float]:
     scores = {}
     for pooling in ("cls", "mean", "avg_first_last"):
         model = encoder.build(EncoderConfig(pooling=pooling))
-        scores[pooling] = evaluate_model(model, [task], 128)[task.name][task.metric]
+        found = evaluate_model(model, [task], 128).scores
+        scores[pooling] = found[task.name][task.metric]
     return scores
 
 
