@@ -23,8 +23,9 @@ from pathlib import Path
 import mteb
 from sentence_transformers import SentenceTransformer
 
+from simcse.encoder import fingerprint
 from simcse.environment import environment
-from simcse.evaluation.mteb_tasks import evaluate_mteb, fill_from, find_tasks, fingerprint
+from simcse.evaluation.mteb_tasks import evaluate_mteb, fill_from, find_tasks
 from simcse.evaluation.names import MTEB, MTEB_STS, STS
 from simcse.evaluation.protocol import evaluate
 from simcse.evaluation.sources import is_here, load_task
@@ -118,7 +119,14 @@ def mteb_route(
         started = time.perf_counter()
         tasks = find_tasks([OTHER_NAME[name] for name in names])
         scores = evaluate_mteb(
-            model, "local/model", fingerprint(model), tasks, data, Path(folder), 128
+            model,
+            lambda texts: model.encode(texts, batch_size=128),
+            "local/model",
+            fingerprint(model),
+            tasks,
+            data,
+            Path(folder),
+            128,
         )
         elapsed = time.perf_counter() - started
     return elapsed, {name: scores[f"{MTEB}{OTHER_NAME[name]}"]["cosine_spearman"] for name in names}

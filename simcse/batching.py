@@ -1,13 +1,11 @@
-"""Which rows form a batch, and how a batch of rows becomes the views the encoder sees."""
+"""Which rows form a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-import torch
 from torch.utils.data import BatchSampler
 
 # Rows are sorted by length within pools of this many batches: enough for next to no padding,
@@ -63,33 +61,47 @@ class ViewBatchSampler(BatchSampler):
         yield from batches.tolist()
 
 
-@dataclass(frozen=True)
-class ViewCollator:
-    """Pads the rows of a batch and lays out the views, all rows of one view after the other.
+class GroupBatchSampler(BatchSampler):
+    """Batches of pairs that share a label: first the anchors, then their positives.
 
-    The result is the features of one forward pass, ``input_ids`` and ``attention_mask``, int64 of
-    shape ``(num_views * batch, length)``, each name prefixed with ``view_``: the Trainer takes what
-    shares a prefix as the features of one column.
+    Each epoch the rows of every label are paired anew at random; a row without a partner waits for
+    another epoch. A function of (seed, epoch) only.
+
+    Args:
+        labels: Label of each row, shape ``(rows,)``.
+        batch_size: Rows in a batch, an even number.
+        seed: Non-negative.
+
+    Raises:
+        ValueError: ``batch_size`` is odd.
     """
 
-    pad_token_id: int
-    num_views: int = 2
-    valid_label_columns: Sequence[str] = ()  # the Trainer asks its collator; there are no labels
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
+        if batch_size % 2:
+            raise ValueError(f"batch_size must be even, got {batch_size}")
+        self.order = np.argsort(labels, kind="stable")
+        _, self.counts = np.unique(labels, return_counts=True)
+        self.batch_size = batch_size
+        self.drop_last = True
+        self.seed = seed
+        self.epoch = 0
 
-    def features(self, rows: list[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
-        """Token ids of a batch as the features of a forward pass, outside the Trainer."""
-        batch = self([{"input_ids": row} for row in rows])
-        return {key.removeprefix("view_"): value.to(device) for key, value in batch.items()}
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
 
-    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Collate rows with the key ``input_ids``."""
-        longest = max(len(row["input_ids"]) for row in rows)
-        input_ids = torch.full((len(rows), longest), self.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-            attention_mask[index, : len(row["input_ids"])] = 1
-        return {
-            "view_input_ids": input_ids.repeat(self.num_views, 1),
-            "view_attention_mask": attention_mask.repeat(self.num_views, 1),
-        }
+    def __len__(self) -> int:
+        return int((self.counts // 2).sum()) // (self.batch_size // 2)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        group = np.repeat(np.arange(len(self.counts)), self.counts)
+        # Random within each group: sort by group, then by a random number.
+        shuffled = self.order[np.lexsort((generator.random(len(group)), group))]
+        place = np.arange(len(group)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+        first = np.flatnonzero((place % 2 == 0) & (place + 1 < np.repeat(self.counts, self.counts)))
+        first = first[generator.permutation(len(first))]
+        half = self.batch_size // 2
+        for start in range(0, len(self) * half, half):
+            chosen = first[start : start + half]
+            yield [*shuffled[chosen].tolist(), *shuffled[chosen + 1].tolist()]

@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command(parsed, arguments)
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stdout = None
+        return 0
     except KeyboardInterrupt:
         return _fail("interrupted; a training run resumes when started again", EXIT_INTERRUPTED)
     except Exception as error:

@@ -33,12 +33,10 @@ def train(parsed: argparse.Namespace, arguments: list[str]) -> None:
     from simcse import run, seeds
 
     command = ["train", *arguments[1:]]
-    if parsed.dry_run:
-        run.dry_run(seeds.seed_config(config, config.seeds[0]) if config.seeds else config)
-        if config.seeds:
-            print(f"that is one of {len(config.seeds)} seeds")
-    elif config.seeds:
-        seeds.train_seeds(config, command)
+    if config.seeds:
+        seeds.train_seeds(config, command, dry_run=parsed.dry_run)
+    elif parsed.dry_run:
+        run.dry_run(config)
     else:
         run.train(config, command)
 
@@ -47,7 +45,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     """Score a model and print the table."""
     _quiet_libraries()
     from simcse.evaluation import published
-    from simcse.evaluation.protocol import PROTOCOL
+    from simcse.evaluation.protocol import PROTOCOL, Remembering
     from simcse.evaluation.protocol import evaluate as score
     from simcse.evaluation.sources import load_geometry, load_task, task_names
     from simcse.evaluation.table import collapse_lines, score_table
@@ -59,16 +57,11 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
     rivals = published.find(parsed.against) if parsed.against else []
-    # A benchmark's name may hold a comma: MTEB(eng, v2).
-    words = [word.strip() for word in re.split(r",(?![^()]*\))", parsed.tasks or "")]
-    words = [word for word in words if word]
-    if parsed.tasks is not None and not words:
-        raise UserError("--tasks: name at least one task")
-    words = words or (["sts"] if data else ["pairs", "docstrings"])
-    ours = [word for word in words if TASK_ALIASES.get(word, word) in _OURS]
-    theirs = [word.removeprefix(MTEB) for word in words if word not in ours]
+    name = str(parsed.model or DEFAULT_MODEL)
+    output = _score_file(parsed.output or f"outputs/evaluation/{_file_name(name)}/scores.json")
+    ours, theirs = _split_tasks(parsed.tasks, has_data=data is not None)
     names, missing = task_names(ours, data)
-    tasks = [load_task(name, data) for name in names]
+    tasks = [load_task(task, data) for task in names]
     tasks.append(load_geometry(data, dev_only=False))
     mteb_tasks = []
     if theirs:
@@ -77,12 +70,10 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
         mteb_tasks = find_tasks(theirs)
     model = load_model(parsed.model, parsed.pooling, parsed.device)
     bar = sys.stderr.isatty()
-    evaluation = score(
-        lambda texts: model.encode(texts, batch_size=parsed.batch_size, show_progress_bar=bar),
-        tasks,
+    encode = Remembering(
+        lambda texts: model.encode(texts, batch_size=parsed.batch_size, show_progress_bar=bar)
     )
-    name = str(parsed.model or DEFAULT_MODEL)
-    output = Path(parsed.output or f"outputs/evaluation/{_file_name(name)}/scores.json")
+    evaluation = score(encode, tasks)
     scores = evaluation.scores
     if mteb_tasks:
         geometry = scores.pop("geometry")
@@ -90,7 +81,8 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
         full_name = name if is_hub_name else None
         scores |= evaluate_mteb(
             model,
-            full_name or f"local/{Path(name).resolve().name}",
+            encode,
+            full_name or f"local/{_base_name(name)}",
             revision_of(model, None if parsed.pooling else full_name),
             mteb_tasks,
             data,
@@ -101,14 +93,14 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     save_items(output.with_suffix(".npz"), evaluation.items)
     result = {"model": name, "protocol": PROTOCOL, "scores": scores}
     write_atomically(output, json.dumps(result, indent=2) + "\n")
-    columns = {Path(name).name: scores}
+    columns = {_base_name(name): scores}
     print(score_table(columns))
     for line in collapse_lines(columns):
         print(line)
     if missing:
         print(f"\nnot in {data}, so without an average of seven: {', '.join(missing)}")
     if rivals:
-        print(f"\n{published.comparison(Path(name).name, scores, rivals)}")
+        print(f"\n{published.comparison(_base_name(name), scores, rivals)}")
     print(f"\nprotocol: {PROTOCOL}")
     print(f"written to {output}")
 
@@ -116,12 +108,17 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
 def compare(parsed: argparse.Namespace, arguments: list[str]) -> None:
     """Print the differences of two runs, or of two settings under several seeds."""
     from simcse.evaluation.compare import comparison_text
-    from simcse.runs import load_runs
+    from simcse.runs import load_runs, with_own_names
 
-    a, b = (load_runs(Path(folder)) for folder in (parsed.run_a, parsed.run_b))
-    if parsed.seeds:
-        a, b = (runs.only(parsed.seeds.split(",")) for runs in (a, b))
-    print(comparison_text(a, b))
+    seeds = None
+    if parsed.seeds is not None:
+        seeds = [seed.strip() for seed in parsed.seeds.split(",")]
+        if not all(seeds) or len(set(seeds)) < len(seeds):
+            raise UserError(f"--seeds {parsed.seeds!r}: expected different seeds, such as 0,1,2")
+    if Path(parsed.run_a).resolve() == Path(parsed.run_b).resolve():
+        raise UserError(f"{parsed.run_a} and {parsed.run_b} are the same run")
+    sets = [load_runs(Path(folder), seeds) for folder in (parsed.run_a, parsed.run_b)]
+    print(comparison_text(*with_own_names(sets)))
 
 
 def report(parsed: argparse.Namespace, arguments: list[str]) -> None:
@@ -191,7 +188,38 @@ def search(parsed: argparse.Namespace, arguments: list[str]) -> None:
             print(f"  nothing at or above --threshold {parsed.threshold}")
 
 
-_OURS = {*get_args(TaskName), *GROUPS}
+_OURS = {name.lower(): name for name in (*get_args(TaskName), *TASK_ALIASES, *GROUPS)}
+
+
+def _split_tasks(text: str | None, *, has_data: bool) -> tuple[list[str], list[str]]:
+    """Names of our tasks and groups, and of mteb's without their prefix."""
+    if text is None:
+        return (["sts"] if has_data else ["pairs", "docstrings"]), []
+    # A benchmark's name may hold a comma: MTEB(eng, v2).
+    words = [word.strip() for word in re.split(r",(?![^()]*\))", text)]
+    words = [word for word in words if word.removeprefix(MTEB)]
+    if not words:
+        raise UserError("--tasks: name at least one task")
+    ours = [_OURS[word.lower()] for word in words if word.lower() in _OURS]
+    theirs = [word.removeprefix(MTEB) for word in words if word.lower() not in _OURS]
+    # mteb has a task STSB too, a Chinese one.
+    return ours, ["STSBenchmark" if name in ("STSB", "STS-B") else name for name in theirs]
+
+
+def _score_file(name: str) -> Path:
+    path = Path(name)
+    if path.suffix != ".json" or path.is_dir():
+        raise UserError(f"-o {path}: expected the name of a file that ends in .json")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"-o {path}: {parent} is a file")
+    if (path.parent / "config.yaml").is_file():
+        raise UserError(f"-o {path}: a training run keeps its own scores there; choose another")
+    return path
+
+
+def _base_name(model: str) -> str:
+    return Path(model).absolute().name
 
 
 def _quiet_libraries() -> None:

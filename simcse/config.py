@@ -35,6 +35,10 @@ TaskName = Literal[
     "STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "STSB-dev", "SICK-R",
     "MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC",
 ]  # fmt: skip
+TermName = Literal[
+    "info_nce", "nt_xent", "clip", "decoupled", "sup_con", "dino", "mlm",
+    "distill_l2", "distill_similarity",
+]  # fmt: skip
 DevTaskName = Literal["pairs", "docstrings", "STSB"]
 TASK_ALIASES = {"STSBenchmark": "STSB", "STS-B": "STSB", "SICKRelatedness": "SICK-R"}
 
@@ -73,12 +77,44 @@ def _seed_list(value: object) -> object:
     return [value] if isinstance(value, int) else value
 
 
+def _weighted_terms(value: object) -> object:
+    """``info_nce``, ``[info_nce, {mlm: 0.1}]`` and ``{info_nce: 1.0}`` are weights by name."""
+    if isinstance(value, str):
+        return {value: 1.0}
+    if not isinstance(value, list):
+        return value
+    terms: dict[Any, Any] = {}
+    for item in value:
+        one = {item: 1.0} if isinstance(item, str) else item
+        if not isinstance(one, dict) or set(one) & set(terms):
+            return value  # pydantic says what is expected
+        terms |= one
+    return terms
+
+
+def _temperature_from_number(value: object) -> object:
+    return {"start": value} if isinstance(value, int | float | str) else value
+
+
+def _objective_from_terms(value: object) -> object:
+    return {"terms": value} if isinstance(value, str | list) else value
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_without_tilde)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+COLUMNS: dict[str, tuple[int, int | None, str]] = {
+    "sentences": (1, 1, "one column"),
+    "pairs": (2, None, "two columns or more: anchor, positive, hard negatives"),
+    "nli": (3, 3, "three columns: premise, hypothesis, label"),
+    "labelled": (2, 2, "two columns: text, label"),
+}
+"""Fewest and most columns of a form, in words."""
 
 
 class EncoderConfig(_Section):
@@ -98,18 +134,28 @@ class EncoderConfig(_Section):
     exported model (SimCSE's ``mlp_only_train``), or part of the exported model."""
     dropout: Annotated[Number, Field(ge=0, lt=1)] | None = None
     """Overrides every dropout probability of the encoder; ``null`` keeps its own."""
+    towers: Literal["one", "two"] = "one"
+    """``two``: anchors and positives get encoders of their own, starting from the same weights, for
+    pairs from two sources; saved as sentence-transformers' Router (``encode_query``,
+    ``encode_document``)."""
 
 
 class DataConfig(_Section):
-    """Training text: one sentence a row."""
+    """Training text."""
 
     train: Annotated[list[PathText], BeforeValidator(_list_from_one)] = Field(
         default=["docstrings"], min_length=1
     )
     """``docstrings`` (sentences of the installed Python packages), files or globs of txt, csv, tsv,
     jsonl or parquet (also .gz), or one Hub data set by name."""
-    column: str | None = None
-    """Column that holds the text; needed where a table has more than one."""
+    form: Literal["sentences", "pairs", "nli", "labelled"] = "sentences"
+    """``sentences``: one text a row, its positive is itself. ``pairs``: anchor, positive, and any
+    number of hard negatives. ``nli``: premise, hypothesis, label; becomes triplets. ``labelled``:
+    text and label (or group id); rows that share it are positives."""
+    columns: Annotated[list[str], BeforeValidator(_list_from_one)] = []
+    """Columns of the form, in its order; needed where the names do not tell."""
+    names: Annotated[list[str], BeforeValidator(_list_from_one)] = []
+    """Names of the columns of csv and tsv files that have no header."""
     split: str = "train"
     """Split of a Hub data set."""
     revision: str | None = None
@@ -121,13 +167,125 @@ class DataConfig(_Section):
     cache: PathText | None = None
     """Folder of the tokenised text; ``null`` uses the user's cache folder."""
 
+    @model_validator(mode="after")
+    def _columns_fit(self) -> DataConfig:
+        least, most, what = COLUMNS[self.form]
+        if self.columns and not least <= len(self.columns) <= (most or len(self.columns)):
+            raise ValueError(f"columns: form {self.form} takes {what}, got {len(self.columns)}")
+        return self
+
+
+class ViewConfig(_Section):
+    """What is done to the token ids of one view; dropout comes on top. Composable."""
+
+    repeat: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Word repetition: up to this share of the tokens (and at least up to two) is doubled, so that
+    views differ in length (ESimCSE, https://arxiv.org/abs/2109.04380; there 0.32)."""
+    cutoff: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Share of the tokens that attention does not see (ConSERT's token cutoff,
+    https://arxiv.org/abs/2105.11741; there 0.15)."""
+    shuffle: bool = False
+    """Tokens in random order (ConSERT's token shuffling)."""
+    template: str | None = None
+    """Words around the text, ``{}`` in its place (after PromptBERT,
+    https://arxiv.org/abs/2201.04337)."""
+    dropout: Annotated[Number, Field(ge=0, lt=1)] | None = None
+    """Dropout of this view alone (SCD's two rates, https://arxiv.org/abs/2203.07847; there 0.05 and
+    0.15); costs a forward pass a view."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ViewConfig:
+        if self.template is not None and self.template.count("{}") != 1:
+            raise ValueError(f"template: {self.template!r} needs {{}} once, in the text's place")
+        return self
+
+
+class TemperatureConfig(_Section):
+    """The number that divides cosine similarities: fixed, scheduled, or learned."""
+
+    start: PositiveNumber = 0.05
+    schedule: Literal["fixed", "linear", "cosine", "learnable"] = "fixed"
+    """``linear`` and ``cosine`` go from ``start`` to ``end`` over the run; ``learnable`` is a
+    parameter (its logarithm), kept between ``minimum`` and ``maximum``."""
+    end: PositiveNumber | None = None
+    minimum: PositiveNumber = 0.01
+    maximum: PositiveNumber = 1.0
+
+    @model_validator(mode="after")
+    def _complete(self) -> TemperatureConfig:
+        scheduled = self.schedule in ("linear", "cosine")
+        if scheduled != (self.end is not None):
+            raise ValueError(
+                f"schedule {self.schedule} needs an end"
+                if scheduled
+                else f"end has no meaning with schedule {self.schedule}; use linear or cosine"
+            )
+        if self.schedule == "learnable" and not self.minimum <= self.start <= self.maximum:
+            raise ValueError(
+                f"start {self.start} is not between minimum {self.minimum} and maximum "
+                f"{self.maximum}"
+            )
+        return self
+
+
+class DinoConfig(_Section):
+    """Self-distillation (DINO, https://arxiv.org/abs/2104.14294).
+
+    Defaults are DINO's but for the number of prototypes, there 65,536 for images.
+    """
+
+    prototypes: Annotated[int, Field(ge=2)] = 1024
+    student_temperature: PositiveNumber = 0.1
+    teacher_temperature: PositiveNumber = 0.04
+    center_momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.996
+    """Of the teacher's weights; rises to 1 along a cosine."""
+
 
 class ObjectiveConfig(_Section):
-    """What the two views of a sentence are trained for."""
+    """What embeddings are trained for: a weighted sum of terms, usually one."""
 
-    name: Literal["info_nce"] = "info_nce"
-    temperature: PositiveNumber = 0.05
-    """Divides the cosine similarities before the softmax."""
+    terms: Annotated[
+        dict[TermName, Annotated[Number, Field(ge=0)]], BeforeValidator(_weighted_terms)
+    ] = Field(default={"info_nce": 1.0}, min_length=1)
+    """One name, or a list such as ``[{info_nce: 1.0}, {mlm: 0.1}]``. ``objective: info_nce`` is
+    short for ``objective: {terms: info_nce}``."""
+    temperature: Annotated[TemperatureConfig, BeforeValidator(_temperature_from_number)] = (
+        TemperatureConfig()
+    )
+    """A number, or a section. With ``clip`` the default is CLIP's: learnable from 0.07."""
+    hard_negative_weight: PositiveNumber = 1.0
+    """How much an anchor's own hard negatives count (SimCSE's α; the logit gains ln α)."""
+    mask_identical: bool = True
+    """Leave out negatives with the text or the label of the anchor or of its positive."""
+    mlm_probability: Annotated[Number, Field(gt=0, lt=1)] = 0.15
+    """Share of the tokens that the term ``mlm`` hides and asks for."""
+    dino: DinoConfig = DinoConfig()
+    teacher: PathText | None = None
+    """For ``distill_l2`` and ``distill_similarity``: any sentence-transformers model."""
+    teacher_temperature: PositiveNumber = 0.05
+    """Of the teacher's similarities in ``distill_similarity``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clip_learns(cls, values: Any) -> Any:
+        terms = _weighted_terms(values.get("terms")) if isinstance(values, dict) else None
+        if isinstance(terms, dict) and "clip" in terms and "temperature" not in values:
+            return {**values, "temperature": {"start": 0.07, "schedule": "learnable"}}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ObjectiveConfig:
+        if sum(self.terms.values()) == 0:
+            raise ValueError("terms: the weights sum to 0")
+        distilled = [name for name in self.terms if name.startswith("distill")]
+        if bool(distilled) != (self.teacher is not None):
+            raise ValueError(
+                f"{distilled[0]} needs a teacher"
+                if distilled
+                else "teacher has no meaning without distill_l2 or distill_similarity"
+            )
+        return self
 
 
 class TrainingConfig(_Section):
@@ -196,7 +354,13 @@ class Config(_Section):
     spread and interval in ``<output>/summary.json``; takes the place of ``seed``."""
     encoder: EncoderConfig = EncoderConfig()
     data: DataConfig = DataConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    views: Annotated[list[ViewConfig], Field(min_length=2, max_length=2)] = [
+        ViewConfig(), ViewConfig(),
+    ]  # fmt: skip
+    """The two views of a sentence; for pairs the first is of anchors, the second of all others."""
+    objective: Annotated[ObjectiveConfig, BeforeValidator(_objective_from_terms)] = (
+        ObjectiveConfig()
+    )
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -211,6 +375,19 @@ class Config(_Section):
                 "training.batch_size: 1 leaves no in-batch negatives, so the loss is always 0; "
                 "allowed is 2 or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _terms_fit_the_data(self) -> Config:
+        form, terms = self.data.form, self.objective.terms
+        if self.encoder.towers == "two" and (form != "pairs" or {"mlm", "dino"} & set(terms)):
+            raise ValueError("encoder.towers: two needs data.form=pairs, and no term mlm or dino")
+        if "sup_con" in terms and form != "labelled":
+            raise ValueError(f"objective.terms: sup_con needs data.form=labelled, got {form}")
+        if self.objective.teacher is not None and form != "sentences":
+            raise ValueError(f"objective.teacher needs data.form=sentences, got {form}")
+        if form == "labelled" and self.training.batch_size % 2:
+            raise ValueError("training.batch_size must be even with data.form=labelled")
         return self
 
     @model_validator(mode="after")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,33 +21,45 @@ from transformers import PreTrainedTokenizerBase
 from simcse.config import DataConfig
 from simcse.errors import UserError
 from simcse.files import cache_folder, replacing
-from simcse.readers import Source, find_sources
+from simcse.forms import Row, rows_of
+from simcse.readers import Source, Wanted, find_sources
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 _CHUNK = 10_000
 
 _SCHEMA = pa.schema(
-    [("input_ids", pa.list_(pa.int32())), ("length", pa.int32()), ("text_hash", pa.int64())]
+    [
+        ("input_ids", pa.list_(pa.list_(pa.int32()))),
+        ("length", pa.int32()),
+        ("text_hash", pa.list_(pa.int64())),
+        ("label", pa.int64()),
+        ("row_hash", pa.int64()),
+    ]
 )
 
 
 @dataclass(frozen=True)
 class TextCounts:
-    """Rows with text, empty rows, repeats of an earlier row, rows cut at max_length."""
+    """Rows with text, empty rows, repeats of an earlier row, texts cut at max_length."""
 
     rows: int
     empty: int
     duplicate: int
     truncated: int
     sha256: str
-    """Of all texts, each followed by a line feed."""
+    """Of all texts (and labels), each followed by a line feed."""
+    texts: int
+    """Texts of all rows: more than rows where a row is a pair or more."""
+    found: dict[str, int] = field(default_factory=dict)
+    """NLI rows by their label, and entailments without a contradiction."""
 
     def __str__(self) -> str:
-        share = self.truncated / max(self.rows, 1)
+        share = self.truncated / max(self.texts, 1)
+        nli = "".join(f"{count:,} {name}, " for name, count in self.found.items())
         return (
-            f"{self.rows:,} rows with text, {self.empty:,} empty (skipped), {self.duplicate:,} "
-            f"duplicate (skipped), {self.truncated:,} longer than max_length (cut; {share:.1%}), "
-            f"sha256 {self.sha256}"
+            f"{nli}{self.rows:,} rows with text, {self.empty:,} empty (skipped), "
+            f"{self.duplicate:,} duplicate (skipped), {self.truncated:,} longer than max_length "
+            f"(cut; {share:.1%}), sha256 {self.sha256}"
         )
 
 
@@ -61,8 +74,9 @@ def load_training_data(
         seed: Draws the rows when ``config.max_rows`` is set.
 
     Returns:
-        A memory-mapped data set with the columns ``input_ids`` (list of int32, special tokens
-        included), ``length`` (number of ids) and ``text_hash`` (64 bits), and the counts.
+        A memory-mapped data set and the counts. Columns: ``input_ids`` (a list of int32 for each
+        text of the row, special tokens included), ``length`` (ids of its longest text),
+        ``text_hash`` (64 bits a text), ``label`` (64 bits; 0 where there is none), ``row_hash``.
 
     Raises:
         UserError: Missing, empty, undecodable or malformed input, with file and line.
@@ -72,9 +86,10 @@ def load_training_data(
     path = folder / f"{_cache_key(sources, config, tokenizer)}.arrow"
     counts_path = path.with_suffix(".json")
     if not (path.is_file() and counts_path.is_file()):
-        rows = (item for source in sources for item in source.read(config.column))
         with replacing(path) as temporary, replacing(counts_path) as counts_temporary:
-            counts = _tokenize(rows, tokenizer, config.max_length, temporary)
+            found: Counter[str] = Counter()
+            rows = _read(sources, config, found)
+            counts = _tokenize(rows, found, tokenizer, config.max_length, temporary)
             counts_temporary.write_text(json.dumps(asdict(counts)), encoding="utf-8")
     counts = TextCounts(**json.loads(counts_path.read_text(encoding="utf-8")))
     if counts.rows == 0:
@@ -82,45 +97,74 @@ def load_training_data(
             f"data.train: no text in {', '.join(config.train)} ({counts.empty:,} empty rows)"
         )
     dataset = Dataset.from_file(str(path))
-    keep = np.unique(dataset.data.column("text_hash").to_numpy(), return_index=True)[1]
+    keep = np.unique(dataset.data.column("row_hash").to_numpy(), return_index=True)[1]
     keep.sort()
     if config.max_rows is not None and config.max_rows < len(keep):
         keep = np.sort(np.random.default_rng(seed).choice(keep, config.max_rows, replace=False))
     return (dataset if len(keep) == len(dataset) else dataset.select(keep)), counts
 
 
+def texts_of(config: DataConfig, rows: Dataset) -> Iterator[str]:
+    """The sentences of a data set from :func:`load_training_data`, in its order, read again.
+
+    Only for ``form: sentences``: one text a row.
+    """
+    wanted = set(np.asarray(rows.with_format("numpy")["row_hash"]).tolist())
+    sources = [resolved for name in config.train for resolved in find_sources(name, config)]
+    for row in _read(sources, config, Counter()):
+        digest = _row_hash([_hash64(row.texts[0])], 0)
+        if digest in wanted:
+            wanted.remove(digest)  # a repeat of the row was skipped
+            yield row.texts[0]
+
+
+def _read(sources: list[Source], config: DataConfig, found: Counter[str]) -> Iterator[Row]:
+    fields = chain.from_iterable(source.read(Wanted.of(config)) for source in sources)
+    return rows_of(fields, config.form, found)
+
+
 def _tokenize(
-    rows: Iterator[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path
+    rows: Iterator[Row],
+    found: Counter[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    path: Path,
 ) -> TextCounts:
-    """Write token ids of all non-empty rows to ``path``; count what was read."""
-    total = truncated = empty = 0
+    """Write token ids of all rows to ``path``; count what was read."""
+    total = truncated = texts_total = 0
     hashes = []
     digest = hashlib.sha256()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
         while chunk := list(islice(rows, _CHUNK)):
-            texts = [_well_formed(place, text) for place, text in chunk if text.strip()]
-            empty += len(chunk) - len(texts)
-            if not texts:
-                continue
+            texts = [_well_formed(row.place, text) for row in chunk for text in row.texts]
             ids, cut = tokenize_texts(texts, tokenizer, max_length)
-            digest.update("".join(f"{text}\n" for text in texts).encode())
-            text_hash = np.array([_hash64(text) for text in texts], dtype=np.int64)
-            lengths = [len(row) for row in ids]
-            writer.write_batch(
-                pa.record_batch(
-                    [
-                        pa.array(ids, _SCHEMA.field(0).type),
-                        pa.array(lengths, pa.int32()),
-                        text_hash,
-                    ],
-                    _SCHEMA,
+            remaining = iter(zip(ids, map(_hash64, texts), strict=True))
+            columns: list[list[object]] = [[] for _ in _SCHEMA]
+            for row in chunk:
+                row_ids, text_hash = zip(*islice(remaining, len(row.texts)), strict=True)
+                label = 0 if row.label is None else _hash64(row.label)
+                values = (
+                    list(row_ids),
+                    max(map(len, row_ids)),
+                    list(text_hash),
+                    label,
+                    _row_hash(text_hash, label),
                 )
-            )
-            hashes.append(text_hash)
-            total += len(texts)
+                for column, value in zip(columns, values, strict=True):
+                    column.append(value)
+                label_text = () if row.label is None else (row.label,)
+                digest.update("".join(f"{text}\n" for text in (*row.texts, *label_text)).encode())
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, _SCHEMA))
+            hashes.append(np.asarray(columns[-1], dtype=np.int64))
+            total += len(chunk)
+            texts_total += len(texts)
             truncated += cut
     distinct = len(np.unique(np.concatenate(hashes))) if hashes else 0
-    return TextCounts(total, empty, total - distinct, truncated, digest.hexdigest())
+    empty = found.pop("empty", 0)
+    return TextCounts(
+        total, empty, total - distinct, truncated, digest.hexdigest(), texts_total, dict(found)
+    )
 
 
 def tokenize_texts(
@@ -154,6 +198,13 @@ def _hash64(text: str) -> int:
     )
 
 
+def _row_hash(text_hash: Sequence[int], label: int) -> int:
+    if len(text_hash) == 1 and label == 0:
+        return text_hash[0]
+    parts = b"".join(value.to_bytes(8, "big", signed=True) for value in (*text_hash, label))
+    return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "big", signed=True)
+
+
 def _cache_key(
     sources: list[Source], config: DataConfig, tokenizer: PreTrainedTokenizerBase
 ) -> str:
@@ -162,7 +213,7 @@ def _cache_key(
     parts = [
         CACHE_VERSION,
         [s.identity() for s in sources],
-        config.column,
+        [config.form, config.columns, config.names],
         config.max_length,
         rules,
     ]

@@ -6,6 +6,8 @@ Only stock sentence-transformers modules are used, so whatever is saved here loa
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import inspect
 import json
 from collections.abc import Iterator
@@ -16,10 +18,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.base.modules import Dense, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from simcse.config import EncoderConfig
 from simcse.config import Pooling as PoolingName
@@ -31,6 +39,12 @@ EMBEDDED_ENCODER = "mini-bert"
 # "sentence_embedding" and so never sees the projection.
 TRAIN_EMBEDDING = "train_embedding"
 SENTENCE_EMBEDDING = "sentence_embedding"
+
+# Routes of a model with two towers: anchors are queries, all others documents.
+QUERY, DOCUMENT = "query", "document"
+
+# Of a transformers config: what says nothing about the embeddings.
+_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 _TRANSFORMER_SETTINGS = "sentence_bert_config.json"
 # Dropout of heads that a sentence encoder does not have.
@@ -91,7 +105,10 @@ def build(config: EncoderConfig) -> SentenceTransformer:
             config_kwargs={**hub, **config_kwargs},
             processor_kwargs=dict(hub),
         )
-    modules = [transformer, *pooling_modules(transformer, config.pooling)]
+    modules: list[nn.Module] = [transformer, *pooling_modules(transformer, config.pooling)]
+    if config.towers == "two":
+        # A copy starts from the same weights and then goes its own way.
+        modules = [Router.for_query_document(modules, copy.deepcopy(modules), default_route=QUERY)]
     if config.projection != "none":
         modules.append(_projection(transformer, train_only=config.projection == "train_only"))
     return SentenceTransformer(modules=modules, trust_remote_code=config.trust_remote_code)
@@ -119,6 +136,74 @@ def pooling_modules(transformer: Transformer, pooling: PoolingName) -> list[nn.M
     return [first_last, Pooling(width, "mean")]
 
 
+def fingerprint(model: SentenceTransformer) -> str:
+    """40 hex digits of a SHA-256 over whatever makes the embeddings.
+
+    Weights, architecture, pooling, tokenizer, prompts and length; not where the model lies, nor
+    which version of a library wrote it.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    configs = {
+        id(module.config): module.config.to_dict()
+        for module in model.modules()
+        if isinstance(getattr(module, "config", None), PreTrainedConfig)
+    }
+    architecture = [
+        {key: value for key, value in config.items() if key not in _VOLATILE}
+        for config in configs.values()
+    ]
+    modules = [module.get_config_dict() for module in model if hasattr(module, "get_config_dict")]
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else {"": str(model.tokenizer)}
+    for key in ("truncation", "padding"):  # of the last call, not of the tokenizer
+        rules.pop(key, None)
+    about = [architecture, modules, model.prompts, model.max_seq_length, model.similarity_fn_name]
+    digest.update(json.dumps([*about, rules], sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:40]
+
+
+def transformer_of(model: SentenceTransformer) -> Transformer:
+    """The transformer module; of two towers the queries'."""
+    first = model[0]
+    return first.sub_modules[QUERY][0] if isinstance(first, Router) else first
+
+
+def width(model: SentenceTransformer) -> int:
+    """Width of the embeddings."""
+    return int(model.get_embedding_dimension())
+
+
+@contextmanager
+def dropout(model: nn.Module, rate: float | None) -> Iterator[None]:
+    """Every dropout probability of a model set to ``rate``; ``None`` leaves them.
+
+    Covers ``nn.Dropout`` and attention that keeps its probability as a number.
+    """
+    places = [] if rate is None else _dropout_places(model)
+    before = [getattr(module, name) for module, name in places]
+    for module, name in places:
+        setattr(module, name, rate)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
+
+
+def _dropout_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    places: list[tuple[nn.Module, str]] = [
+        (module, "p") for module in model.modules() if isinstance(module, nn.Dropout)
+    ]
+    for module in model.modules():
+        names = [n for n in ("attention_dropout", "dropout_prob") if n in vars(module)]
+        places += [(module, n) for n in names if isinstance(getattr(module, n), float)]
+    return places
+
+
 def training_key(model: SentenceTransformer) -> str:
     """Key of the model's output under which the loss finds the embeddings."""
     return TRAIN_EMBEDDING if _has_train_only_projection(model) else SENTENCE_EMBEDDING
@@ -140,20 +225,21 @@ def save(model: SentenceTransformer, folder: Path) -> None:
     model.save_pretrained(str(folder), create_model_card=False)
     for weights in folder.rglob("*.safetensors"):
         give_usual_mode(weights)
-    transformer = model[0]
-    if getattr(transformer.model, "pooler", True) is None:
+    if getattr(transformer_of(model).model, "pooler", True) is None:
         # Without this a reader would make up a pooler at random and warn about it.
-        path = folder / _TRANSFORMER_SETTINGS
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        settings["model_args"] = {"add_pooling_layer": False}
-        path.write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
+        for path in folder.rglob(_TRANSFORMER_SETTINGS):
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings["model_args"] = {"add_pooling_layer": False}
+            path.write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
 
 
 def is_intact(folder: Path) -> bool:
     """Whether a saved model has its list of modules and weights that are whole."""
     transformer = ("model.safetensors", "model.safetensors.index.json")  # whole, or in shards
     needed = (folder / "modules.json").is_file() and any(
-        (folder / n).is_file() for n in transformer
+        path.is_file()
+        for n in transformer
+        for path in (folder / n, folder / "query_0_Transformer" / n)
     )
     try:
         for path in folder.rglob("*.safetensors"):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -30,6 +33,14 @@ _STYLE = {
 }
 
 
+@contextmanager
+def _drawing() -> Iterator[None]:
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # A browser has the signs that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure, what it shows in words, and its numbers."""
@@ -44,15 +55,17 @@ class Picture:
     def svg(self) -> str:
         """The figure as an ``<svg>`` element."""
         buffer = io.StringIO()
-        with mpl.rc_context(_STYLE):
+        with _drawing():
             self.figure.savefig(buffer, format="svg", metadata={"Date": None})
         text = buffer.getvalue()
+        # Several figures share a page: identifiers get the figure's name in front.
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", text)
         return text[text.index("<svg") :]
 
     def png(self) -> bytes:
         """The figure as a PNG image, 150 dots an inch."""
         buffer = io.BytesIO()
-        with mpl.rc_context(_STYLE):
+        with _drawing():
             self.figure.savefig(buffer, format="png", dpi=150)
         return buffer.getvalue()
 
@@ -75,7 +88,7 @@ def curve(
             )
         shared = sorted(set.intersection(*({int(step) for step in steps} for steps, _ in series)))
         stacked = np.array([[dict(zip(*s, strict=True))[step] for step in shared] for s in series])
-        label = f"{runs.name} (mean of {len(series)})" if not alone else runs.name
+        label = f"{runs.name} (mean of {len(series)})" if not alone else _shown(runs.name)
         axes.plot(
             shared, stacked.mean(axis=0), color=colour, lw=2, label=label,
             marker=MARKERS[number % len(MARKERS)], markevery=max(1, len(shared) // 12), ms=4,
@@ -119,7 +132,7 @@ def plane(sets: Sequence[RunSet]) -> Picture | None:
                     continue  # every seed and most settings start from the same encoder
                 drawn.add((x, y))
                 rows.append(
-                    [name or f"{runs.name}/{run.name}", geometry["source"], f"{x:.3f}", f"{y:.3f}"]
+                    [name or run_name(runs, run), geometry["source"], f"{x:.3f}", f"{y:.3f}"]
                 )
                 if name:
                     final.scatter(x, y, color="#777777", marker="x")
@@ -137,7 +150,7 @@ def plane(sets: Sequence[RunSet]) -> Picture | None:
                 path.plot(xs, ys, color=colour, alpha=0.5, lw=1)
                 path.scatter(xs[-1], ys[-1], color=colour, marker=marker, zorder=3)
                 rows += [
-                    [f"{runs.name}/{run.name}, step {int(step)}", "dev", f"{x:.3f}", f"{y:.3f}"]
+                    [f"{run_name(runs, run)}, step {int(step)}", "dev", f"{x:.3f}", f"{y:.3f}"]
                     for step, x, y in zip(steps, xs, ys, strict=True)
                 ]
     if not rows:
@@ -208,7 +221,12 @@ def spectrum(sets: Sequence[RunSet]) -> Picture | None:
         if not geometry:
             continue
         values = np.maximum(geometry["singular_values"], 1e-6)
-        axes.plot(np.arange(1, len(values) + 1), values, color=COLOURS[number % 7], label=runs.name)
+        axes.plot(
+            np.arange(1, len(values) + 1),
+            values,
+            color=COLOURS[number % 7],
+            label=_shown(runs.name),
+        )
         rows.append(
             [
                 runs.name,
@@ -249,6 +267,16 @@ def pictures(sets: Sequence[RunSet]) -> list[Picture]:
         spectrum(sets),
     ]
     return [picture for picture in found if picture is not None]
+
+
+def run_name(runs: RunSet, run: Run) -> str:
+    """A run's name beside those of other sets."""
+    return runs.name if len(runs.runs) == 1 else f"{runs.name}/{run.name}"
+
+
+def _shown(name: str) -> str:
+    """A name as a legend takes it: one that starts with _ would be left out."""
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

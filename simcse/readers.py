@@ -1,7 +1,7 @@
 """Reads text from files, the Hub and the docstrings, naming the place of every mistake.
 
-Each source yields ``(place, text)``; the place, such as ``file:line``, is for error messages. Text
-streams: no source is held in memory.
+Each source yields ``(place, fields)``, the wanted columns of a row; the place, such as
+``file:line``, is for error messages. Text streams: no source is held in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import glob
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,7 +21,7 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from simcse import docstrings
-from simcse.config import DataConfig
+from simcse.config import COLUMNS, DataConfig
 from simcse.errors import UserError, first_line
 
 EMBEDDED_TEXT = "docstrings"
@@ -29,6 +29,66 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 # A longer line is a binary file or a whole corpus without line breaks, never a sentence.
 MAX_CHARACTERS = 1_000_000
 _LONGEST = 4 * MAX_CHARACTERS + 4  # bytes
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which columns to read, for a form of :class:`~simcse.config.DataConfig`."""
+
+    form: str = "sentences"
+    columns: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Names of the columns of csv and tsv files without a header."""
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Wanted:
+        """What a config asks for."""
+        return cls(config.form, tuple(config.columns), tuple(config.names))
+
+    def choose(self, place: str, found: list[str]) -> list[str]:
+        """Names of the columns to read, from those that a table has.
+
+        Raises:
+            UserError: A column is missing, or the names do not tell which ones are meant.
+        """
+        if missing := [name for name in self.columns if name not in found]:
+            raise UserError(f"{place}: no column {missing[0]!r}; found {', '.join(found)}")
+        if self.columns:
+            return list(self.columns)
+        least, most, what = COLUMNS[self.form]
+        if self.form in _USUAL:
+            usual = [next((n for n in names if n in found), None) for names in _USUAL[self.form]]
+            if None not in usual:
+                return [name for name in usual if name is not None]
+        elif least <= len(found) <= (most or len(found)):
+            return found
+        raise UserError(
+            f"{place}: choose columns (data.columns, or --column), {what}, of {', '.join(found)}"
+        )
+
+    def fields(self, place: str, values: Sequence[object]) -> tuple[str, tuple[str, ...]]:
+        """Place and text of the chosen columns; a label may be a number.
+
+        Raises:
+            UserError: A value is not text.
+        """
+        texts = []
+        for position, value in enumerate(values):
+            if isinstance(value, int) and self.form in _USUAL and position == len(values) - 1:
+                value = str(value)
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"{place}: expected text, found {type(value).__name__}")
+            texts.append(value or "")
+        return place, tuple(texts)
+
+
+# Names by which data sets call the columns of a form; the label is the last.
+_USUAL = {
+    "nli": (("premise", "sentence1"), ("hypothesis", "sentence2"), ("label", "gold_label")),
+    "labelled": (("text", "sentence"), ("label", "group", "id")),
+}
+
+Fields = Iterator[tuple[str, tuple[str, ...]]]
 
 
 def read_sentences(path: Path, column: str | None = None) -> Iterator[str]:
@@ -43,7 +103,8 @@ def read_sentences(path: Path, column: str | None = None) -> Iterator[str]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    return (text for _, text in _File(path, _suffix(path)).read(column))
+    wanted = Wanted(columns=(column,) if column else ())
+    return (text for _, (text,) in _File(path, _suffix(path)).read(wanted))
 
 
 @dataclass(frozen=True)
@@ -51,8 +112,10 @@ class _Docstrings:
     def identity(self) -> list[object]:
         return [EMBEDDED_TEXT, docstrings.fingerprint(docstrings.training_sentences())]
 
-    def read(self, column: str | None) -> Iterator[tuple[str, str]]:
-        return ((EMBEDDED_TEXT, sentence) for sentence in docstrings.training_sentences())
+    def read(self, wanted: Wanted) -> Fields:
+        if wanted.form != "sentences":
+            raise UserError(f"data.train: docstrings are sentences; data.form is {wanted.form}")
+        return ((EMBEDDED_TEXT, (sentence,)) for sentence in docstrings.training_sentences())
 
 
 @dataclass(frozen=True)
@@ -64,10 +127,11 @@ class _HubDataset:
     def identity(self) -> list[object]:
         return [self.name, self.split, self.data._fingerprint]
 
-    def read(self, column: str | None) -> Iterator[tuple[str, str]]:
-        chosen = _choose_column(self.name, self.data.column_names, column)
-        for number, value in enumerate(self.data[chosen], 1):
-            yield _text(f"{self.name}[{self.split}]:{number}", value)
+    def read(self, wanted: Wanted) -> Fields:
+        chosen = wanted.choose(self.name, self.data.column_names)
+        for number, row in enumerate(self.data.select_columns(chosen), 1):
+            values = [row[name] for name in chosen]
+            yield wanted.fields(f"{self.name}[{self.split}]:{number}", values)
 
 
 @dataclass(frozen=True)
@@ -79,19 +143,20 @@ class _File:
         status = self.path.stat()
         return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
 
-    def read(self, column: str | None) -> Iterator[tuple[str, str]]:
+    def read(self, wanted: Wanted) -> Fields:
         if self.suffix == ".parquet":
-            yield from self._read_parquet(column)
+            yield from self._read_parquet(wanted)
             return
         try:
             with self._open() as file:
                 lines = self._lines(file)
                 if self.suffix == ".txt":
-                    yield from lines
+                    wanted.choose(str(self.path), list(wanted.columns) or ["text"])
+                    yield from ((place, (line,)) for place, line in lines)
                 elif self.suffix == ".jsonl":
-                    yield from self._read_jsonl(lines, column)
+                    yield from self._read_jsonl(lines, wanted)
                 else:
-                    yield from self._read_csv(lines, column)
+                    yield from self._read_csv(lines, wanted)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{self.path}: broken gzip file: {error}") from error
 
@@ -122,12 +187,10 @@ class _File:
                 raise UserError(f"{place}: NUL character; is this a text file?")
             yield place, text.rstrip("\r\n")
 
-    def _read_jsonl(
-        self, lines: Iterable[tuple[str, str]], column: str | None
-    ) -> Iterator[tuple[str, str]]:
+    def _read_jsonl(self, lines: Iterable[tuple[str, str]], wanted: Wanted) -> Fields:
         for place, line in lines:
             if not line.strip():
-                yield place, ""
+                yield place, ("",) * COLUMNS[wanted.form][0]
                 continue
             try:
                 row = json.loads(line)
@@ -135,34 +198,36 @@ class _File:
                 raise UserError(f"{place}: not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise UserError(f"{place}: expected a JSON object, found {type(row).__name__}")
-            yield _text(place, row[_choose_column(place, list(row), column)])
+            yield wanted.fields(place, [row[name] for name in wanted.choose(place, list(row))])
 
-    def _read_csv(
-        self, lines: Iterator[tuple[str, str]], column: str | None
-    ) -> Iterator[tuple[str, str]]:
+    def _read_csv(self, lines: Iterator[tuple[str, str]], wanted: Wanted) -> Fields:
         csv.field_size_limit(MAX_CHARACTERS)
         delimiter = "\t" if self.suffix == ".tsv" else ","
         reader = csv.reader((f"{text}\n" for _, text in lines), delimiter=delimiter, strict=True)
         try:
-            header = next(reader, [])
-            index = header.index(_choose_column(f"{self.path}:1", header, column)) if header else 0
+            header = list(wanted.names) or next(reader, [])
+            if not header:
+                return
+            indexes = [header.index(n) for n in wanted.choose(f"{self.path}:1", header)]
             for row in reader:
                 place = f"{self.path}:{reader.line_num}"
                 if row and len(row) != len(header):
-                    raise UserError(f"{place}: {len(row)} fields, the header has {len(header)}")
-                yield place, row[index] if row else ""
+                    what = "data.names has" if wanted.names else "the header has"
+                    raise UserError(f"{place}: {len(row)} fields, {what} {len(header)}")
+                yield place, tuple(row[index] if row else "" for index in indexes)
         except csv.Error as error:
             raise UserError(f"{self.path}:{reader.line_num}: not valid csv: {error}") from error
 
-    def _read_parquet(self, column: str | None) -> Iterator[tuple[str, str]]:
+    def _read_parquet(self, wanted: Wanted) -> Fields:
         number = 0
         try:
             with pyarrow.parquet.ParquetFile(self.path) as file:
-                chosen = _choose_column(str(self.path), file.schema_arrow.names, column)
-                for batch in file.iter_batches(columns=[chosen]):
-                    for value in batch.column(0).to_pylist():
+                chosen = wanted.choose(str(self.path), file.schema_arrow.names)
+                for batch in file.iter_batches(columns=chosen):
+                    columns = [batch.column(name).to_pylist() for name in chosen]
+                    for values in zip(*columns, strict=True):
                         number += 1
-                        yield _text(f"{self.path}: row {number}", value)
+                        yield wanted.fields(f"{self.path}: row {number}", values)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{self.path}: not a sound parquet file: {first_line(error)}"
@@ -239,23 +304,3 @@ def _suffix(path: Path) -> str:
             f"{', '.join(SUFFIXES)}, and all but parquet with .gz"
         )
     return suffix
-
-
-def _choose_column(place: str, names: list[str], column: str | None) -> str:
-    if column is not None:
-        if column not in names:
-            raise UserError(f"{place}: no column {column!r}; found {', '.join(names)}")
-        return column
-    if len(names) != 1:
-        raise UserError(
-            f"{place}: choose a column (data.column or --column), one of {', '.join(names)}"
-        )
-    return names[0]
-
-
-def _text(place: str, value: object) -> tuple[str, str]:
-    if value is None:
-        return place, ""
-    if not isinstance(value, str):
-        raise UserError(f"{place}: expected text, found {type(value).__name__}")
-    return place, value

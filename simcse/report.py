@@ -9,13 +9,12 @@ from jinja2 import Environment
 
 from simcse import __version__
 from simcse.config import Config
-from simcse.errors import UserError
 from simcse.evaluation.protocol import PROTOCOL
 from simcse.evaluation.statistics import summarize
 from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
 from simcse.files import replacing, write_atomically
-from simcse.plots import pictures
-from simcse.runs import RunSet
+from simcse.plots import pictures, run_name
+from simcse.runs import RunSet, with_own_names
 
 TEMPLATE = Path(__file__).parent / "assets" / "report.html"
 PAGE = "report.html"
@@ -34,7 +33,7 @@ def write_report(sets: Sequence[RunSet], folder: Path) -> Path:
     Raises:
         UserError: Two runs have one name.
     """
-    sets = _with_own_names(sets)
+    sets = with_own_names(sets)
     drawn = pictures(sets)
     environment = Environment(autoescape=True, trim_blocks=True)
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -44,7 +43,7 @@ def write_report(sets: Sequence[RunSet], folder: Path) -> Path:
             line
             for runs in sets
             for run in runs.runs
-            for line in collapse_lines({f"{runs.name}/{run.name}": run.scores})
+            for line in collapse_lines({run_name(runs, run): run.scores})
         ],
         head=["task", "score", *(_heading(runs) for runs in sets)],
         rows=_score_rows(sets),
@@ -63,42 +62,23 @@ def write_report(sets: Sequence[RunSet], folder: Path) -> Path:
     return folder / PAGE
 
 
-def _with_own_names(sets: Sequence[RunSet]) -> list[RunSet]:
-    """Names by which the runs can be told apart: folders with parents where names repeat."""
-    names = [runs.name for runs in sets]
-    if len(set(names)) < len(names):
-        long = []
-        for runs in sets:
-            folder = runs.runs[0].folder
-            folder = folder.parent if len(runs.runs) > 1 else folder
-            long.append("/".join(folder.absolute().parts[-2:]))
-        names = long
-    if len(set(names)) < len(names):
-        raise UserError(f"two runs are called {max(names, key=names.count)}; give each once")
-    return [RunSet(name, runs.runs) for name, runs in zip(names, sets, strict=True)]
-
-
 def _heading(runs: RunSet) -> str:
     return runs.name if len(runs.runs) == 1 else f"{runs.name} ({len(runs.runs)} seeds)"
 
 
 def _score_rows(sets: Sequence[RunSet]) -> list[list[str]]:
+    """A row for every test; scores of one name on different texts stand apart."""
     rows: dict[tuple[str, str], list[str]] = {}
-    for runs in sets:
+    for number, runs in enumerate(sets):
         for task, key in shown_scores(runs.runs[0].scores):
-            rows.setdefault((task, key), [task_label(task, runs.runs[0].scores[task]), LABELS[key]])
-    for (task, key), row in rows.items():
-        for runs in sets:
-            values = runs.values(task, key)
-            if not values:
-                row.append("")
-                continue
-            summary = summarize(values)
+            label = task_label(task, runs.runs[0].scores[task])
+            row = rows.setdefault((label, key), [label, LABELS[key], *[""] * len(sets)])
+            summary = summarize(runs.values(task, key))
             text = cell(key, summary.mean)
             if summary.std is not None and summary.low is not None and summary.high is not None:
                 low, high = cell(key, summary.low), cell(key, summary.high)
                 text += f" ± {cell(key, summary.std)} [{low}, {high}]"
-            row.append(text)
+            row[2 + number] = text
     return list(rows.values())
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from datasets import Dataset
@@ -22,7 +23,6 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from transformers import set_seed
 
 from simcse import encoder
-from simcse.batching import ViewBatchSampler, ViewCollator
 from simcse.config import Config, differences, to_yaml, validate
 from simcse.data import TextCounts, load_training_data
 from simcse.environment import environment
@@ -32,18 +32,20 @@ from simcse.evaluation.sources import load_dev_task, load_geometry, load_task
 from simcse.evaluation.table import collapse_lines, score_table
 from simcse.evaluation.tasks import Task
 from simcse.files import write_atomically
+from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
 from simcse.runs import CONFIG_FILE, ITEMS_FILE, SCORES_FILE, read_json, save_items
+from simcse.teacher import teacher_embeddings
 from simcse.training import (
-    NUM_VIEWS,
-    ContrastiveLoss,
     DevEvaluator,
     SimCSETrainer,
+    batch_sampler,
     check_views_differ,
     evaluate_model,
     newest_checkpoint,
     steps_of,
     train_to_the_end,
     training_arguments,
+    view_collator,
 )
 
 RAW_SCORES_FILE = "raw_scores.json"
@@ -60,6 +62,7 @@ class _Prepared:
     model: SentenceTransformer
     tasks: list[Task]
     dev: DevEvaluator
+    teacher: Path | None
 
 
 def train(config: Config, command: list[str], twin: Path | None = None) -> None:
@@ -107,7 +110,9 @@ def _train_in(
 ) -> None:
     raw = _raw_scores(run, config, prepared.tasks)
     model = prepared.model
-    trainer = SimCSETrainer(config, arguments, model, prepared.rows, prepared.dev, run)
+    trainer = SimCSETrainer(
+        config, arguments, model, prepared.rows, prepared.dev, run, prepared.teacher
+    )
     checkpoint = newest_checkpoint(run)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}")
@@ -149,7 +154,7 @@ def dry_run(config: Config) -> None:
     training_arguments(config, run)  # for what it refuses
     print(to_yaml(config))
     prepared = _prepare(config)
-    steps = steps_of(config, len(prepared.rows))
+    steps = steps_of(config, prepared.rows)
     step_seconds, dev_seconds = _measure(config, prepared)
     evaluations = -(-steps // config.evaluation.every)
     minutes = (steps * step_seconds + evaluations * dev_seconds) / 60
@@ -204,10 +209,39 @@ def _prepare(config: Config) -> _Prepared:
             f"data.max_length: {config.data.max_length} is more than the {limit} tokens that "
             f"{config.encoder.name} allows"
         )
-    check_views_differ(model, rows[0]["input_ids"])
+    _check_rows(config, rows, model)
+    check_views_differ(config, model, rows)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}")
-    return _Prepared(rows, counts, model, tasks, dev)
+    teacher = teacher_embeddings(config, rows, counts) if config.objective.teacher else None
+    return _Prepared(rows, counts, model, tasks, dev, teacher)
+
+
+def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> None:
+    """What only the rows can tell.
+
+    Raises:
+        UserError: Hard negatives that no term uses, labels without two examples, templates that
+            leave no room.
+    """
+    columns = len(rows[0]["input_ids"])
+    if columns > 2 and not set(config.objective.terms) & set(WITH_HARD_NEGATIVES):
+        raise UserError(
+            f"objective.terms: {', '.join(config.objective.terms)} does not use the hard negatives "
+            f"of data.train; name two columns in data.columns, or use {WITH_HARD_NEGATIVES[0]}"
+        )
+    if len(batch_sampler(config, rows)) == 0:
+        raise UserError(
+            "data.train: the labels with two examples or more make no batch of "
+            f"{config.training.batch_size}; lower training.batch_size"
+        )
+    views = view_collator(config, model).views
+    longest = config.data.max_length + max(len(view.before) + len(view.after) for view in views)
+    if model.max_seq_length is not None and longest > model.max_seq_length:
+        raise UserError(
+            f"views: with their template, texts of data.max_length {config.data.max_length} have "
+            f"{longest} tokens; {config.encoder.name} allows {model.max_seq_length}"
+        )
 
 
 def _is_finished(run: Path, config: Config) -> bool:
@@ -282,18 +316,18 @@ def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Score
 def _measure(config: Config, prepared: _Prepared) -> tuple[float, float]:
     """Seconds of a training step (float32) and of a dev score, measured on a few real batches."""
     model = prepared.model
-    lengths = prepared.rows.with_format("numpy")["length"]
-    sampler = ViewBatchSampler(
-        lengths, config.training.batch_size, config.training.batching, config.seed
-    )
-    collator = ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS)
-    loss = ContrastiveLoss(model, config)
+    rows = prepared.rows
+    if prepared.teacher is not None:
+        rows = rows.add_column("row", np.arange(len(rows)))
+    collator = view_collator(config, model)
+    loss = TrainingLoss(model, config, prepared.teacher).to(model.device)
     model.train()
     seconds = []
-    for _, indices in zip(range(6), sampler, strict=False):
+    for _, indices in zip(range(6), batch_sampler(config, rows), strict=False):
         started = time.perf_counter()
-        rows = prepared.rows[indices]["input_ids"]
-        loss([collator.features(rows, model.device)]).backward()
+        found = loss([collator.features([rows[i] for i in indices], model.device)])
+        total = torch.stack(list(found.values())).sum() if isinstance(found, dict) else found
+        total.backward()
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - started)

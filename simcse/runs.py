@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simcse.config import Config, validate
-from simcse.errors import UserError
+from simcse.config import Config, differences, validate
+from simcse.errors import UserError, first_line
 from simcse.evaluation.protocol import Items, Scores
+from simcse.evaluation.table import with_averages
 from simcse.files import replacing
 
 CONFIG_FILE = "config.yaml"
@@ -22,6 +24,9 @@ SCORES_FILE = "scores.json"
 ITEMS_FILE = "scores.npz"
 LOG_FILE = "log.jsonl"
 SEED_PREFIX = "seed-"
+SUMMARY_FILE = "summary.json"
+
+_OBJECTS = ("trained", "raw", "dev", "scores")  # keys of scores.json that hold objects
 
 
 @dataclass(frozen=True)
@@ -50,40 +55,108 @@ class RunSet:
 
     def values(self, task: str, key: str) -> list[float]:
         """A score of every run that has it, in the order of the seeds."""
-        return [
-            float(run.scores[task][key]) for run in self.runs if key in run.scores.get(task, {})
-        ]
-
-    def only(self, seeds: Sequence[str]) -> RunSet:
-        """The runs of some seeds.
-
-        Raises:
-            UserError: A seed was not run.
-        """
-        by_name = {run.name.removeprefix(SEED_PREFIX): run for run in self.runs}
-        if missing := [seed for seed in seeds if seed not in by_name]:
-            raise UserError(f"{self.name}: no seed {missing[0]}; there are {', '.join(by_name)}")
-        return RunSet(self.name, [by_name[seed] for seed in seeds])
+        found = [run.scores.get(task, {}) for run in self.runs]
+        return [float(scores[key]) for scores in found if key in scores]
 
 
-def load_runs(path: Path) -> RunSet:
+def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
     """Read a run folder, a folder of seeds, or the folder or file that ``evaluate`` wrote.
 
+    Args:
+        path: The folder or file.
+        seeds: Of a folder of seeds only these; ``None`` reads all that its command names.
+
     Raises:
-        UserError: There is nothing finished, or a file is damaged.
+        UserError: There is nothing finished, a file is damaged, or the seeds are not of one
+            setting and one test.
     """
+    path = path.absolute()
     if path.is_file():
+        if path.suffix != ".json":
+            raise UserError(f"{path}: not a run folder and not a {SCORES_FILE}")
         return RunSet(path.stem, [_load(path)])
-    if (path / SCORES_FILE).is_file():
-        return RunSet(path.name, [_load(path / SCORES_FILE)])
-    seeds = sorted(path.glob(f"{SEED_PREFIX}*"), key=lambda p: int(p.name[len(SEED_PREFIX) :]))
     if not path.is_dir():
         raise UserError(f"{path}: no such run")
-    if not seeds:
+    if (path / SCORES_FILE).is_file():
+        if seeds is not None:
+            raise UserError(f"{path}: a single run, it has no seeds to choose from")
+        return RunSet(path.name, [_load(path / SCORES_FILE)])
+    there = seed_folders(path)
+    if not there:
         raise UserError(f"{path}: no {SCORES_FILE} in it, so it is no finished run")
-    if unfinished := [p.name for p in seeds if not (p / SCORES_FILE).is_file()]:
-        raise UserError(f"{path}: not finished: {', '.join(unfinished)}; run its command again")
-    return RunSet(path.name, [_load(p / SCORES_FILE) for p in seeds])
+    if seeds is None:
+        planned = [str(seed) for seed in _planned(path)] or list(there)
+        seeds = list(dict.fromkeys([*planned, *there]))
+    elif missing := [seed for seed in seeds if seed not in there]:
+        raise UserError(f"{path.name}: no seed {missing[0]}; there are {', '.join(there)}")
+    unfinished = [s for s in seeds if s not in there or not (there[s] / SCORES_FILE).is_file()]
+    if unfinished:
+        raise UserError(
+            f"{path}: seeds not finished: {', '.join(unfinished)}; run its command again, or "
+            "choose others with --seeds"
+        )
+    runs = [_load(there[seed] / SCORES_FILE) for seed in seeds]
+    for run in runs[1:]:
+        check_same_setting(runs[0], run)
+    return RunSet(path.name, runs)
+
+
+def seed_folders(path: Path) -> dict[str, Path]:
+    """Seed to its run folder, finished or not, in the order of the numbers."""
+    found = {p.name.removeprefix(SEED_PREFIX): p for p in path.glob(f"{SEED_PREFIX}*")}
+    numbers = sorted((int(s), s) for s, p in found.items() if s.isdecimal() and p.is_dir())
+    return {seed: found[seed] for _, seed in numbers}
+
+
+def setting_differences(a: Config, b: Config) -> list[str]:
+    """``key: A -> B`` where two settings differ, seed and folder left out."""
+    found = differences(a, b)
+    return [line for line in found if line.split(":")[0] not in ("seed", "seeds", "output")]
+
+
+def check_same_setting(a: Run, b: Run) -> None:
+    """Two runs differ in their seed alone and were scored on the same tests.
+
+    Raises:
+        UserError: They do not.
+    """
+    if a.config and b.config and (found := setting_differences(a.config, b.config)):
+        raise UserError(
+            f"{b.folder}: not the setting of {a.folder.name} ({'; '.join(found)}); "
+            "one folder holds one setting"
+        )
+    if set(a.scores) != set(b.scores):
+        names = ", ".join(sorted(set(a.scores) ^ set(b.scores)))
+        raise UserError(f"{b.folder}: not scored on the same tasks as {a.folder.name}: {names}")
+    for task in a.scores:
+        if problem := other_test(a, b, task):
+            raise UserError(f"{b.folder}: {problem}")
+
+
+def other_test(a: Run, b: Run, task: str) -> str | None:
+    """Why two scores of one name are not of one test; ``None`` where they are."""
+    for fact in ("pairs", "queries", "examples", "source", "dataset", "metric"):
+        left, right = a.scores[task].get(fact), b.scores[task].get(fact)
+        if left != right:
+            return f"{task}: not the same test, {fact} {left} and {right}"
+    return None
+
+
+def with_own_names(sets: Sequence[RunSet]) -> list[RunSet]:
+    """Names by which run sets can be told apart: as much of their paths as that takes.
+
+    Raises:
+        UserError: A run is given twice.
+    """
+    folders = [r.runs[0].folder.parent if len(r.runs) > 1 else r.runs[0].folder for r in sets]
+    names = [runs.name for runs in sets]
+    parts = 2
+    while len(set(names)) < len(names) and parts <= max(len(f.parts) for f in folders):
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        parts += 1
+    if len(set(names)) < len(names):
+        raise UserError(f"{max(names, key=names.count)}: given twice")
+    return [RunSet(name, runs.runs) for name, runs in zip(names, sets, strict=True)]
 
 
 def save_items(path: Path, items: Items) -> None:
@@ -100,11 +173,16 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
         if missing := [key for key in keys if key not in values]:
             raise ValueError(f"no {', '.join(missing)}")
+        if not all(isinstance(values[key], dict) for key in keys if key in _OBJECTS):
+            raise ValueError("not the expected values")
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{path}: damaged ({error}); remove that file and start again, the rest is kept"
+            f"{path}: damaged ({first_line(error)}); remove that file and start again, the rest "
+            "is kept"
         ) from error
     return values
 
@@ -114,24 +192,34 @@ def _load(path: Path) -> Run:
     values = read_json(path)
     if "trained" not in values:  # written by evaluate
         values = read_json(path, "model", "scores")
-        name = Path(values["model"]).name
-        return Run(name, folder, values["scores"], _items(path), {}, None, None, [])
+        name = Path(str(values["model"])).absolute().name
+        scores = with_averages(values["scores"])
+        return Run(name, folder, scores, _items(path), {}, None, None, [])
     values = read_json(path, "trained", "raw", "dev")
-    config_path = folder / CONFIG_FILE
+    config_path, log_path = folder / CONFIG_FILE, folder / LOG_FILE
     try:
-        config = validate(
-            yaml.safe_load(config_path.read_text(encoding="utf-8")), where=str(config_path)
-        )
-        lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
-        log = [json.loads(line) for line in lines]
+        written = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+        config = validate(written, where=str(config_path))
+        if config.model_dump() != written:
+            raise ValueError(f"{CONFIG_FILE} does not hold every setting")
+        log = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
+        if not log or not all(isinstance(entry, dict) and "step" in entry for entry in log):
+            raise ValueError(f"{LOG_FILE} does not hold steps")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: missing from a finished run") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{folder}: damaged {CONFIG_FILE} or {LOG_FILE} ({error})") from error
+        raise UserError(
+            f"{folder}: damaged {CONFIG_FILE} or {LOG_FILE}: {first_line(error)}"
+        ) from error
     return Run(
-        folder.name, folder, values["trained"], _items(path), values["raw"], values["dev"],
-        config, log,
+        folder.name, folder, with_averages(values["trained"]), _items(path), values["raw"],
+        values["dev"], config, log,
     )  # fmt: skip
+
+
+def _planned(path: Path) -> list[int]:
+    summary = path / SUMMARY_FILE
+    return list(read_json(summary, "planned")["planned"]) if summary.is_file() else []
 
 
 def _items(scores: Path) -> Items:
@@ -141,5 +229,5 @@ def _items(scores: Path) -> Items:
             return dict(file)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error})") from error

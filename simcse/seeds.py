@@ -6,21 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-from simcse.config import Config
+import yaml
+
+from simcse.config import Config, validate
 from simcse.errors import UserError
 from simcse.evaluation.statistics import Summary, summarize
 from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
 from simcse.files import write_atomically
+from simcse.run import dry_run as show
 from simcse.run import train
-from simcse.runs import CONFIG_FILE, SEED_PREFIX, RunSet, load_runs
+from simcse.runs import (
+    CONFIG_FILE,
+    SEED_PREFIX,
+    SUMMARY_FILE,
+    RunSet,
+    load_runs,
+    seed_folders,
+    setting_differences,
+)
 
-SUMMARY_FILE = "summary.json"
 
-
-def train_seeds(config: Config, command: list[str]) -> None:
+def train_seeds(config: Config, command: list[str], *, dry_run: bool = False) -> None:
     """Train and score every seed of ``config.seeds``, then report them together.
 
-    Seeds that are finished are not run again; the untrained encoder is scored once.
+    Seeds that are finished are not run again; the untrained encoder is scored once. A dry run
+    shows the first seed and writes nothing.
 
     Raises:
         UserError: As :func:`simcse.run.train`; the folder holds a single run.
@@ -30,15 +40,30 @@ def train_seeds(config: Config, command: list[str]) -> None:
         raise UserError(
             f"output: {folder} holds a single run; choose another folder with output=FOLDER"
         )
+    for name, run in seed_folders(folder).items():
+        if (run / CONFIG_FILE).is_file():
+            old = validate(yaml.safe_load((run / CONFIG_FILE).read_text("utf-8")), str(run))
+            if found := setting_differences(old, config):
+                raise UserError(
+                    f"output: {folder} has seed {name} of another setting ({'; '.join(found)}); "
+                    "choose another folder with output=FOLDER"
+                )
+    planned = [int(seed) for seed in seed_folders(folder)]
+    planned = sorted({*planned, *config.seeds})
+    if not dry_run:
+        write_atomically(folder / SUMMARY_FILE, json.dumps({"planned": planned}) + "\n")
     raw_scores: Path | None = None
     for number, seed in enumerate(config.seeds, 1):
-        print(f"\n== seed {seed} ({number} of {len(config.seeds)})")
         single = seed_config(config, seed)
+        if dry_run:
+            show(single)
+            print(f"times {len(config.seeds)}: seeds {', '.join(map(str, config.seeds))}")
+            return
+        print(f"\n== seed {seed} ({number} of {len(config.seeds)})")
         train(single, command, raw_scores)
         raw_scores = raw_scores or Path(str(single.output))
-    runs = load_runs(folder)
-    runs = runs.only([str(seed) for seed in config.seeds])
-    summary = summary_of(runs)
+    runs = load_runs(folder, [str(seed) for seed in config.seeds])
+    summary = {"planned": planned, **summary_of(runs)}
     write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     print(f"\n{summary_text(runs)}\nwritten to {folder / SUMMARY_FILE}")
 
@@ -73,7 +98,7 @@ def summary_of(runs: RunSet) -> dict[str, Any]:
 def summary_text(runs: RunSet) -> str:
     """The summary as a table, dev apart from test."""
     first = runs.runs[0].scores
-    head = ["task", "score", "mean ± std", "min–max", "95% interval of the mean"]
+    head = ["task", "score", "mean ± std", "lowest to highest", "95% interval of the mean"]
     rows = [head]
     for task, key in shown_scores(first):
         summary = summarize(runs.values(task, key))
@@ -99,7 +124,7 @@ def summary_cells(key: str, summary: Summary) -> list[str]:
     """``mean ± std``, ``min–max`` and the interval, as they are printed."""
     mean, low_high = (
         cell(key, summary.mean),
-        f"{cell(key, summary.minimum)}–{cell(key, summary.maximum)}",
+        f"{cell(key, summary.minimum)} to {cell(key, summary.maximum)}",
     )
     if summary.std is None or summary.low is None or summary.high is None:
         return [mean, low_high, "one seed"]

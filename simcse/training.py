@@ -38,36 +38,20 @@ from transformers.integrations import (
 )
 
 from simcse import encoder
-from simcse.batching import ViewBatchSampler, ViewCollator
-from simcse.config import Config
+from simcse.batching import GroupBatchSampler, ViewBatchSampler
+from simcse.config import Config, ObjectiveConfig
 from simcse.errors import UserError
 from simcse.evaluation.protocol import Evaluation, evaluate
 from simcse.evaluation.tasks import Task
 from simcse.files import write_atomically
 from simcse.geometry import collapse
-from simcse.objectives import info_nce
+from simcse.loss import WITHOUT_PAIRS, TrainingLoss
+from simcse.state import ObjectiveState
+from simcse.views import View, ViewCollator
 
-NUM_VIEWS = 2
 DEV_SCORE = "dev_score"
 GEOMETRY = ("alignment", "uniformity", "mean_cosine", "effective_rank")
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last, so it marks a complete checkpoint
-
-
-class ContrastiveLoss(nn.Module):
-    """One forward pass over all views, then the objective."""
-
-    def __init__(self, model: SentenceTransformer, config: Config) -> None:
-        super().__init__()
-        self.model = model
-        self.key = encoder.training_key(model)
-        self.temperature = config.objective.temperature
-
-    def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
-        """Loss of a batch laid out by :class:`~simcse.batching.ViewCollator`."""
-        output = self.model(dict(features[0]))
-        embeddings = output[self.key].float()  # (num_views * batch, dim)
-        anchor, positive = embeddings.view(NUM_VIEWS, -1, embeddings.shape[-1])
-        return info_nce(anchor, positive, self.temperature)
 
 
 class DevEvaluator(BaseEvaluator):
@@ -114,29 +98,32 @@ class SimCSETrainer(SentenceTransformerTrainer):
         rows: Dataset,
         dev: DevEvaluator,
         run: Path,
+        teacher: Path | None,
     ) -> None:
-        self.config = config
-        self.lengths = np.asarray(rows.with_format("numpy")["length"])
+        self.sampler = batch_sampler(config, rows)
+        columns = ["input_ids", "text_hash", "label"]
+        if teacher is not None:
+            rows = rows.add_column("row", np.arange(len(rows)))
+            columns.append("row")
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=rows.select_columns(["input_ids"]),
-            loss=ContrastiveLoss(model, config),
+            train_dataset=rows.select_columns(columns),
+            loss=TrainingLoss(model, config, teacher),
             evaluator=dev,
-            data_collator=ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS),
+            data_collator=view_collator(config, model),
         )
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(run / "tensorboard")
         self.remove_callback(PrinterCallback)
+        self.add_callback(StateSteps(self.loss.state, model))
         self.add_callback(RunLog(run))
         self.add_callback(Progress())
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, **_: Any) -> BatchSampler:
         """Our sampler instead of the library's."""
-        return ViewBatchSampler(
-            self.lengths, batch_size, self.config.training.batching, self.config.seed
-        )
+        return self.sampler
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step; stops at a non-finite loss before it reaches the weights."""
@@ -160,12 +147,47 @@ class SimCSETrainer(SentenceTransformerTrainer):
             )
         return norm
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        # The library clips the model alone; the optimiser also holds what the objective learns.
+        return self.accelerator.clip_grad_norm_(self.loss.parameters(), self.args.max_grad_norm)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the objective's diagnostics to the line of a loss."""
+        if "loss" in logs:
+            logs = {**logs, **self.loss.log_values()}
+        super().log(logs, *args, **kwargs)
+
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No automatic model card: it quotes training sentences and slows the start."""
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
         # The library's version also pickles the training arguments; config.yaml says it all.
-        encoder.save(self.model, Path(output_dir or self.args.output_dir))
+        folder = Path(output_dir or self.args.output_dir)
+        encoder.save(self.model, folder)
+        self.loss.state.save(folder, self.model)
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        super()._load_from_checkpoint(checkpoint_path)
+        self.loss.state.load(Path(checkpoint_path), self.model)
+
+
+class StateSteps(TrainerCallback):
+    """Tells the objective's state how far the run is, and that weights have moved."""
+
+    def __init__(self, objective: ObjectiveState, model: SentenceTransformer) -> None:
+        self.objective, self.model = objective, model
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Schedules follow the share of steps done."""
+        self.objective.before_step(state.global_step / state.max_steps)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """A teacher follows its student."""
+        self.objective.after_step(self.model, state.global_step / state.max_steps)
 
 
 class RunLog(TrainerCallback):
@@ -307,30 +329,55 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
     return arguments
 
 
-def steps_of(config: Config, rows: int) -> int:
-    """Optimiser steps of a run over ``rows`` rows."""
-    per_epoch = rows // config.training.batch_size
+def steps_of(config: Config, rows: Dataset) -> int:
+    """Optimiser steps of a run over some rows."""
+    per_epoch = len(batch_sampler(config, rows))
     return config.training.steps or math.ceil(config.training.epochs * per_epoch)
 
 
-def check_views_differ(model: SentenceTransformer, batch_row: list[int]) -> None:
-    """Make sure that dropout gives two views of a sentence.
+def batch_sampler(config: Config, rows: Dataset) -> ViewBatchSampler | GroupBatchSampler:
+    """The sampler that fits a config's form of data."""
+    training = config.training
+    if config.data.form == "labelled":
+        labels = np.asarray(rows.with_format("numpy")["label"])
+        return GroupBatchSampler(labels, training.batch_size, config.seed)
+    lengths = np.asarray(rows.with_format("numpy")["length"])
+    return ViewBatchSampler(lengths, training.batch_size, training.batching, config.seed)
+
+
+def view_collator(config: Config, model: SentenceTransformer) -> ViewCollator:
+    """The collator that lays out a config's views."""
+    first, second = (View.of(view, model.tokenizer) for view in config.views)
+    return ViewCollator(
+        model.tokenizer.pad_token_id,
+        (first, second),
+        single=all(name in WITHOUT_PAIRS for name in config.objective.terms),
+        paired=config.data.form == "labelled",
+        seed=config.seed,
+    )
+
+
+def check_views_differ(config: Config, model: SentenceTransformer, rows: Dataset) -> None:
+    """Make sure that dropout, or what else the config does, gives two views of a sentence.
 
     Asks the model itself rather than its config, so that it holds for every architecture.
 
     Raises:
         UserError: Both views are equal.
     """
-    collator = ViewCollator(model.tokenizer.pad_token_id, NUM_VIEWS)
-    features = collator.features([batch_row], model.device)
+    collator = view_collator(config, model)
+    if config.data.form != "sentences" or collator.single:
+        return
+    features = collator.features([rows[i] for i in range(min(8, len(rows)))], model.device)
+    loss = TrainingLoss(model, config.model_copy(update={"objective": ObjectiveConfig()}))
     training = model.training
-    state = torch.random.get_rng_state()
+    random_state = torch.random.get_rng_state()
     model.train()
     with torch.no_grad():
-        views = model(features)[encoder.training_key(model)]
+        loss([features])
     model.train(training)
-    torch.random.set_rng_state(state)
-    if torch.equal(views[0], views[1]):
+    torch.random.set_rng_state(random_state)
+    if loss.last is not None and torch.equal(loss.last[0], loss.last[1]):
         raise UserError(
             "encoder.dropout: the encoder has no dropout, so both views of a sentence are equal "
             "and there is nothing to learn; set encoder.dropout, such as 0.1"

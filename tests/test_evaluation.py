@@ -125,7 +125,7 @@ def test_missing_subset_and_line_counts(tmp_path):
         load_task("STS13", tmp_path)
 
 
-@pytest.mark.parametrize(("pair", "grade"), [("no tab", "1"), ("a\tb", "high")])
+@pytest.mark.parametrize(("pair", "grade"), [("no tab", "1")])
 def test_malformed_pair(tmp_path, pair, grade):
     folder = sts_folder(tmp_path)
     (folder / "STS.input.OnWN.txt").write_text(f"{pair}\n")
@@ -140,21 +140,27 @@ def test_stsb_and_sick_layouts(tmp_path):
     sick.mkdir()
     line = 'genre\tfile\t2012\t7\t{}\tA "quoted" one.\tAnother.\textra\n'
     for part, score in (("train", 1), ("dev", 4.2), ("test", 3)):
-        (stsb / f"sts-{part}.csv").write_text(line.format(score))
+        (stsb / f"sts-{part}.csv").write_text(line.format(score) + line.format(0))
     (sick / "SICK_test_annotated.txt").write_text(
-        "pair_ID\tsentence_A\tsentence_B\trel\n1\tx\ty\t4.5\n"
+        "pair_ID\tsentence_A\tsentence_B\trel\n1\tx\ty\t4.5\n2\tx\tz\t2\n"
     )
     for alias in ("STSB", "STSBenchmark"):
         task = load_task(alias, tmp_path)
         assert (task.name, task.sentence1, task.grades.tolist()) == (
             "STSB",
-            ['A "quoted" one.'],
-            [3],
+            ['A "quoted" one.'] * 2,
+            [3, 0],
         )
-    assert load_task("SICK-R", tmp_path).grades.tolist() == [4.5]
-    assert load_dev_task("STSB", tmp_path).grades.tolist() == [4.2]
+    assert load_task("SICK-R", tmp_path).grades.tolist() == [4.5, 2]
+    assert load_dev_task("STSB", tmp_path).grades.tolist() == [4.2, 0]
     assert load_geometry(tmp_path, dev_only=True).source == "STS-B dev"
-    assert load_geometry(tmp_path, dev_only=False).grades.tolist() == [1, 4.2, 3]
+    assert load_geometry(tmp_path, dev_only=False).grades.tolist() == [1, 0, 4.2, 0, 3, 0]
+    (stsb / "sts-test.csv").write_text(line.format(3) * 2)
+    with pytest.raises(UserError, match="task STSB: no scored pairs in its files, or all of one"):
+        load_task("STSB", tmp_path)
+    (stsb / "sts-dev.csv").write_text(line.format(3))
+    with pytest.raises(UserError, match="no pair graded above 4, so no alignment"):
+        load_geometry(tmp_path, dev_only=True)
     (stsb / "sts-dev.csv").write_text("too\tfew\n")
     with pytest.raises(UserError, match=r"sts-dev\.csv:1: not a sentence pair"):
         load_task("STSB-dev", tmp_path)
@@ -163,7 +169,9 @@ def test_stsb_and_sick_layouts(tmp_path):
 def test_unknown_task_and_missing_folder(tmp_path):
     with pytest.raises(UserError, match=r"task 'STS99': unknown \(did you mean .*STS1"):
         load_task("STS99", None)
-    with pytest.raises(UserError, match=r"task STS12: needs a folder .* with mteb: in front"):
+    with pytest.raises(
+        UserError, match=r"task STS12: needs a folder .* mteb:STS12 comes from the Hub"
+    ):
         load_task("STS12", None)
     with pytest.raises(UserError, match=r"task sts: none of STS12, STS13, .* is in"):
         task_names(["sts"], tmp_path)
@@ -181,9 +189,11 @@ def test_groups_are_what_the_folder_holds(tmp_path):
 
 def test_a_grade_is_a_finite_number(tmp_path):
     folder = sts_folder(tmp_path)
-    (folder / "STS.gs.OnWN.txt").write_text("nan\n1\n")
-    with pytest.raises(UserError, match=r"OnWN\.txt:1: expected .* a number"):
-        load_task("STS13", tmp_path)
+    for bad in ("nan", "9", "-1", "high"):
+        (folder / "STS.gs.OnWN.txt").write_text(f"{bad}\n1\n")
+        expected = rf"STS\.gs\.OnWN\.txt:1: a grade is a number from 0 to 5, got '{bad}'"
+        with pytest.raises(UserError, match=expected):
+            load_task("STS13", tmp_path)
 
 
 def test_pairs_of_equal_texts_are_tied():

@@ -1,6 +1,7 @@
 """mteb's tasks on local files: the same numbers, and never another model's."""
 
 import json
+import shutil
 
 import mteb
 import numpy as np
@@ -13,14 +14,14 @@ from mteb.abstasks.sts import AbsTaskSTS
 from simcse import encoder
 from simcse.cli import main
 from simcse.config import EncoderConfig
+from simcse.encoder import fingerprint
 from simcse.errors import UserError
 from simcse.evaluation.mteb_tasks import (
     EncodeOnce,
     evaluate_mteb,
     find_tasks,
-    fingerprint,
 )
-from simcse.evaluation.protocol import evaluate
+from simcse.evaluation.protocol import Remembering, evaluate
 from simcse.evaluation.sources import STS_SUBSETS, load_task
 
 
@@ -65,7 +66,7 @@ def data(tmp_path):
 
 def score(model, names, data, folder, name="local/model"):
     tasks = find_tasks(names)
-    return evaluate_mteb(model, name, fingerprint(model), tasks, data, folder, 32)
+    return evaluate_mteb(model, model.encode, name, fingerprint(model), tasks, data, folder, 32)
 
 
 def test_both_routes_agree_and_say_which_sick(model, data, tmp_path):
@@ -104,8 +105,11 @@ def test_each_distinct_text_is_encoded_once_for_all_tasks(model, data, tmp_path,
         return original(texts, **arguments)
 
     monkeypatch.setattr(model, "encode", counting)
-    score(model, ["STS13", "STSBenchmark"], data, tmp_path)
-    assert len(seen) == len(set(seen))
+    encode = Remembering(model.encode)
+    evaluate(encode, [load_task("STS13", data)])
+    tasks = find_tasks(["STS13", "STSBenchmark"])
+    evaluate_mteb(model, encode, "local/model", "r", tasks, data, tmp_path, 32)
+    assert len(seen) == len(set(seen)) > 100
 
 
 @pytest.fixture
@@ -150,6 +154,7 @@ def test_a_damaged_result_is_named(model, published, tmp_path):
 
 def test_fingerprint_knows_weights_pooling_and_length(tiny, model):
     same = encoder.build(EncoderConfig(name=str(tiny)))
+    same.encode(["A text."])  # which leaves its length in the tokenizer
     assert fingerprint(same) == fingerprint(model)
     cls = encoder.build(EncoderConfig(name=str(tiny), pooling="cls"))
     assert fingerprint(cls) != fingerprint(model)
@@ -158,6 +163,28 @@ def test_fingerprint_knows_weights_pooling_and_length(tiny, model):
     with torch.no_grad():
         model[0].auto_model.encoder.layer[0].output.dense.bias[0] += 1e-3
     assert fingerprint(model) not in (fingerprint(same), fingerprint(cls))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("config.json", '"hidden_act": "gelu"', '"hidden_act": "relu"'),
+        ("config.json", '"num_attention_heads": 2', '"num_attention_heads": 4'),
+        ("tokenizer.json", '"lowercase": true', '"lowercase": false'),
+    ],
+)
+def test_fingerprint_knows_architecture_and_tokenizer(tiny, model, tmp_path, file, old, new):
+    shutil.copytree(tiny, tmp_path / "other")
+    text = (tmp_path / "other" / file).read_text()
+    assert old in text
+    (tmp_path / "other" / file).write_text(text.replace(old, new))
+    changed = encoder.build(EncoderConfig(name=str(tmp_path / "other")))
+    assert not np.allclose(changed.encode(["A Text."]), model.encode(["A Text."]), atol=1e-4)
+    assert fingerprint(changed) != fingerprint(model)
+    shutil.copytree(tiny, tmp_path / "moved")
+    assert fingerprint(encoder.build(EncoderConfig(name=str(tmp_path / "moved")))) == (
+        fingerprint(model)
+    )
 
 
 def test_a_model_with_prompts_goes_mtebs_own_way(model):
@@ -193,6 +220,12 @@ def test_command_line_mixes_routes(model, data, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "SICK-R (SentEval, 20)" in text
     assert "not in" in text and "STS12, STS14, STS15, STS16" in text
+    # mteb's own STSB is a Chinese one; what is meant is the benchmark.
+    assert main([*arguments, "--tasks", "mteb:STSB", "--against", "bert-base-unsup/SimCSE"]) == 0
+    text = capsys.readouterr().out
+    assert "STSBenchmark (mteb)" in text
+    [_, row] = [line for line in text.splitlines() if line.startswith("model  ")]
+    assert len(row.split()) == 2  # the score of mteb's STSBenchmark stands in its column
     assert main([*arguments, "--tasks", "STS13,nonsense-xyz"]) == 2
     assert "task 'nonsense-xyz': unknown" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy.stats import ttest_ind
 
 from simcse.cli import main
@@ -103,7 +104,7 @@ def test_seeds_do_not_mix_with_a_single_run(finished, capsys):
 def test_dry_run_of_seeds(finished, tmp_path, capsys):
     output = f"output={tmp_path / 'new'}"
     assert main(["train", str(finished / "small.yaml"), output, "seeds=1,2", "--dry-run"]) == 0
-    assert "that is one of 2 seeds" in capsys.readouterr().out
+    assert "times 2: seeds 1, 2" in capsys.readouterr().out
     assert not (tmp_path / "new").exists()
 
 
@@ -111,7 +112,7 @@ def test_compare_seeds_is_welchs_test(finished, capsys):
     assert main(["compare", str(finished / "cold"), str(finished / "warm")]) == 0
     output = capsys.readouterr().out
     assert "A = cold (2 seeds), B = warm (2 seeds)" in output
-    assert "config  objective.temperature: 0.01 -> 0.05" in output
+    assert "config  objective.temperature.start: 0.01 -> 0.05" in output
     assert "seed" not in output.split("config  ")[1].splitlines()[0]
     cold, warm = (load_runs(finished / name) for name in ("cold", "warm"))
     a, b = (runs.values("pairs", "cosine_spearman") for runs in (cold, warm))
@@ -133,17 +134,23 @@ def test_compare_single_models_resamples_pairs(finished, capsys):
     assert f"{100 * difference:+.2f}" in row
     geometry = next(line for line in output.splitlines() if "alignment" in line)
     assert " to " not in geometry  # no single items, no interval
-    assert main(["compare", str(one), str(one)]) == 0
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("pairs"))
-    assert row.split()[-5:] == ["+0.00", "+0.00", "to", "+0.00", "1.000"]
+    assert main(["compare", str(one), str(one)]) == 2
+    assert "are the same run" in capsys.readouterr().err
 
 
 def test_compare_only_some_seeds(finished, capsys):
     a, b = str(finished / "cold"), str(finished / "warm")
     assert main(["compare", a, b, "--seeds", "5"]) == 0
     assert "A = cold (one model)" in capsys.readouterr().out
-    assert main(["compare", a, b, "--seeds", "5,6"]) == 2
-    assert "cold: no seed 6; there are 3, 5" in capsys.readouterr().err
+    for bad, expected in (
+        ("5,6", "cold: no seed 6; there are 3, 5"),
+        ("5,5", "--seeds '5,5': expected different seeds"),
+        ("", "--seeds '': expected different seeds"),
+    ):
+        assert main(["compare", a, b, "--seeds", bad]) == 2
+        assert expected in capsys.readouterr().err
+    assert main(["compare", f"{a}/seed-3", b, "--seeds", "5"]) == 2
+    assert "a single run, it has no seeds to choose from" in capsys.readouterr().err
 
 
 def test_compare_refuses_what_cannot_be_compared(finished, tmp_path, capsys):
@@ -155,12 +162,36 @@ def test_compare_refuses_what_cannot_be_compared(finished, tmp_path, capsys):
     scores["trained"]["pairs"]["pairs"] = 100
     path.write_text(json.dumps(scores))
     pair = [str(root / name / "seed-3") for name in ("cold", "warm")]
-    assert main(["compare", *pair]) == 2
-    assert "scored on 252 pairs and seed-3 on 100: not the same test" in capsys.readouterr().err
+    assert main(["compare", *pair]) == 0
+    captured = capsys.readouterr()
+    assert "left out: pairs: not the same test, pairs 252 and 100" in captured.out
+    assert main(["compare", str(root / "cold"), str(root / "warm")]) == 2
+    assert "seed-5: pairs: not the same test" in capsys.readouterr().err
     scores["trained"] = {"STS12": {"cosine_spearman": 0.5, "pairs": 3}}
     path.write_text(json.dumps(scores))
-    with pytest.raises(UserError, match="have no task in common"):
+    with pytest.raises(UserError, match="have no test in common"):
         comparison_text(*(load_runs(root / name / "seed-3") for name in ("cold", "warm")))
+
+
+def test_one_folder_holds_one_setting(finished, tmp_path, capsys):
+    root = copy(finished, tmp_path)
+    shutil.copytree(root / "cold" / "seed-3", root / "warm" / "seed-4")
+    with pytest.raises(UserError, match=r"not the setting of seed-3 \(objective.temperature"):
+        load_runs(root / "warm")
+    arguments = ["train", str(root / "small.yaml"), f"output={root / 'cold'}", "seeds=9"]
+    assert main(arguments) == 2
+    assert "has seed 3 of another setting (objective.temperature" in capsys.readouterr().err
+    assert not (root / "cold" / "seed-9").exists()
+
+
+def test_seeds_that_are_missing_are_missed(finished, tmp_path, capsys):
+    root = copy(finished, tmp_path)
+    shutil.rmtree(root / "warm" / "seed-5")
+    (root / "warm" / "seed-x").mkdir()  # no seed
+    (root / "warm" / "seed-7").write_text("nor this")
+    with pytest.raises(UserError, match="seeds not finished: 5; run its command again"):
+        load_runs(root / "warm")
+    assert len(load_runs(root / "warm", ["3"]).runs) == 1
 
 
 def test_damaged_and_unfinished_runs_are_named(finished, tmp_path):
@@ -182,8 +213,22 @@ def test_damaged_and_unfinished_runs_are_named(finished, tmp_path):
     (run / "scores.json").write_text('{"trained": {}}')
     with pytest.raises(UserError, match=r"scores\.json: damaged \(no raw, dev\)"):
         load_runs(run)
+    for values in ("5", "null", '{"trained": null, "raw": {}, "dev": {}}', '{"model": 5}'):
+        (run / "scores.json").write_text(values)
+        with pytest.raises(UserError, match=r"scores\.json: damaged"):
+            load_runs(run)
+    (run / "scores.json").write_text(text)
+    config, log = (run / "config.yaml").read_text(), (run / "log.jsonl").read_text()
+    for name, values in (("config.yaml", config[: config.index("\ntraining:")]), ("log.jsonl", "")):
+        (run / name).write_text(values)
+        with pytest.raises(UserError, match=rf"damaged config\.yaml or log\.jsonl: {name}"):
+            load_runs(run)
+        (run / "config.yaml").write_text(config)
+        (run / "log.jsonl").write_text(log)
+    with pytest.raises(UserError, match=r"README\.md: not a run folder and not a scores\.json"):
+        load_runs(ROOT / "README.md")
     (run / "scores.json").unlink()
-    with pytest.raises(UserError, match="not finished: seed-3; run its command again"):
+    with pytest.raises(UserError, match="seeds not finished: 3; run its command again"):
         load_runs(root / "warm")
 
 
@@ -214,7 +259,7 @@ def test_report_is_one_page_with_data_and_pictures(finished, tmp_path, capsys):
     warm = load_runs(finished / "warm")
     mean = 100 * np.mean(warm.values("pairs", "cosine_spearman"))
     assert f"{mean:.2f} ±" in text
-    assert "objective.temperature 0.05 0.01" in text
+    assert "objective.temperature.start 0.05 0.01" in text
     [run, _] = warm.runs
     losses = [entry["loss"] for entry in run.log if "loss" in entry]
     assert len(losses) == 6
@@ -234,7 +279,21 @@ def test_report_of_an_evaluated_model_and_of_names_that_repeat(finished, tmp_pat
     html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "warm/seed-3" in html and "cold/seed-3" in html
     assert main(["report", runs[1], runs[1], "-o", str(tmp_path / "twice")]) == 2
-    assert "give each once" in capsys.readouterr().err
+    assert "given twice" in capsys.readouterr().err
+
+
+def test_scores_do_not_replace_a_runs_own(finished, tmp_path, capsys):
+    run = finished / "warm" / "seed-3"
+    before = (run / "scores.json").read_text()
+    for output, expected in (
+        (run / "scores.json", "a training run keeps its own scores there"),
+        (tmp_path, "expected the name of a file that ends in .json"),
+        (tmp_path / "scores.txt", "expected the name of a file that ends in .json"),
+        (finished / "small.yaml" / "scores.json", "small.yaml is a file"),
+    ):
+        assert main(["evaluate", str(run), "--tasks", "pairs", "-o", str(output)]) == 2
+        assert expected in capsys.readouterr().err
+    assert (run / "scores.json").read_text() == before
 
 
 def test_names_are_escaped(finished, tmp_path):

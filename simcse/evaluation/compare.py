@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from simcse.config import differences
 from simcse.errors import UserError
 from simcse.evaluation.statistics import (
     Difference,
@@ -19,41 +20,37 @@ from simcse.evaluation.statistics import (
     welch,
 )
 from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
-from simcse.runs import Run, RunSet
+from simcse.runs import Run, RunSet, other_test, setting_differences
 
-_IGNORED = ("seed", "seeds", "output")
-_MANY = 100_000
+MANY = 100_000
+"""More seeds than that are not worth telling apart."""
 
 
 def comparison_text(a: RunSet, b: RunSet) -> str:
     """The comparison as text: config differences, a table B - A, and how to read it.
 
     Raises:
-        UserError: One model against a set of seeds, or nothing in common.
+        UserError: One model against a set of seeds, or no test in common.
     """
     if (len(a.runs) == 1) != (len(b.runs) == 1):
         raise UserError(
             f"{a.name} has {_runs(a)} and {b.name} {_runs(b)}: compare one model with one, or "
             "seeds with seeds (train.py CONFIG seeds=0,1,2)"
         )
+    first, second = a.runs[0], b.runs[0]
     lines = [f"A = {a.name} ({_runs(a)}), B = {b.name} ({_runs(b)})"]
-    lines += [f"config  {line}" for line in config_differences(a.runs[0], b.runs[0])]
-    body = _models(a.runs[0], b.runs[0]) if len(a.runs) == 1 else _seeds(a, b)
-    return "\n".join([*lines, "", *body])
+    if first.config and second.config:
+        found = setting_differences(first.config, second.config)
+        lines += [f"config  {line}" for line in found]
+    common, left_out = _common(first, second)
+    body = _models(first, second, common) if len(a.runs) == 1 else _seeds(a, b, common)
+    return "\n".join([*lines, "", *body, *(f"left out: {line}" for line in left_out)])
 
 
-def config_differences(a: Run, b: Run) -> list[str]:
-    """``key: A -> B`` where two settings differ, seed and folder left out."""
-    if a.config is None or b.config is None:
-        return []
-    found = differences(a.config, b.config)
-    return [line for line in found if line.split(":")[0] not in _IGNORED]
-
-
-def _models(a: Run, b: Run) -> list[str]:
+def _models(a: Run, b: Run, common: list[tuple[str, str]]) -> list[str]:
     rows = [["task", "score", "A", "B", "B - A", "95% interval", "p"]]
     unpaired = []
-    for task, key in _common(a, b):
+    for task, key in common:
         left, right = float(a.scores[task][key]), float(b.scores[task][key])
         row = [task_label(task, a.scores[task]), LABELS[key], cell(key, left), cell(key, right)]
         found = _paired(a, b, task, key)
@@ -75,24 +72,26 @@ def _models(a: Run, b: Run) -> list[str]:
     return lines
 
 
-def _seeds(a: RunSet, b: RunSet) -> list[str]:
+def _seeds(a: RunSet, b: RunSet, common: list[tuple[str, str]]) -> list[str]:
     head = ["task", "score", "A", "B", "B - A", "95% interval", "p"]
     rows = [[*head, "detectable", "seeds to show it"]]
-    for task, key in _common(a.runs[0], b.runs[0]):
+    for task, key in common:
         left, right = a.values(task, key), b.values(task, key)
         if len(left) != len(a.runs) or len(right) != len(b.runs):
             raise UserError(f"{task}: not every seed of {a.name} and {b.name} has its {key}")
         found, std = welch(left, right), pooled_std(left, right)
-        needed = seeds_needed(found.difference, std)
         row = [task_label(task, a.runs[0].scores[task]), LABELS[key]]
-        row += [
-            f"{cell(key, s.mean)} ± {cell(key, s.std or 0)}" for s in map(summarize, (left, right))
-        ]
+        for summary in map(summarize, (left, right)):
+            row.append(f"{cell(key, summary.mean)} ± {cell(key, summary.std or 0)}")
         row += _difference_cells(key, found)
-        row.append(cell(key, smallest_detectable(std, len(left), len(right)) if std else 0.0))
-        row.append(
-            "–" if needed is None else f"over {_MANY:,}" if needed > _MANY else f"{needed:,}"
-        )
+        if std:
+            needed = seeds_needed(found.difference, std)
+            row.append(cell(key, smallest_detectable(std, len(left), len(right))))
+            row.append(
+                "–" if needed is None else f"over {MANY:,}" if needed > MANY else f"{needed:,}"
+            )
+        else:
+            row += ["–", "–"]
         rows.append(row)
     return [
         aligned(rows, left=2),
@@ -106,20 +105,17 @@ def _seeds(a: RunSet, b: RunSet) -> list[str]:
     ]
 
 
-def _common(a: Run, b: Run) -> list[tuple[str, str]]:
+def _common(a: Run, b: Run) -> tuple[list[tuple[str, str]], list[str]]:
+    """Scores of both, and why some that both have by name cannot be compared."""
     theirs = set(shown_scores(b.scores))
-    common = [found for found in shown_scores(a.scores) if found in theirs]
+    both = [found for found in shown_scores(a.scores) if found in theirs]
+    problems = {task: other_test(a, b, task) for task, _ in both}
+    common = [(task, key) for task, key in both if problems[task] is None]
+    left_out = [problem for problem in problems.values() if problem is not None]
     if not common:
-        raise UserError(f"{a.name} and {b.name} have no task in common")
-    for task, _ in common:
-        for count in ("pairs", "queries", "examples", "source"):
-            left, right = a.scores[task].get(count), b.scores[task].get(count)
-            if left != right:
-                raise UserError(
-                    f"{task}: {a.name} was scored on {left} {count} and {b.name} on {right}: "
-                    "not the same test"
-                )
-    return common
+        reason = f" ({'; '.join(left_out)})" if left_out else ""
+        raise UserError(f"{a.name} and {b.name} have no test in common{reason}")
+    return common, left_out
 
 
 def _paired(a: Run, b: Run, task: str, key: str) -> Difference | None:
@@ -128,7 +124,7 @@ def _paired(a: Run, b: Run, task: str, key: str) -> Difference | None:
     for run in (a, b):
         if key == "cosine_spearman" and f"{task}.similarity" in run.items:
             similarity, grade = run.items[f"{task}.similarity"], run.items[f"{task}.grade"]
-            if not np.array_equal(grade, a.items[f"{task}.grade"]):
+            if not np.array_equal(grade, a.items.get(f"{task}.grade", grade)):
                 raise UserError(f"{task}: {a.name} and {b.name} were scored on other pairs")
             statistics.append(spearman_statistic(similarity, grade))
             items = len(grade)
@@ -141,6 +137,8 @@ def _paired(a: Run, b: Run, task: str, key: str) -> Difference | None:
 
 
 def _difference_cells(key: str, found: Difference) -> list[str]:
+    if math.isnan(found.p):
+        return [_signed(key, found.difference), "no spread", "–"]
     interval = f"{_signed(key, found.low)} to {_signed(key, found.high)}"
     p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
     return [_signed(key, found.difference), interval, p]

@@ -55,4 +55,5 @@ def parse_lines(
         try:
             yield parse(line)
         except (ValueError, KeyError, IndexError) as error:
-            raise UserError(f"{path}:{number}: not {expected}: {line[:60]!r}") from error
+            reason = f" ({error})" if str(error).startswith("a grade") else ""
+            raise UserError(f"{path}:{number}: not {expected}{reason}: {line[:60]!r}") from error

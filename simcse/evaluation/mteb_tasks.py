@@ -8,8 +8,6 @@ model: the folder's name is the model's Hub commit or the hash of its weights, n
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import warnings
@@ -18,9 +16,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import mteb
-import numpy as np
-import torch
 from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import try_to_load_from_cache
 from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
@@ -32,6 +29,7 @@ from mteb.results import TaskResult
 from sentence_transformers import SentenceTransformer
 
 from simcse.config import TaskName
+from simcse.encoder import fingerprint
 from simcse.errors import UserError, first_line
 from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest
 from simcse.evaluation.protocol import Encode, Scores, encode_once
@@ -69,6 +67,7 @@ class EncodeOnce(SentenceTransformerEncoderWrapper):  # type: ignore[misc]
 
 def evaluate_mteb(
     model: SentenceTransformer,
+    encode: Encode,
     name: str,
     revision: str,
     tasks: Sequence[AbsTask],
@@ -80,8 +79,9 @@ def evaluate_mteb(
 
     Args:
         model: The model.
+        encode: Its ``encode``, for texts that several tasks share.
         name: What mteb's result files call it, ``organisation/name``.
-        revision: Commit or :func:`fingerprint`, the key of saved results.
+        revision: Commit or :func:`~simcse.encoder.fingerprint`, the key of saved results.
         tasks: From :func:`find_tasks`.
         data: Folder in SentEval's layout; STS tasks that it holds are read from it.
         folder: Where results go: ``results/<name>/<revision>/<task>.json``, those on local files
@@ -97,11 +97,16 @@ def evaluate_mteb(
     logging.getLogger("mteb").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"mteb\.")  # of its own use of its own API
-        return _evaluate(EncodeOnce(model, name, revision), tasks, data, folder, batch_size)
+        return _evaluate(EncodeOnce(model, name, revision), encode, tasks, data, folder, batch_size)
 
 
 def _evaluate(
-    encoder: EncodeOnce, tasks: Sequence[AbsTask], data: Path | None, folder: Path, batch_size: int
+    encoder: EncodeOnce,
+    encode: Encode,
+    tasks: Sequence[AbsTask],
+    data: Path | None,
+    folder: Path,
+    batch_size: int,
 ) -> Scores:
     cache = mteb.ResultCache(folder)
     local = [task for task in tasks if fill_from(data, task)]
@@ -110,24 +115,24 @@ def _evaluate(
     for task in shared:
         _load(task)
     if shared:
-
-        def encode(texts: list[str]) -> np.ndarray:
-            arguments = {"batch_size": batch_size, "show_progress_bar": False}
-            return np.asarray(encoder.model.encode(texts, **arguments))
-
         encoder.remember(encode, [text for task in shared for text in _texts(task)])
     scores: Scores = {}
     for task in tasks:
         if task in waiting and not isinstance(task, AbsTaskAggregate):
             _load(task)
         pairs = _pairs(task) if task in local else None
-        [result] = mteb.evaluate(
-            encoder,
-            task,
-            cache=None if task in local else cache,
-            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
-            show_progress_bar=False,
-        ).task_results
+        try:
+            [result] = mteb.evaluate(
+                encoder,
+                task,
+                cache=None if task in local else cache,
+                encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+                show_progress_bar=False,
+            ).task_results
+        except (OSError, DatasetNotFoundError) as error:  # an aggregate loads its parts itself
+            raise UserError(
+                f"task {MTEB}{task.metadata.name}: cannot load its data: {first_line(error)}"
+            ) from error
         if task in local:
             result.dataset_revision = "local files in SentEval's layout"
             meta = encoder.mteb_model_meta
@@ -167,23 +172,12 @@ def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
     Args:
         model: The model.
         hub_name: Its Hub name where it was loaded by that and nothing was overridden: then the
-            answer is the Hub's commit, as on mteb's leaderboard. Else it is :func:`fingerprint`.
+            answer is the Hub's commit, as on mteb's leaderboard. Else it is
+            :func:`~simcse.encoder.fingerprint`.
     """
     file = try_to_load_from_cache(hub_name, "config.json") if hub_name else None
     # The Hub client keeps files as …/snapshots/<commit>/config.json.
     return Path(file).parent.name if isinstance(file, str) else fingerprint(model)
-
-
-def fingerprint(model: SentenceTransformer) -> str:
-    """40 hex digits of a SHA-256 over weights, pooling, prompts and length."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    settings = [module.get_config_dict() for module in model if hasattr(module, "get_config_dict")]
-    about = [settings, model.prompts, model.max_seq_length, model.similarity_fn_name]
-    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:40]
 
 
 def fill_from(data: Path | None, task: AbsTask) -> bool:
@@ -193,6 +187,8 @@ def fill_from(data: Path | None, task: AbsTask) -> bool:
         return False
     # All of SICK is mteb's test set; SentEval's is a part of it.
     rows = read_sts("SICK-R (all)" if name == "SICK-R" else name, data)
+    if len({grade for _, _, grade in rows}) < 2:
+        raise UserError(f"task {name}: no scored pairs in its files, or all of one grade")
     sentence1, sentence2, score = zip(*rows, strict=True)
     columns = {"sentence1": sentence1, "sentence2": sentence2, "score": score}
     task.dataset = DatasetDict({"test": Dataset.from_dict(columns)})

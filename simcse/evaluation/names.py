@@ -18,6 +18,11 @@ MTEB_STS = {f"{MTEB}{'STSBenchmark' if name == 'STSB' else name}": name for name
 """mteb's name, with the prefix, to the name of the same task here."""
 
 
+def mteb_name(name: str) -> str:
+    """A task of the seven as mteb calls it, with the prefix; its STSB is a Chinese one."""
+    return next(theirs for theirs, ours in MTEB_STS.items() if ours == name)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of an error line: the closest valid names, or all of a short list."""
     folded = {other.lower(): other for other in names}

@@ -71,6 +71,28 @@ def encode_once(encode: Encode, texts: Iterable[str]) -> Lookup:
     return embed
 
 
+class Remembering:
+    """An ``encode`` that gives every text to the model once, across calls."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._rows: dict[str, int] = {}
+        self._embeddings: np.ndarray | None = None
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """Embeddings of the texts; the model sees those that are new."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._rows]
+        if new or self._embeddings is None:
+            found = np.asarray(self._encode(new))
+            if found.ndim != 2 or len(found) != len(new):
+                return found if self._embeddings is None else found[:0]  # for the caller to refuse
+            self._rows |= {text: len(self._rows) + i for i, text in enumerate(new)}
+            old = self._embeddings
+            self._embeddings = found if old is None else np.concatenate([old, found])
+        result: np.ndarray = self._embeddings[[self._rows[text] for text in texts]]
+        return result
+
+
 def _checked(embeddings: np.ndarray, texts: int) -> np.ndarray:
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or len(embeddings) != texts:

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from simcse.errors import UserError
-from simcse.evaluation.names import STS, nearest
+from simcse.evaluation.names import STS, mteb_name, nearest
 from simcse.evaluation.protocol import Scores
 from simcse.evaluation.table import aligned, average_of_seven
 
@@ -67,8 +67,16 @@ def find(word: str) -> list[Published]:
 
 def comparison(name: str, scores: Scores, rivals: list[Published]) -> str:
     """A table with a user's model above the published ones, and their sources."""
-    mine = [100 * float(scores[t]["cosine_spearman"]) if t in scores else None for t in STS]
-    average = average_of_seven(scores)
+    # mteb's text is the same but for SICK-R.
+    mine_by_task = {
+        task: scores.get(task) or (scores.get(mteb_name(task)) if task != "SICK-R" else None)
+        for task in STS
+    }
+    found = {task: values for task, values in mine_by_task.items() if values}
+    if not found:
+        raise UserError(f"--against: none of {', '.join(STS)} was scored")
+    mine = [100 * float(found[t]["cosine_spearman"]) if t in found else None for t in STS]
+    average = average_of_seven(found)
     rows = [["model", *STS, "average"]]
     rows.append([name, *map(_cell, mine), _cell(None if average is None else 100 * average)])
     notes = []

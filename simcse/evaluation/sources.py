@@ -13,7 +13,7 @@ from simcse import docstrings
 from simcse.config import TASK_ALIASES, TaskName
 from simcse.errors import UserError
 from simcse.evaluation.lines import parse_lines, read_lines
-from simcse.evaluation.names import GROUPS, STS, nearest
+from simcse.evaluation.names import GROUPS, STS, mteb_name, nearest
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, Task
 from simcse.evaluation.transfer import READERS, load_transfer
 
@@ -80,7 +80,7 @@ def load_task(name: str, data: Path | None) -> Task:
     if data is None:
         raise UserError(
             f"task {name}: needs a folder in SentEval's layout (--data FOLDER)"
-            + ("; with mteb: in front it comes from the Hub" if name in STS else "")
+            + (f"; {mteb_name(name)} comes from the Hub" if name in STS else "")
         )
     if name in READERS:
         return load_transfer(name, data)
@@ -145,6 +145,10 @@ def load_geometry(data: Path | None, *, dev_only: bool) -> GeometryTask:
     if data is not None and (data / "STS" / "STSBenchmark").is_dir():
         parts = ("dev",) if dev_only else ("train", "dev", "test")
         rows = [row for part in parts for row in _read_stsb(data, part)]
+        if not any(grade > 4 for _, _, grade in rows):
+            raise UserError(
+                f"{data / 'STS' / 'STSBenchmark'}: no pair graded above 4, so no alignment"
+            )
         return GeometryTask(f"STS-B {'+'.join(parts)}", *_columns(rows))
     return GeometryTask("embedded pairs", *_columns(read_pairs()))
 
@@ -177,13 +181,16 @@ def _read_subsets(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
             if not grade.strip():
                 continue  # unscored
             try:
+                value = _grade(grade)
+            except ValueError as error:
+                raise UserError(f"{grades_file}:{number}: {error}") from error
+            try:
                 sentence1, sentence2 = pair.split("\t")[:2]
-                yield sentence1, sentence2, _grade(grade)
             except ValueError as error:
                 raise UserError(
-                    f"{pairs_file}:{number}: expected two sentences with a tab between and a "
-                    f"number in {grades_file.name}"
+                    f"{pairs_file}:{number}: expected two sentences with a tab between"
                 ) from error
+            yield sentence1, sentence2, value
 
 
 def _read_stsb(data: Path, part: str) -> Iterator[Row]:
@@ -203,9 +210,12 @@ def _read_sick(data: Path, part: str) -> Iterator[Row]:
 
 
 def _grade(text: str) -> float:
-    grade = float(text)
-    if not math.isfinite(grade):
-        raise ValueError("a grade is a number")
+    try:
+        grade = float(text)
+    except ValueError:
+        grade = math.nan
+    if not 0 <= grade <= 5:
+        raise ValueError(f"a grade is a number from 0 to 5, got {text!r}")
     return grade
 
 
@@ -215,6 +225,6 @@ def _columns(rows: list[Row]) -> tuple[list[str], list[str], np.ndarray]:
 
 
 def _pair_task(name: str, rows: list[Row], source: str | None = None) -> PairTask:
-    if not rows:
-        raise UserError(f"task {name}: no scored pairs in its files")
+    if len({grade for _, _, grade in rows}) < 2:
+        raise UserError(f"task {name}: no scored pairs in its files, or all of one grade")
     return PairTask(name, *_columns(rows), source)

@@ -69,16 +69,16 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Welch's t-test between two sets of seeds; seeds are not paired.
 
     The same seed under two settings shares first weights and batches, but after a few steps the
-    runs have nothing in common, so pairing them would add noise and not take any away.
+    runs have nothing in common, so pairing them would add noise and not take any away. Without any
+    spread on either side interval and p are NaN.
 
     Raises:
         ValueError: Fewer than two values on a side.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError("a test over seeds needs at least two on each side")
-    if np.ptp(a) == 0 and np.ptp(b) == 0:  # no spread: the statistic would be 0/0 or infinite
-        difference = float(np.mean(b) - np.mean(a))
-        return Difference(difference, difference, difference, 0.0 if difference else 1.0)
+    if np.ptp(a) == 0 and np.ptp(b) == 0:  # no spread is no evidence: rather repeats of one run
+        return Difference(float(np.mean(b) - np.mean(a)), math.nan, math.nan, math.nan)
     test = ttest_ind(np.asarray(b), np.asarray(a), equal_var=False)
     interval = test.confidence_interval(1 - LEVEL)
     return Difference(
@@ -161,12 +161,20 @@ def paired_bootstrap(
     for number in range(resamples):
         counts = np.bincount(random.integers(items, size=items), minlength=items)
         differences[number] = b(counts) - a(counts)
+    differences = differences[np.isfinite(differences)]  # a resample of equal values has no ρ
+    if len(differences) < resamples / 2:
+        return Difference(_observed(a, b, items), math.nan, math.nan, math.nan)
     low, high = np.quantile(differences, [LEVEL / 2, 1 - LEVEL / 2])
-    below = (np.count_nonzero(differences <= 0) + 1) / (resamples + 1)
-    above = (np.count_nonzero(differences >= 0) + 1) / (resamples + 1)
+    below = (np.count_nonzero(differences <= 0) + 1) / (len(differences) + 1)
+    above = (np.count_nonzero(differences >= 0) + 1) / (len(differences) + 1)
+    return Difference(
+        _observed(a, b, items), float(low), float(high), min(1.0, float(2 * min(below, above)))
+    )
+
+
+def _observed(a: Statistic, b: Statistic, items: int) -> float:
     everything = np.ones(items, dtype=np.int64)
-    observed = b(everything) - a(everything)
-    return Difference(observed, float(low), float(high), min(1.0, float(2 * min(below, above))))
+    return b(everything) - a(everything)
 
 
 def spearman_statistic(similarity: np.ndarray, grade: np.ndarray) -> Statistic:
@@ -191,7 +199,7 @@ def spearman_statistic(similarity: np.ndarray, grade: np.ndarray) -> Statistic:
             centred.append(middle - (middle * counts).sum() / counts.sum())
         left, right = centred
         norm = np.sqrt((counts * left * left).sum() * (counts * right * right).sum())
-        return float((counts * left * right).sum() / norm)
+        return float((counts * left * right).sum() / norm) if norm > 0 else math.nan
 
     return statistic
 

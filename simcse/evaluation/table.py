@@ -32,18 +32,25 @@ LABELS = {**_PERCENT, **_PLAIN}
 
 def score_table(columns: Mapping[str, Scores]) -> str:
     """One row a score, one column a model or stage; Spearman, recall and accuracy ×100."""
+    columns = {name: with_averages(scores) for name, scores in columns.items()}
     first = next(iter(columns.values()))
     rows = [["task", "score", *columns]]
     for task, key in shown_scores(first):
         cells = [cell(key, column[task][key]) for column in columns.values()]
         rows.append([task_label(task, first[task]), LABELS[key], *cells])
-    for names, key in _AVERAGES:
-        averages = [average_of_seven(column, names, key) for column in columns.values()]
-        if None not in averages:
-            label = "transfer" if names is TRANSFER else task_label(names[-1], first[names[-1]])
-            cells = [cell(key, average) for average in averages if average is not None]
-            rows.append([f"average of 7 ({label})", LABELS[key], *cells])
     return aligned(rows, left=2)
+
+
+def with_averages(scores: Scores) -> Scores:
+    """Scores with those averages over seven tasks for which all seven are there."""
+    found: Scores = {}
+    for names, key in _AVERAGES:
+        average = average_of_seven(scores, names, key)
+        if average is not None:
+            last = names[-1]
+            label = "transfer" if names is TRANSFER else task_label(last, scores[last])
+            found[f"average of 7 ({label})"] = {key: average}
+    return {**scores, **found}
 
 
 def shown_scores(scores: Scores) -> list[tuple[str, str]]:

@@ -1,0 +1,163 @@
+"""From a batch to its loss: one forward pass for all views, then the terms of the objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from simcse import encoder
+from simcse.config import Config
+from simcse.encoder import DOCUMENT, QUERY
+from simcse.objectives import (
+    clip,
+    decoupled,
+    diagnostics,
+    distill_l2,
+    distill_similarity,
+    info_nce,
+    nt_xent,
+    pair_logits,
+    prototype_use,
+    same_text_mask,
+    sup_con,
+)
+from simcse.state import ObjectiveState
+
+CONTRASTIVE = ("info_nce", "decoupled", "clip", "nt_xent", "sup_con")
+"""Terms that compare an anchor with candidates at a temperature."""
+WITH_HARD_NEGATIVES = ("info_nce", "decoupled")
+WITHOUT_PAIRS = ("mlm", "distill_l2", "distill_similarity")
+"""Terms for which one view of a text is enough."""
+
+
+class TrainingLoss(nn.Module):
+    """The weighted terms of an objective on the batches of a :class:`~simcse.views.ViewCollator`.
+
+    Args:
+        model: The encoder to train.
+        config: The run.
+        teacher: File of the teacher's embeddings, one row a training row; for distillation.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, config: Config, teacher: Path | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.key = encoder.training_key(model)
+        self.teacher = None if teacher is None else np.load(teacher, mmap_mode="r")
+        width = None if self.teacher is None else self.teacher.shape[1]
+        self.state = ObjectiveState(model, config, width)
+        self.two_towers = config.encoder.towers == "two"
+        self.dropouts = [view.dropout for view in config.views]
+        self.last: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
+
+    def forward(
+        self, features: list[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss, or its weighted terms by name where there are several."""
+        batch = dict(features[0])
+        identities = batch.pop("identities")  # (columns, batch)
+        labels, rows = batch.pop("labels", None), batch.pop("rows", None)
+        views = self._embed(batch, identities.shape[1]).view(*identities.shape, -1)
+        mask = None
+        if len(views) > 1 and self.config.objective.mask_identical:
+            mask = same_text_mask(identities, labels)  # (batch, (columns - 1) * batch)
+        if len(views) > 1:
+            hard = views[2:] if len(views) > 2 else None
+            self.last = (views[0], views[1], hard, mask)
+        terms: dict[str, Tensor] = {
+            name: weight * self._term(name, views, mask, labels, rows, batch)
+            for name, weight in self.config.objective.terms.items()
+        }
+        return next(iter(terms.values())) if len(terms) == 1 else terms
+
+    def log_values(self) -> dict[str, float]:
+        """Temperature, diagnostics and prototype use of the last batch, for the log."""
+        values: dict[str, float] = {}
+        if self.last is not None and any(n in self.config.objective.terms for n in CONTRASTIVE):
+            temperature = float(self.state.temperature())
+            anchor, positive, hard, mask = self.last
+            weight = self.config.objective.hard_negative_weight
+            with torch.no_grad():
+                logits = pair_logits(anchor, positive, temperature, hard, weight, mask)
+            values = {"temperature": temperature, **diagnostics(logits, temperature)}
+        teacher = self.state.self_teacher
+        if teacher is not None and teacher.last is not None:
+            use = prototype_use(
+                teacher.last, teacher.get_buffer("center"), teacher.config.teacher_temperature
+            )
+            values |= {"dino_sharpness": use.sharpness, "dino_diversity": use.diversity}
+        return values
+
+    def _embed(self, batch: dict[str, Tensor], size: int) -> Tensor:
+        """Training embeddings, float32, ``(columns * batch, dim)``; in one pass where possible."""
+        passes: list[tuple[slice, float | None, str | None]]
+        anchors, others = slice(0, size), slice(size, None)
+        if self.two_towers:
+            passes = [(anchors, self.dropouts[0], QUERY), (others, self.dropouts[1], DOCUMENT)]
+        elif self.dropouts[0] == self.dropouts[1]:
+            passes = [(slice(None), self.dropouts[0], None)]
+        else:
+            passes = [(anchors, self.dropouts[0], None), (others, self.dropouts[1], None)]
+        parts = []
+        for chosen, rate, task in passes:
+            route = {} if task is None else {"task": task}
+            with encoder.dropout(self.model, rate):
+                part = {key: value[chosen] for key, value in batch.items()}
+                parts.append(self.model(part, **route)[self.key].float())
+        return torch.cat(parts)
+
+    def _term(
+        self,
+        name: str,
+        views: Tensor,
+        mask: Tensor | None,
+        labels: Tensor | None,
+        rows: Tensor | None,
+        batch: dict[str, Tensor],
+    ) -> Tensor:
+        objective, state = self.config.objective, self.state
+        size = views.shape[1]
+        square = None if mask is None else mask[:, :size]
+        hard = views[2:] if len(views) > 2 else None
+        match name:
+            case "info_nce" | "decoupled":
+                function = info_nce if name == "info_nce" else decoupled
+                weight = objective.hard_negative_weight
+                return function(views[0], views[1], state.temperature(), hard, weight, mask)
+            case "clip":
+                return clip(views[0], views[1], state.temperature(), square)
+            case "nt_xent":
+                return nt_xent(views[0], views[1], state.temperature(), square)
+            case "sup_con" if labels is not None:
+                return sup_con(views[:2].flatten(0, 1), labels.repeat(2), state.temperature())
+            case "dino" if state.self_teacher is not None:
+                return state.self_teacher.forward(views[:2], batch)
+            case "mlm" if state.mlm is not None:
+                return state.mlm.forward(batch["input_ids"][:size], batch["attention_mask"][:size])
+            case "distill_l2" | "distill_similarity" if self.teacher is not None:
+                return self._distill(name, views, rows)
+        raise ValueError(f"{name} cannot be computed from this batch")
+
+    def _distill(self, name: str, views: Tensor, rows: Tensor | None) -> Tensor:
+        if self.teacher is None or rows is None:
+            raise ValueError("distillation needs the teacher's embeddings and the rows' numbers")
+        target = torch.from_numpy(np.asarray(self.teacher[rows.cpu().numpy()], dtype=np.float32))
+        target = target.to(views.device)
+        objective = self.config.objective
+        if name == "distill_l2":
+            losses = [distill_l2(self.state.to_teacher(view), target) for view in views]
+        else:
+            losses = [
+                distill_similarity(
+                    view, target, self.state.temperature(), objective.teacher_temperature
+                )
+                for view in views
+            ]
+        return torch.stack(losses).mean()

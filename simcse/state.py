@@ -1,0 +1,217 @@
+"""What an objective learns or carries: temperature, prototypes and teacher, MLM head, linear map.
+
+It is in the optimiser, clipped, saved and restored with every checkpoint, and never exported.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
+
+from simcse import encoder
+from simcse.config import Config, TemperatureConfig
+from simcse.errors import UserError, first_line
+from simcse.objectives import dino
+
+STATE_WEIGHTS = "objective.safetensors"
+
+
+class Temperature(nn.Module):
+    """Fixed, scheduled over the run, or a learned logarithm within bounds."""
+
+    def __init__(self, config: TemperatureConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.progress = 0.0
+        """Share of the run that is done; set before each step."""
+        self.logarithm: nn.Parameter | None = None
+        if config.schedule == "learnable":
+            self.logarithm = nn.Parameter(torch.tensor(math.log(config.start)))
+
+    def forward(self) -> float | Tensor:
+        """The temperature; a scalar tensor where it is learned."""
+        config = self.config
+        if self.logarithm is not None:
+            with torch.no_grad():  # on the parameter, as CLIP does: outside the bounds, no gradient
+                self.logarithm.clamp_(math.log(config.minimum), math.log(config.maximum))
+            return self.logarithm.exp()
+        if config.end is None:
+            return config.start
+        share = self.progress
+        if config.schedule == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        return config.start + (config.end - config.start) * share
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head: an MLP onto the sphere, then cosines with K prototypes.
+
+    Caron et al. 2021, section 3.1 and appendix C; two layers and widths to fit sentence embeddings.
+    """
+
+    def __init__(self, width: int, prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.prototypes = nn.Parameter(torch.empty(prototypes, width))
+        nn.init.normal_(self.prototypes)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Scores in [-1, 1], shape ``(..., prototypes)``, of embeddings ``(..., width)``."""
+        unit = functional.normalize(self.mlp(embeddings), dim=-1)
+        return functional.linear(unit, functional.normalize(self.prototypes, dim=-1))
+
+
+class SelfTeacher(nn.Module):
+    """Student's head, and a teacher (encoder, head, centre) that follows as a moving average."""
+
+    def __init__(self, model: SentenceTransformer, config: Config) -> None:
+        super().__init__()
+        self.config = config.objective.dino
+        self.key = encoder.training_key(model)
+        self.head = PrototypeHead(encoder.width(model), self.config.prototypes)
+        self.teacher = copy.deepcopy(model).requires_grad_(False)
+        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.register_buffer("center", torch.zeros(self.config.prototypes))
+        self.last: Tensor | None = None
+        """The teacher's scores of the last batch, ``(2 * batch, prototypes)``."""
+
+    def forward(self, student: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """DINO's loss.
+
+        Args:
+            student: Embeddings of both views, shape ``(2, batch, dim)``.
+            features: What the student saw; the teacher sees it through dropout of its own.
+        """
+        self.teacher.train()
+        with torch.no_grad():
+            embeddings = self.teacher(dict(features))[self.key].float()[: student.shape[1] * 2]
+            scores = self.teacher_head(embeddings).view(2, -1, self.config.prototypes)
+        center = self.get_buffer("center")
+        loss = dino(
+            self.head(student),
+            scores,
+            center,
+            self.config.student_temperature,
+            self.config.teacher_temperature,
+        )
+        self.last = scores.flatten(0, 1)
+        momentum = self.config.center_momentum
+        center.mul_(momentum).add_(self.last.mean(dim=0), alpha=1 - momentum)
+        return loss
+
+    @torch.no_grad()
+    def follow(self, model: SentenceTransformer, progress: float) -> None:
+        """Move the teacher towards the student, after an optimiser step."""
+        start = self.config.momentum
+        momentum = 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
+        pairs = ((self.teacher, model), (self.teacher_head, self.head))
+        for teacher, student in pairs:
+            for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+                old.lerp_(new.detach(), 1 - momentum)
+
+
+class MaskedLanguageModel(nn.Module):
+    """The encoder's own masked-language-model head, pre-trained where the checkpoint has one."""
+
+    def __init__(self, model: SentenceTransformer, config: Config) -> None:
+        super().__init__()
+        transformer = encoder.transformer_of(model)
+        try:
+            full: Any = AutoModelForMaskedLM.from_pretrained(
+                encoder.source_of(config.encoder.name),
+                revision=config.encoder.revision,
+                trust_remote_code=config.encoder.trust_remote_code,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"objective.terms: mlm needs an encoder with a masked-language-model head, which "
+                f"{config.encoder.name} has not: {first_line(error)}"
+            ) from error
+        setattr(full, full.base_model_prefix, transformer.model)  # the encoder that is trained
+        full.tie_weights()
+        self.full = full
+        self.hide = DataCollatorForLanguageModeling(
+            transformer.tokenizer, mlm_probability=config.objective.mlm_probability
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Cross-entropy at hidden tokens; 80% of them become [MASK], 10% another token."""
+        special = torch.tensor(self.hide.tokenizer.all_special_ids, device=input_ids.device)
+        keep = torch.isin(input_ids, special) | (attention_mask == 0)
+        hidden, labels = self.hide.torch_mask_tokens(
+            input_ids.cpu().clone(), special_tokens_mask=keep.cpu()
+        )
+        labels = labels.to(input_ids.device)
+        logits: Tensor = self.full(
+            hidden.to(input_ids.device), attention_mask=attention_mask
+        ).logits
+        if not (labels != -100).any():
+            return logits.sum() * 0
+        return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+
+
+class ObjectiveState(nn.Module):
+    """Whatever the terms of a config learn or carry.
+
+    Raises:
+        UserError: The encoder has no masked-language-model head.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, config: Config, teacher_width: int | None
+    ) -> None:
+        super().__init__()
+        terms = config.objective.terms
+        self.temperature = Temperature(config.objective.temperature)
+        self.self_teacher = SelfTeacher(model, config) if "dino" in terms else None
+        self.mlm = MaskedLanguageModel(model, config) if "mlm" in terms else None
+        width = encoder.width(model)
+        self.to_teacher: nn.Module = nn.Identity()
+        if "distill_l2" in terms and teacher_width is not None and teacher_width != width:
+            self.to_teacher = nn.Linear(width, teacher_width, bias=False)
+
+    def before_step(self, progress: float) -> None:
+        """Called with the share of the run that is done."""
+        self.temperature.progress = progress
+
+    def after_step(self, model: SentenceTransformer, progress: float) -> None:
+        """Called once weights have moved."""
+        if self.self_teacher is not None:
+            self.self_teacher.follow(model, progress)
+
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """Write what is not the model's own; nothing where there is nothing."""
+        own = self._own(model)
+        if own:
+            save_file(
+                {key: value.detach().clone() for key, value in own.items()}, folder / STATE_WEIGHTS
+            )
+
+    def load(self, folder: Path, model: nn.Module) -> None:
+        """Read what :meth:`save` wrote."""
+        own = self._own(model)
+        if own:
+            saved = load_file(folder / STATE_WEIGHTS)
+            with torch.no_grad():
+                for key, value in own.items():
+                    value.copy_(saved[key])
+
+    def _own(self, model: nn.Module) -> dict[str, Tensor]:
+        shared = {value.data_ptr() for value in model.state_dict().values()}
+        own: dict[str, Tensor] = {}
+        for key, value in self.state_dict(keep_vars=True).items():
+            if value.data_ptr() not in shared:
+                shared.add(value.data_ptr())  # tied weights once
+                own[key] = value
+        return own

@@ -1,0 +1,157 @@
+"""How the rows of a batch become the views that the encoder sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from simcse.config import ViewConfig
+
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class View:
+    """Changes of one view's token ids; special tokens at both ends stay where they are."""
+
+    repeat: float = 0.0
+    cutoff: float = 0.0
+    shuffle: bool = False
+    before: tuple[int, ...] = ()
+    """Ids of the template's words before the text."""
+    after: tuple[int, ...] = ()
+    start: int = 0
+    """Special tokens at the start of an input, such as [CLS]."""
+    end: int = 0
+
+    @classmethod
+    def of(cls, config: ViewConfig, tokenizer: PreTrainedTokenizerBase) -> View:
+        """A view of a config, its template tokenised."""
+        start, end = special_ends(tokenizer)
+        before, after = (config.template or "{}").split("{}")
+        ids = [tuple(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (before, after)]
+        return cls(config.repeat, config.cutoff, config.shuffle, ids[0], ids[1], start, end)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether token ids pass unchanged."""
+        return not (self.repeat or self.cutoff or self.shuffle or self.before or self.after)
+
+    def apply(self, ids: Ids, random: np.random.Generator) -> tuple[Ids, list[int]]:
+        """Token ids of the view and its attention mask, in the order repeat, shuffle, cutoff."""
+        inner = ids[self.start : len(ids) - self.end]
+        if self.repeat and inner:
+            inner = repeat_words(inner, self.repeat, random)
+        if self.shuffle:
+            inner = [inner[position] for position in random.permutation(len(inner))]
+        seen = [1] * len(inner)
+        if self.cutoff and inner:
+            seen = cut_off(len(inner), self.cutoff, random)
+        result = [
+            *ids[: self.start],
+            *self.before,
+            *inner,
+            *self.after,
+            *ids[len(ids) - self.end :],
+        ]
+        mask = [1] * (self.start + len(self.before)) + seen
+        return result, mask + [1] * (len(result) - len(mask))
+
+
+def repeat_words(ids: Ids, rate: float, random: np.random.Generator) -> Ids:
+    """Double some tokens in place (ESimCSE, section 3.1, https://arxiv.org/abs/2109.04380).
+
+    Their number is drawn from 0 to max(2, rate · tokens), both included, as far as there are so
+    many tokens.
+    """
+    most = min(max(2, int(rate * len(ids))), len(ids))
+    count = int(random.integers(0, most + 1))
+    chosen = set(random.choice(len(ids), count, replace=False).tolist())
+    return [token for i, token in enumerate(ids) for _ in range(2 if i in chosen else 1)]
+
+
+def cut_off(tokens: int, rate: float, random: np.random.Generator) -> list[int]:
+    """Attention mask that hides each token with probability ``rate`` and leaves at least one."""
+    seen = random.random(tokens) >= rate
+    if not seen.any():
+        seen[random.integers(tokens)] = True
+    return [int(flag) for flag in seen]
+
+
+def special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many special tokens an input has at its start and its end."""
+    marks = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    start = marks.index(0)
+    return start, marks[::-1].index(0)
+
+
+@dataclass(frozen=True)
+class ViewCollator:
+    """Pads a batch and lays out its columns, all rows of one column after the other.
+
+    A sentence stands in both columns, a pair or triplet brings its own; with ``paired`` the first
+    half of the rows are anchors and the second half their positives. The result is the features of
+    one forward pass, each name prefixed with ``view_`` (the Trainer takes what shares a prefix as
+    the features of one column):
+
+    - ``input_ids``, ``attention_mask``: int64, ``(columns * batch, length)``
+    - ``identities``: int64, ``(columns, batch)``, equal where texts are
+    - ``labels``: int64, ``(batch,)``, with ``paired`` only
+    - ``rows``: int64, ``(batch,)``, places in the data set, where rows have them
+    """
+
+    pad_token_id: int
+    views: tuple[View, View] = (View(), View())
+    single: bool = False
+    """A sentence stands in one column only, for objectives that compare no views."""
+    paired: bool = False
+    seed: int = 0
+    valid_label_columns: Sequence[str] = field(default=())  # the Trainer asks its collator
+
+    def features(self, rows: list[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
+        """A batch as the features of a forward pass, outside the Trainer."""
+        batch = self(rows)
+        return {key.removeprefix("view_"): value.to(device) for key, value in batch.items()}
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Collate rows with the keys ``input_ids``, ``text_hash``, ``label``, maybe ``row``."""
+        half = len(rows) // 2 if self.paired else len(rows)
+        width = range(len(rows[0]["input_ids"]))
+        columns = [[row["input_ids"][i] for row in rows] for i in width]
+        hashes = [[row["text_hash"][i] for row in rows] for i in width]
+        if self.paired:
+            columns = [columns[0][:half], columns[0][half:]]
+            hashes = [hashes[0][:half], hashes[0][half:]]
+        elif len(columns) == 1 and not self.single:
+            columns, hashes = columns * 2, hashes * 2
+        # A function of the batch alone: a resumed run gives the same views.
+        random = np.random.default_rng([self.seed, *np.abs(np.array(hashes[0], dtype=np.int64))])
+        ids, masks = [], []
+        for number, column in enumerate(columns):
+            view = self.views[min(number, 1)]
+            for row in column:
+                changed, mask = (row, [1] * len(row)) if view.is_plain else view.apply(row, random)
+                ids.append(changed)
+                masks.append(mask)
+        longest = max(map(len, ids))
+        input_ids = torch.full((len(ids), longest), self.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for index, (row, mask) in enumerate(zip(ids, masks, strict=True)):
+            input_ids[index, : len(row)] = torch.tensor(row)
+            attention_mask[index, : len(row)] = torch.tensor(mask)
+        batch = {
+            "view_input_ids": input_ids,
+            "view_attention_mask": attention_mask,
+            "view_identities": torch.tensor(hashes),
+        }
+        if self.paired:
+            batch["view_labels"] = torch.tensor([row["label"] for row in rows[:half]])
+        if "row" in rows[0]:
+            batch["view_rows"] = torch.tensor([row["row"] for row in rows])
+        return batch
