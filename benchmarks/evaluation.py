@@ -24,6 +24,7 @@ import mteb
 from sentence_transformers import SentenceTransformer
 
 from simcse.encoder import fingerprint
+from simcse.encoding import encode_by_length
 from simcse.environment import environment
 from simcse.evaluation.mteb_tasks import evaluate_mteb, fill_from, find_tasks
 from simcse.evaluation.names import MTEB, MTEB_STS, STS
@@ -106,7 +107,7 @@ def own_route(
     """`simcse evaluate --data`, geometry left out."""
     started = time.perf_counter()
     tasks = [load_task(name, data) for name in names]
-    scores = evaluate(lambda texts: model.encode(texts, batch_size=128), tasks).scores
+    scores = evaluate(lambda texts: encode_by_length(model, texts, 128), tasks).scores
     elapsed = time.perf_counter() - started
     return elapsed, {name: scores[name]["cosine_spearman"] for name in names if name != "SICK-R"}
 
@@ -120,7 +121,7 @@ def mteb_route(
         tasks = find_tasks([OTHER_NAME[name] for name in names])
         scores = evaluate_mteb(
             model,
-            lambda texts: model.encode(texts, batch_size=128),
+            lambda texts: encode_by_length(model, texts, 128),
             "local/model",
             fingerprint(model),
             tasks,

@@ -44,6 +44,7 @@ def train(parsed: argparse.Namespace, arguments: list[str]) -> None:
 def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     """Score a model and print the table."""
     _quiet_libraries()
+    from simcse.encoding import encode_by_length
     from simcse.evaluation import published
     from simcse.evaluation.protocol import PROTOCOL, Remembering
     from simcse.evaluation.protocol import evaluate as score
@@ -71,7 +72,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     model = load_model(parsed.model, parsed.pooling, parsed.device)
     bar = sys.stderr.isatty()
     encode = Remembering(
-        lambda texts: model.encode(texts, batch_size=parsed.batch_size, show_progress_bar=bar)
+        lambda texts: encode_by_length(model, texts, parsed.batch_size, show_progress=bar)
     )
     evaluation = score(encode, tasks)
     scores = evaluation.scores

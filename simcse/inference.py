@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from simcse.config import Pooling
+from simcse.encoding import encode_by_length
 from simcse.errors import UserError
 from simcse.files import replacing
 from simcse.loading import load_model
@@ -95,13 +96,23 @@ class SimCSE:
                 raise UserError(f"sentence {position}: expected str, got {type(text).__name__}")
         if texts:
             with self._cut_at(max_length):
-                embeddings = self.model.encode(
-                    texts,
-                    batch_size=batch_size,
-                    device=device,
-                    normalize_embeddings=normalize_to_unit,
-                    show_progress_bar=show_progress_bar,
-                )
+                if isinstance(device, list):  # several devices: the library shares the work out
+                    embeddings = self.model.encode(
+                        texts,
+                        batch_size=batch_size,
+                        device=device,
+                        normalize_embeddings=normalize_to_unit,
+                        show_progress_bar=show_progress_bar,
+                    )
+                else:
+                    embeddings = encode_by_length(
+                        self.model,
+                        texts,
+                        batch_size,
+                        device=device,
+                        normalize=normalize_to_unit,
+                        show_progress=show_progress_bar,
+                    )
         else:
             embeddings = np.empty((0, self.model.get_embedding_dimension()))
         embeddings = embeddings.astype(np.float32, copy=False)

@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from simcse.config import Config
 from simcse.data import TextCounts, texts_of
 from simcse.encoder import fingerprint
+from simcse.encoding import encode_by_length
 from simcse.errors import UserError, first_line
 from simcse.files import cache_folder, replacing
 
@@ -54,9 +55,8 @@ def teacher_embeddings(config: Config, rows: Dataset, counts: TextCounts) -> Pat
         memory = open_memmap(temporary, "w+", np.float32, (len(rows), width))
         start = 0
         while chunk := list(islice(texts, _CHUNK)):
-            memory[start : start + len(chunk)] = teacher.encode(
-                chunk, batch_size=config.evaluation.batch_size, show_progress_bar=False
-            )
+            batch_size = config.evaluation.batch_size
+            memory[start : start + len(chunk)] = encode_by_length(teacher, chunk, batch_size)
             start += len(chunk)
         memory.flush()
         del memory

@@ -40,6 +40,7 @@ from transformers.integrations import (
 from simcse import encoder
 from simcse.batching import GroupBatchSampler, ViewBatchSampler
 from simcse.config import Config, ObjectiveConfig
+from simcse.encoding import encode_by_length
 from simcse.errors import UserError
 from simcse.evaluation.protocol import Evaluation, evaluate
 from simcse.evaluation.tasks import Task
@@ -81,8 +82,7 @@ def evaluate_model(model: SentenceTransformer, tasks: list[Task], batch_size: in
     """Score a model as it encodes: evaluation mode, no projection that is for training only."""
 
     def encode(texts: list[str]) -> np.ndarray:
-        embeddings: np.ndarray = model.encode(texts, batch_size=batch_size, show_progress_bar=False)
-        return embeddings
+        return encode_by_length(model, texts, batch_size)
 
     return evaluate(encode, tasks)
 

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simcse.batching import ViewBatchSampler, ViewCollator
+from simcse.batching import GroupBatchSampler, ViewBatchSampler
 
 LENGTHS = np.random.default_rng(0).integers(4, 33, size=1000)
 
@@ -48,9 +47,32 @@ def test_length_groups_come_in_random_order():
     assert means != sorted(means)
 
 
-def test_views_are_laid_out_one_after_the_other():
-    batch = ViewCollator(pad_token_id=9)([{"input_ids": [1, 2, 3]}, {"input_ids": [4]}])
-    ids, mask = batch["view_input_ids"], batch["view_attention_mask"]
-    assert ids.tolist() == [[1, 2, 3], [4, 9, 9]] * 2
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]] * 2
-    assert ids.dtype == mask.dtype == torch.int64
+GROUPS = np.random.default_rng(1).integers(0, 40, size=300)
+
+
+@given(rows=st.integers(8, 300), batch_size=st.sampled_from([2, 4, 8]), seed=st.integers(0, 99))
+def test_group_batches_pair_rows_of_one_label(rows, batch_size, seed):
+    labels = GROUPS[:rows]
+    sampler = GroupBatchSampler(labels, batch_size, seed)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    half = batch_size // 2
+    for batch in batches:
+        assert len(batch) == batch_size
+        assert (labels[batch[:half]] == labels[batch[half:]]).all()
+    taken = [row for batch in batches for row in batch]
+    assert len(set(taken)) == len(taken)
+    pairs = sum(count // 2 for count in np.bincount(labels))
+    assert len(taken) // 2 > pairs - half  # all pairs but the last incomplete batch
+
+
+def test_groups_are_paired_anew_each_epoch():
+    def pairs(seed, epoch):
+        sampler = GroupBatchSampler(GROUPS, 8, seed)
+        sampler.set_epoch(epoch)
+        return [tuple(sorted(p)) for b in sampler for p in zip(b[:4], b[4:], strict=True)]
+
+    assert pairs(1, 0) == pairs(1, 0)
+    assert len(set(pairs(1, 0)) & set(pairs(1, 1))) < 60
+    with pytest.raises(ValueError, match="batch_size must be even, got 3"):
+        GroupBatchSampler(GROUPS, 3, 0)

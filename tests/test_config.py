@@ -94,7 +94,26 @@ def test_all_mistakes_at_once_with_paths(write):
         ("training: {batch_size: 64.5}", "training.batch_size"),
         ("training: {learning_rate: 0}", "training.learning_rate: should be greater than 0"),
         ("training: {learning_rate: .inf}", "training.learning_rate: should be a finite number"),
-        ("objective: {temperature: -0.1}", "objective.temperature"),
+        ("objective: {temperature: -0.1}", "objective.temperature.start: should be greater"),
+        ("objective: {temperature: 0}", "objective.temperature.start: should be greater than 0"),
+        ("objective: {terms: [{info_nce: 0}, {mlm: 0}]}", "objective: terms: the weights sum to 0"),
+        ("objective: contrast", "objective.terms.contrast.[key]: should be 'info_nce'"),
+        ("objective: {terms: {info_nce: -1}}", "terms.info_nce: should be greater than or equal"),
+        ("objective: {terms: distill_l2}", "objective: distill_l2 needs a teacher"),
+        ("objective: {teacher: x}", "teacher has no meaning without distill_l2"),
+        ("objective: {temperature: {schedule: linear}}", "schedule linear needs an end"),
+        ("objective: {temperature: {end: 1}}", "end has no meaning with schedule fixed"),
+        (
+            "objective: {temperature: {schedule: learnable, start: 2}}",
+            "start 2.0 is not between minimum 0.01 and maximum 1.0",
+        ),
+        ("objective: sup_con", "sup_con needs data.form=labelled, got sentences"),
+        ("data: {form: pairs, columns: [a]}", "form pairs takes two columns or more"),
+        ("data: {form: nli, columns: [a, b]}", "form nli takes three columns"),
+        ("encoder: {towers: two}", "encoder.towers: two needs data.form=pairs"),
+        ("views: [{}]", "views: list should have at least 2 items"),
+        ("views: [{}, {template: no place}]", "template: 'no place' needs {} once"),
+        ("{data: {form: labelled}, training: {batch_size: 3}}", "batch_size must be even"),
         ("encoder: {pooling: median}", "'cls', 'mean' or 'avg_first_last'"),
         ("encoder: {dropout: 1}", "encoder.dropout"),
         ("data: {train: []}", "data.train"),
@@ -168,3 +187,29 @@ def test_any_yaml_is_either_valid_or_one_line(values):
         assert str(error).startswith("x.yaml: ")
     else:
         assert validate(yaml.safe_load(to_yaml(config)), where="again") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("objective: clip", {"clip": 1.0}),
+        ("objective: [{info_nce: 1.0}, {mlm: 0.1}]", {"info_nce": 1.0, "mlm": 0.1}),
+        ("objective: {terms: [info_nce, {mlm: 0.1}]}", {"info_nce": 1.0, "mlm": 0.1}),
+        ("objective: {terms: {nt_xent: 2}}", {"nt_xent": 2.0}),
+    ],
+)
+def test_objective_in_short_and_in_full(write, text, terms):
+    objective = load_config(write(text)).objective
+    assert objective.terms == terms
+    learned = "clip" in terms  # CLIP's temperature unless another is given
+    assert (objective.temperature.start, objective.temperature.schedule) == (
+        (0.07, "learnable") if learned else (0.05, "fixed")
+    )
+
+
+def test_temperature_is_a_number_or_a_section(write):
+    path = write("objective: {terms: clip, temperature: 0.1}")
+    assert load_config(path).objective.temperature.schedule == "fixed"
+    words = ["objective.temperature={start: 0.2, schedule: cosine, end: 0.05}"]
+    found = load_config(write(""), words).objective.temperature
+    assert (found.start, found.end) == (0.2, 0.05)

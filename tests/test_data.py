@@ -74,7 +74,7 @@ def test_token_ids_equal_the_tokenizers_own(load, tokenizer, tmp_path):
     long = "word " * 50
     dataset, counts = load(write(tmp_path / "a.txt", "\n".join([*TEXTS, long])), max_length=8)
     expected = tokenizer([*TEXTS, long], truncation=True, max_length=8)["input_ids"]
-    assert dataset["input_ids"][:] == expected
+    assert [ids for [ids] in dataset["input_ids"]] == expected
     assert dataset["length"][:] == [len(ids) for ids in expected]
     assert counts.truncated == sum(len(ids) > 8 for ids in tokenizer([*TEXTS, long])["input_ids"])
 
@@ -149,7 +149,7 @@ def test_max_rows_is_a_fixed_draw(load, tmp_path):
         ("a.txt.gz", gzip.compress(b"fine\n")[:10] + b"\xff" * 40, "broken gzip file"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not valid JSON"),
         ("a.doc", b"x", "unknown kind of file '.doc'; allowed are .txt"),
-        ("a.csv", b"id,s\n1,x\n", r"a\.csv:1: choose a column .*, one of id, s"),
+        ("a.csv", b"id,s\n1,x\n", r"a\.csv:1: choose columns .* one column, of id, s"),
         ("a.jsonl", b'{"s": "x"}\n[1]\n', r"a\.jsonl:2: expected a JSON object, found list"),
         ("a.jsonl", b'{"s": "x"}\n{"s": \n', r"a\.jsonl:2: not valid JSON"),
         ("a.jsonl", b'{"s": 3}\n', r"a\.jsonl:1: expected text, found int"),
@@ -169,7 +169,7 @@ def test_bad_files_are_named_with_their_line(load, tmp_path, name, content, expe
 
 def test_missing_column(load, tmp_path):
     with pytest.raises(UserError, match=r"a\.csv:1: no column 'text'; found id, s"):
-        load(write(tmp_path / "a.csv", "id,s\n1,x\n"), column="text")
+        load(write(tmp_path / "a.csv", "id,s\n1,x\n"), columns=["text"])
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "/nowhere/missing.txt", "no/such/folder/x"])

@@ -11,10 +11,10 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from simcse import encoder
-from simcse.batching import ViewCollator
-from simcse.config import EncoderConfig
+from simcse.config import Config, EncoderConfig, ViewConfig
 from simcse.errors import UserError
 from simcse.training import check_views_differ
+from simcse.views import ViewCollator
 
 
 def reference(folder, pooling: str) -> torch.Tensor:
@@ -86,8 +86,10 @@ def test_encode_ignores_a_projection_for_training_only(tiny):
 
 def test_views_differ_in_training_and_agree_in_evaluation(tiny):
     model = encoder.build(EncoderConfig(name=str(tiny)))
-    batch = ViewCollator(0)([{"input_ids": [2, 50, 60, 3]}, {"input_ids": [2, 70, 3]}])
-    features = {key.removeprefix("view_"): value for key, value in batch.items()}
+    rows = [{"input_ids": [[2, 50, 60, 3]], "text_hash": [1]}]
+    rows.append({"input_ids": [[2, 70, 3]], "text_hash": [2]})
+    features = ViewCollator(0).features(rows, model.device)
+    del features["identities"]
     first, second = model.train()(dict(features))["sentence_embedding"].view(2, 2, -1)
     assert (first != second).any(dim=1).all()
     first, second = model.eval()(dict(features))["sentence_embedding"].view(2, 2, -1)
@@ -106,11 +108,22 @@ def test_padding_and_order_do_not_change_an_embedding(tiny):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dropout_override_and_missing_dropout(tmp_path, architecture):
     folder = str(make_encoder(tmp_path / "encoder", architecture))
-    row = [2, 50, 60, 70, 3]
+    rows = [{"input_ids": [[2, 50, 60, 70, 3]], "text_hash": [1]}]
     without = encoder.build(EncoderConfig(name=folder, dropout=0.0))
     with pytest.raises(UserError, match=r"encoder\.dropout: the encoder has no dropout"):
-        check_views_differ(without, row)
-    check_views_differ(encoder.build(EncoderConfig(name=folder, dropout=0.3)), row)
+        check_views_differ(Config(), without, rows)
+    check_views_differ(Config(), encoder.build(EncoderConfig(name=folder, dropout=0.3)), rows)
+    # One view's own rate, in a pass of its own, reaches every dropout of every architecture.
+    own = Config(views=[ViewConfig(), ViewConfig(dropout=0.3)])
+    check_views_differ(own, without, rows)
+    with encoder.dropout(without.train(), 0.3):
+        probabilities = {m.p for m in without.modules() if isinstance(m, torch.nn.Dropout)}
+    assert probabilities <= {0.3}
+    with pytest.raises(UserError, match=r"encoder\.dropout: the encoder has no dropout"):
+        check_views_differ(Config(), without, rows)  # and is put back
+    # Another way to make views differ needs no dropout.
+    shuffled = Config(views=[ViewConfig(), ViewConfig(shuffle=True)])
+    check_views_differ(shuffled, without, [{**rows[0], "text_hash": [h]} for h in range(8)])
 
 
 def test_weights_are_float32_whatever_they_were_stored_in(tmp_path, tiny):
@@ -125,7 +138,7 @@ def test_weights_are_float32_whatever_they_were_stored_in(tmp_path, tiny):
 def test_view_check_leaves_the_random_state_alone(tiny):
     model = encoder.build(EncoderConfig(name=str(tiny)))
     before = torch.random.get_rng_state()
-    check_views_differ(model, [2, 50, 60, 3])
+    check_views_differ(Config(), model, [{"input_ids": [[2, 50, 60, 3]], "text_hash": [1]}])
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

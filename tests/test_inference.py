@@ -149,7 +149,7 @@ def test_index_from_a_column_of_a_table(simcse, tmp_path):
     table.write_text("id,text\n1,The first row.\n2,The second row.\n")
     simcse.build_index(table, column="text")
     assert simcse.sentences == ["The first row.", "The second row."]
-    with pytest.raises(UserError, match=r"choose a column \(data.column or --column\)"):
+    with pytest.raises(UserError, match=r"choose columns .*, one column, of id, text"):
         simcse.build_index(table)
 
 

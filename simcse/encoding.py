@@ -1,0 +1,74 @@
+"""Encodes texts in batches of like length in tokens, so that next to nothing is padding.
+
+sentence-transformers sorts by characters, which say little about tokens: on the sentences of STS it
+computes a third more tokens than there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from tqdm import tqdm
+
+_CHUNK = 10_000
+
+
+def encode_by_length(
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    batch_size: int,
+    *,
+    device: str | None = None,
+    normalize: bool = False,
+    show_progress: bool = False,
+) -> np.ndarray:
+    """What ``model.encode`` gives, to 1e-5, and faster where lengths differ.
+
+    Args:
+        model: Any sentence-transformers model.
+        texts: In any order.
+        batch_size: Texts a forward pass.
+        device: Overrides the model's.
+        normalize: Divide each embedding by its length.
+        show_progress: Show a bar on standard error.
+
+    Returns:
+        float32, ``(texts, dim)``, in the order of the texts.
+    """
+    order = np.argsort(-token_lengths(model, texts), kind="stable")
+    result: np.ndarray | None = None
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, "encode", disable=not show_progress, unit="batch"):
+        chosen = order[start : start + batch_size]
+        found = model.encode(
+            [texts[i] for i in chosen],
+            batch_size=len(chosen),
+            device=device,
+            normalize_embeddings=normalize,
+            show_progress_bar=False,
+        )
+        if result is None:
+            result = np.empty((len(texts), found.shape[1]), dtype=np.float32)
+        result[chosen] = found
+    return np.empty((0, int(model.get_embedding_dimension()))) if result is None else result
+
+
+def token_lengths(model: SentenceTransformer, texts: Sequence[str]) -> np.ndarray:
+    """Tokens of each text, cut at the model's limit; characters without a fast tokenizer."""
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        return np.array([len(text) for text in texts], dtype=np.int64)
+    lengths: list[int] = []
+    for start in range(0, len(texts), _CHUNK):
+        chunk = list(texts[start : start + _CHUNK])
+        ids = tokenizer(
+            chunk,
+            truncation=True,
+            max_length=model.max_seq_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        lengths += map(len, ids)
+    return np.array(lengths, dtype=np.int64)
