@@ -156,6 +156,8 @@ class DataConfig(_Section):
     """Columns of the form, in its order; needed where the names do not tell."""
     names: Annotated[list[str], BeforeValidator(_list_from_one)] = []
     """Names of the columns of csv and tsv files that have no header."""
+    quotes: bool = True
+    """Whether quotes enclose fields of csv and tsv files; ``false`` takes them as they stand."""
     split: str = "train"
     """Split of a Hub data set."""
     revision: str | None = None
@@ -496,7 +498,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _override_value(key: str, text: str) -> object:
-    """Numbers, true, false, null, quoted text and [lists] as in YAML; other text as it stands.
+    """Numbers, true, false, null, quoted text, [lists] and {mappings} as in YAML; other text as is.
 
     So ``*.txt``, ``a: b`` and ``x #1`` keep the meaning they have as names of files.
     """
@@ -507,7 +509,7 @@ def _override_value(key: str, text: str) -> object:
             problem = _yaml_problem(error)
             raise UserError(f"argument {key}: not valid YAML: {problem}") from error
         return text
-    marked = text.lstrip().startswith(("[", "'", '"'))
+    marked = text.lstrip().startswith(("[", "'", '"')) or (isinstance(value, dict) and "{" in text)
     return value if marked or value is None or isinstance(value, bool | int | float) else text
 
 

@@ -213,7 +213,7 @@ def _cache_key(
     parts = [
         CACHE_VERSION,
         [s.identity() for s in sources],
-        [config.form, config.columns, config.names],
+        [config.form, config.columns, config.names, config.quotes],
         config.max_length,
         rules,
     ]

@@ -39,11 +39,12 @@ class Wanted:
     columns: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     """Names of the columns of csv and tsv files without a header."""
+    quotes: bool = True
 
     @classmethod
     def of(cls, config: DataConfig) -> Wanted:
         """What a config asks for."""
-        return cls(config.form, tuple(config.columns), tuple(config.names))
+        return cls(config.form, tuple(config.columns), tuple(config.names), config.quotes)
 
     def choose(self, place: str, found: list[str]) -> list[str]:
         """Names of the columns to read, from those that a table has.
@@ -203,7 +204,12 @@ class _File:
     def _read_csv(self, lines: Iterator[tuple[str, str]], wanted: Wanted) -> Fields:
         csv.field_size_limit(MAX_CHARACTERS)
         delimiter = "\t" if self.suffix == ".tsv" else ","
-        reader = csv.reader((f"{text}\n" for _, text in lines), delimiter=delimiter, strict=True)
+        reader = csv.reader(
+            (f"{text}\n" for _, text in lines),
+            delimiter=delimiter,
+            strict=True,
+            quoting=csv.QUOTE_MINIMAL if wanted.quotes else csv.QUOTE_NONE,
+        )
         try:
             header = list(wanted.names) or next(reader, [])
             if not header:
@@ -216,7 +222,10 @@ class _File:
                     raise UserError(f"{place}: {len(row)} fields, {what} {len(header)}")
                 yield place, tuple(row[index] if row else "" for index in indexes)
         except csv.Error as error:
-            raise UserError(f"{self.path}:{reader.line_num}: not valid csv: {error}") from error
+            raise UserError(
+                f"{self.path}:{reader.line_num}: not valid csv: {error} (where quotes are part of "
+                "the text: data.quotes=false)"
+            ) from error
 
     def _read_parquet(self, wanted: Wanted) -> Fields:
         number = 0

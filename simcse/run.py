@@ -62,7 +62,7 @@ class _Prepared:
     model: SentenceTransformer
     tasks: list[Task]
     dev: DevEvaluator
-    teacher: Path | None
+    loss: TrainingLoss
 
 
 def train(config: Config, command: list[str], twin: Path | None = None) -> None:
@@ -111,7 +111,7 @@ def _train_in(
     raw = _raw_scores(run, config, prepared.tasks)
     model = prepared.model
     trainer = SimCSETrainer(
-        config, arguments, model, prepared.rows, prepared.dev, run, prepared.teacher
+        config, arguments, model, prepared.rows, prepared.dev, run, prepared.loss
     )
     checkpoint = newest_checkpoint(run)
     if checkpoint is not None:
@@ -214,7 +214,7 @@ def _prepare(config: Config) -> _Prepared:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}")
     teacher = teacher_embeddings(config, rows, counts) if config.objective.teacher else None
-    return _Prepared(rows, counts, model, tasks, dev, teacher)
+    return _Prepared(rows, counts, model, tasks, dev, TrainingLoss(model, config, teacher))
 
 
 def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> None:
@@ -317,10 +317,10 @@ def _measure(config: Config, prepared: _Prepared) -> tuple[float, float]:
     """Seconds of a training step (float32) and of a dev score, measured on a few real batches."""
     model = prepared.model
     rows = prepared.rows
-    if prepared.teacher is not None:
+    if prepared.loss.teacher is not None:
         rows = rows.add_column("row", np.arange(len(rows)))
     collator = view_collator(config, model)
-    loss = TrainingLoss(model, config, prepared.teacher).to(model.device)
+    loss = prepared.loss.to(model.device)
     model.train()
     seconds = []
     for _, indices in zip(range(6), batch_sampler(config, rows), strict=False):

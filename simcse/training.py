@@ -98,18 +98,18 @@ class SimCSETrainer(SentenceTransformerTrainer):
         rows: Dataset,
         dev: DevEvaluator,
         run: Path,
-        teacher: Path | None,
+        loss: TrainingLoss,
     ) -> None:
         self.sampler = batch_sampler(config, rows)
         columns = ["input_ids", "text_hash", "label"]
-        if teacher is not None:
+        if loss.teacher is not None:
             rows = rows.add_column("row", np.arange(len(rows)))
             columns.append("row")
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=rows.select_columns(columns),
-            loss=TrainingLoss(model, config, teacher),
+            loss=loss,
             evaluator=dev,
             data_collator=view_collator(config, model),
         )

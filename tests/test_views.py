@@ -60,7 +60,7 @@ def test_special_tokens_stay_and_a_template_goes_around():
     ids, mask = view.apply(tokenizer(text)["input_ids"], np.random.default_rng(0))
     words = tokenizer.decode(ids)
     assert words.startswith("[CLS]") and words.endswith("[SEP]")
-    assert 'this sentence : "' in words and '" means something . [SEP]' in words
+    assert 'this sentence : "' in words and '" means something. [SEP]' in words
     inner = ids[view.start + len(view.before) : len(ids) - view.end - len(view.after)]
     assert sorted(inner) == sorted(tokenizer(text)["input_ids"][1:-1])
     assert inner != tokenizer(text)["input_ids"][1:-1]

@@ -21,7 +21,7 @@ Items = dict[str, np.ndarray]
 """``<task>.similarity`` and ``<task>.grade``, or ``<task>.rank``: one value a pair or query."""
 
 PROTOCOL = (
-    'STS: cosine Spearman, "all" setting (subsets concatenated), similarities to float32 precision; '
+    'STS: cosine Spearman, "all" setting (subsets concatenated), similarities rounded to float32; '
     "geometry: positives are pairs graded above 4, the distribution is all distinct sentences, "
     "embeddings normalised, uniformity over pairs of distinct sentences with t = 2; "
     "transfer: SentEval's splits, scikit-learn's logistic regression, C by cross-validation, not "

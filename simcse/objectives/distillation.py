@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from simcse.objectives.pairwise import checked
+
 
 def distill_l2(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared distance of normalised embeddings, in [0, 4].
@@ -54,12 +56,8 @@ def distill_similarity(
         raise ValueError(
             f"expected the same three or more rows, got {len(student)} and {len(teacher)}"
         )
-    if not (float(temperature) > 0 and teacher_temperature > 0):
-        raise ValueError(
-            f"temperatures must be positive, got {float(temperature)} and {teacher_temperature}"
-        )
-    target = functional.softmax(_others(teacher) / teacher_temperature, dim=1)
-    return functional.cross_entropy(_others(student) / temperature, target)
+    target = functional.softmax(_others(teacher) / checked(teacher_temperature), dim=1)
+    return functional.cross_entropy(_others(student) / checked(temperature), target)
 
 
 def _others(embeddings: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def nt_xent(
     Source: Chen et al. 2020, SimCLR, equation 1 (https://arxiv.org/abs/2002.05709).
     """
     views = torch.cat(_normalized(anchor, positive))  # (2 * batch, dim)
-    logits = views @ views.T / _checked(temperature)
+    logits = views @ views.T / checked(temperature)
     batch = len(anchor)
     excluded = torch.eye(2 * batch, dtype=torch.bool, device=views.device)  # oneself
     if mask is not None:
@@ -161,12 +161,12 @@ def pair_logits(
             )
         others = functional.normalize(hard_negatives, dim=-1).flatten(0, 1)
         candidates = torch.cat([positive_unit, others])  # ((1 + negatives) * batch, dim)
-    logits = anchor_unit @ candidates.T / _checked(temperature)
+    logits = anchor_unit @ candidates.T / checked(temperature)
     batch = len(anchor)
     if hard_negatives is not None and hard_negative_weight != 1:
-        own = torch.eye(batch, device=logits.device).repeat(1, len(hard_negatives))
-        gain = functional.pad(own, (batch, 0)) * math.log(hard_negative_weight)
-        logits = logits + gain.to(logits.dtype)
+        own = torch.eye(batch, dtype=logits.dtype, device=logits.device)
+        own = functional.pad(own.repeat(1, len(hard_negatives)), (batch, 0))
+        logits = logits + own * math.log(hard_negative_weight)
     return logits if mask is None else logits.masked_fill(mask, -torch.inf)
 
 
@@ -204,7 +204,13 @@ def _normalized(anchor: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     return functional.normalize(anchor, dim=-1), functional.normalize(positive, dim=-1)
 
 
-def _checked(temperature: float | Tensor) -> float | Tensor:
-    if not float(temperature) > 0:
-        raise ValueError(f"temperature must be positive, got {float(temperature)}")
+def checked(temperature: float | Tensor) -> float | Tensor:
+    """The temperature.
+
+    Raises:
+        ValueError: It is not positive.
+    """
+    value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
+    if not value > 0:
+        raise ValueError(f"temperature must be positive, got {value}")
     return temperature

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from simcse.objectives.pairwise import checked
+
 
 def sup_con(embeddings: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
     r"""Mean over anchors of :math:`-\frac{1}{|P(i)|} \sum_{p \in P(i)} \log softmax_{a \ne i}`.
@@ -31,11 +33,9 @@ def sup_con(embeddings: Tensor, labels: Tensor, temperature: float | Tensor) -> 
             f"expected embeddings (rows, dim) and labels (rows,), got {tuple(embeddings.shape)} "
             f"and {tuple(labels.shape)}"
         )
-    if not float(temperature) > 0:
-        raise ValueError(f"temperature must be positive, got {float(temperature)}")
     unit = functional.normalize(embeddings, dim=-1)
     oneself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    logits = (unit @ unit.T / temperature).masked_fill(oneself, -torch.inf)  # (rows, rows)
+    logits = (unit @ unit.T / checked(temperature)).masked_fill(oneself, -torch.inf)  # (rows, rows)
     log_share = (logits - torch.logsumexp(logits, dim=1, keepdim=True)).masked_fill(oneself, 0)
     positives = (labels == labels[:, None]) & ~oneself
     count = positives.sum(dim=1)

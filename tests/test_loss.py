@@ -1,0 +1,354 @@
+"""Objectives in whole runs: state in checkpoints, schedules, teachers, two towers, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES, make_encoder
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import BertConfig, BertForMaskedLM
+
+from simcse import encoder, training
+from simcse.cli import main
+from simcse.config import Config, EncoderConfig, TemperatureConfig, validate
+from simcse.loss import TrainingLoss
+from simcse.objectives import info_nce
+from simcse.state import ObjectiveState, Temperature
+from simcse.views import ViewCollator
+
+
+@pytest.fixture
+def arguments(tiny, text_file, tmp_path):
+    """Arguments of a run of 6 steps with a checkpoint every 2."""
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        f"encoder: {{name: '{tiny}', projection: train_only}}\n"
+        f"data: {{train: '{text_file}'}}\n"
+        "training: {batch_size: 8, steps: 6, learning_rate: 1e-3, log_every: 1}\n"
+        "evaluation: {every: 2, raw_poolings: []}\n"
+    )
+    return ["train", str(config), f"output={tmp_path / 'run'}"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+def log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def write(path, rows):
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture
+def triplets(tmp_path):
+    rows = [
+        f"the {a} is {b},a {b} {a},no {a} is {b}" for a in SENTENCES[0].split() for b in "rstuv"
+    ]
+    return write(tmp_path / "t.csv", ["a,p,n", *rows])
+
+
+@pytest.fixture
+def captions(tmp_path):
+    rows = [f'g{i}\tview {j} of "thing {i}' for i in range(24) for j in range(3)]
+    return write(tmp_path / "c.tsv", rows)
+
+
+GROUPS = ["data.form=labelled", "data.names=[id, text]", "data.columns=[text, id]"]
+GROUPS += ["data.quotes=false"]
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A sentence-transformers model of another width."""
+    folder = make_encoder(tmp_path / "big", hidden_size=48)
+    encoder.save(encoder.build(EncoderConfig(name=str(folder))), tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+@pytest.fixture
+def masked(tmp_path, tiny):
+    """An encoder with its masked-language-model head."""
+    folder = make_encoder(tmp_path / "masked")
+    torch.manual_seed(3)
+    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def settings(name, request):
+    if name == "sup_con":
+        file = request.getfixturevalue("captions")
+        return [f"data.train={file}", *GROUPS, "objective.terms=sup_con"]
+    if name == "groups":
+        return [f"data.train={request.getfixturevalue('captions')}", *GROUPS]
+    if name == "triplets":
+        file = request.getfixturevalue("triplets")
+        return [f"data.train={file}", "data.form=pairs", "objective.hard_negative_weight=2"]
+    if name == "towers":
+        file = request.getfixturevalue("triplets")
+        columns = ["data.columns=[a, p]", "encoder.towers=two", "encoder.projection=none"]
+        return [f"data.train={file}", "data.form=pairs", *columns, "objective.terms=clip"]
+    if name.startswith("distill"):
+        teacher = request.getfixturevalue("teacher")
+        return [f"objective.terms={name}", f"objective.teacher={teacher}"]
+    if name == "mlm":
+        model = request.getfixturevalue("masked")
+        return [f"encoder.name={model}", "objective.terms=[{info_nce: 1.0}, {mlm: 0.1}]"]
+    if name == "views":
+        return ["views=[{dropout: 0.2}, {repeat: 0.3, cutoff: 0.2, shuffle: true}]"]
+    if name == "dino":
+        return ["objective.terms=dino", "objective.dino.prototypes=16"]
+    return [f"objective.terms={name}"]
+
+
+NAMES = [
+    "nt_xent", "decoupled", "clip", "dino", "mlm", "sup_con", "groups", "triplets", "towers",
+    "distill_l2", "distill_similarity", "views",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_run_resumes_to_the_same_weights_and_log(
+    name, arguments, run, request, monkeypatch, capsys
+):
+    words = [*arguments, *settings(name, request)]
+    assert main(words) == 0
+    whole = {p.relative_to(run): load_file(p) for p in run.rglob("*.safetensors")}
+    entries = log(run)
+    assert len([entry for entry in entries if "loss" in entry]) == 6
+    assert all(np.isfinite(entry["loss"]) for entry in entries if "loss" in entry)
+    run.rename(run.with_name("whole"))
+
+    original = training.SimCSETrainer.training_step
+
+    def stops(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.SimCSETrainer, "training_step", stops)
+        assert main(words) == 130
+    assert main(words) == 0
+    assert "resuming from" in capsys.readouterr().out
+    for file, values in whole.items():
+        again = load_file(run / file)
+        assert values.keys() == again.keys()
+        assert all(torch.equal(values[key], again[key]) for key in values), file
+    timed = {"eval_runtime", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+    timed |= {"train_loss", "total_flos"}  # of the second part alone
+
+    def comparable(entries):
+        return [{k: v for k, v in e.items() if k not in timed} for e in entries]
+
+    assert comparable(log(run)) == comparable(entries)
+    exported = {path.name for path in run.rglob("*") if path.is_file()}
+    assert "objective.safetensors" not in exported
+
+
+def test_objective_state_is_trained_clipped_and_kept(arguments, run, monkeypatch):
+    seen = {}
+    original = training.SimCSETrainer._clip_grad_norm
+
+    def spy(self, model):
+        loss = self.loss
+        gradients = [p.grad for p in loss.parameters() if p.grad is not None]
+        before = torch.stack([g.norm() for g in gradients]).norm()
+        norm = original(self, model)
+        seen["norm"] = float(norm), float(before)
+        checkpoint = self.args.output_dir
+        seen["value"] = float(loss.state.temperature().detach())
+        seen["folder"] = checkpoint
+        return norm
+
+    monkeypatch.setattr(training.SimCSETrainer, "_clip_grad_norm", spy)
+    words = ["objective.terms=clip", "objective.temperature={start: 0.2, schedule: learnable}"]
+    assert main([*arguments, *words, "training.learning_rate=0.02"]) == 0
+    temperatures = [entry["temperature"] for entry in log(run) if "loss" in entry]
+    assert temperatures[0] == pytest.approx(0.2, rel=0.2)
+    assert len(set(temperatures)) == 6  # it learns
+    norm, before = seen["norm"]
+    assert norm == pytest.approx(before, rel=1e-4)  # the temperature's gradient is part of it
+
+
+def test_schedules_follow_the_run(arguments, run):
+    words = ["objective.temperature={start: 0.2, schedule: linear, end: 0.08}"]
+    assert main([*arguments, *words]) == 0
+    temperatures = [entry["temperature"] for entry in log(run) if "loss" in entry]
+    assert temperatures == pytest.approx([0.2 - 0.02 * step for step in range(6)])
+
+
+def test_temperature_closed_forms():
+    cosine = Temperature(TemperatureConfig(start=0.2, schedule="cosine", end=0.1))
+    for progress, expected in ((0, 0.2), (0.5, 0.15), (1, 0.1)):
+        cosine.progress = progress
+        assert cosine() == pytest.approx(expected)
+    learned = Temperature(TemperatureConfig(start=0.07, schedule="learnable"))
+    assert float(learned()) == pytest.approx(0.07)
+    assert learned().requires_grad
+    with torch.no_grad():
+        learned.logarithm.fill_(-20)
+    assert float(learned().detach()) == pytest.approx(0.01)  # CLIP's cap of 100
+    learned().backward()
+    assert float(learned.logarithm.grad) == pytest.approx(0.01)  # and it can still come back
+
+
+def batch_of(model, texts, **layout):
+    rows = [
+        {"input_ids": [ids], "text_hash": [number], "label": 0}
+        for number, ids in enumerate(model.tokenizer(texts)["input_ids"])
+    ]
+    return ViewCollator(0, **layout).features(rows, model.device)
+
+
+def test_loss_is_the_objective_on_both_views(tiny):
+    model = encoder.build(EncoderConfig(name=str(tiny), dropout=0.0)).train()
+    loss = TrainingLoss(model, Config())
+    features = batch_of(model, SENTENCES)
+    found = loss([dict(features)])
+    embeddings = torch.from_numpy(model.encode(SENTENCES))
+    torch.testing.assert_close(found, info_nce(embeddings, embeddings, 0.05), rtol=1e-4, atol=1e-5)
+    assert set(loss.log_values()) >= {"temperature", "effective_negatives"}
+
+
+def test_identical_texts_of_a_batch_are_masked_unless_told_otherwise(tiny):
+    model = encoder.build(EncoderConfig(name=str(tiny), dropout=0.0)).train()
+    features = batch_of(model, [*SENTENCES, SENTENCES[0]])
+    features["identities"][:, -1] = features["identities"][:, 0]
+    masked = TrainingLoss(model, Config())([dict(features)])
+    unmasked_config = validate({"objective": {"mask_identical": False}}, "test")
+    unmasked = TrainingLoss(model, unmasked_config)([dict(features)])
+    assert float(masked) < float(unmasked)
+
+
+def test_teacher_follows_and_is_no_parameter_of_the_optimiser(tiny):
+    model = encoder.build(EncoderConfig(name=str(tiny)))
+    config = validate({"objective": {"terms": "dino", "dino": {"momentum": 0.9}}}, "test")
+    state = ObjectiveState(model, config, None)
+    teacher = state.self_teacher
+    assert not any(p.requires_grad for p in teacher.teacher.parameters())
+    before = next(teacher.teacher.parameters()).clone()
+    student = next(model.parameters())
+    with torch.no_grad():
+        student.add_(1)
+    state.after_step(model, progress=0.0)
+    now = next(teacher.teacher.parameters())
+    torch.testing.assert_close(now, 0.9 * before + 0.1 * student)
+    state.after_step(model, progress=1.0)  # the momentum has risen to 1
+    torch.testing.assert_close(next(teacher.teacher.parameters()), now)
+
+
+def test_mlm_shares_the_encoder_and_takes_the_pretrained_head(masked):
+    config = validate(
+        {"encoder": {"name": str(masked)}, "objective": [{"info_nce": 1.0}, {"mlm": 0.1}]}, "test"
+    )
+    model = encoder.build(config.encoder).train()
+    loss = TrainingLoss(model, config)
+    head = loss.state.mlm.full
+    assert head.bert is model[0].model
+    pretrained = BertForMaskedLM.from_pretrained(masked)
+    torch.testing.assert_close(
+        head.cls.predictions.transform.dense.weight,
+        pretrained.cls.predictions.transform.dense.weight,
+    )
+    words = head.bert.embeddings.word_embeddings.weight
+    assert head.get_output_embeddings().weight is words
+    torch.manual_seed(0)
+    terms = loss([batch_of(model, SENTENCES * 3)])
+    assert set(terms) == {"info_nce", "mlm"}
+    assert float(terms["mlm"]) == pytest.approx(0.1 * np.log(8192), rel=0.2)  # knows nothing yet
+    own = loss.state._own(model)
+    assert own and not any("embeddings" in key or "encoder" in key for key in own)
+
+
+def test_terms_of_a_hybrid_are_logged_apart(arguments, run, masked):
+    words = [f"encoder.name={masked}", "objective=[{info_nce: 1.0}, {decoupled: 0.5}]"]
+    assert main([*arguments, *words]) == 0
+    [first, *_] = [entry for entry in log(run) if "loss" in entry]
+    assert first["info_nce"] + first["decoupled"] == pytest.approx(first["loss"], abs=2e-4)
+
+
+def test_two_towers_load_as_a_router(arguments, run, triplets, capsys):
+    words = settings("towers", type("R", (), {"getfixturevalue": lambda *_: triplets})())
+    assert main([*arguments, *words]) == 0
+    model = SentenceTransformer(str(run))
+    queries, documents = model.encode_query(SENTENCES), model.encode_document(SENTENCES)
+    assert queries.shape == documents.shape == (6, 32)
+    assert not np.allclose(queries, documents)
+    np.testing.assert_allclose(model.encode(SENTENCES), queries, atol=1e-6)
+
+
+def test_teacher_is_asked_once(arguments, run, teacher, capsys):
+    words = [
+        "objective.terms=distill_l2",
+        f"objective.teacher={teacher}",
+        f"data.cache={run.with_name('cache')}",
+    ]
+    assert main([*arguments, *words]) == 0
+    assert "embedding 96 texts, 48 wide" in capsys.readouterr().out
+    assert main([*arguments, *words, f"output={run.with_name('again')}"]) == 0
+    assert "embedding 96 texts" not in capsys.readouterr().out
+
+
+def test_a_student_can_learn_its_teacher(tiny, teacher, text_file, tmp_path):
+    config = tmp_path / "learn.yaml"
+    config.write_text(
+        f"encoder: {{name: '{tiny}', dropout: 0.0}}\ndata: {{train: '{text_file}'}}\n"
+        f"objective: {{terms: distill_l2, teacher: '{teacher}'}}\n"
+        "training: {batch_size: 16, steps: 60, learning_rate: 3e-3, log_every: 1}\n"
+        "evaluation: {every: 60, raw_poolings: []}\n"
+    )
+    assert main(["train", str(config), f"output={tmp_path / 'run'}"]) == 0
+    losses = [entry["loss"] for entry in log(tmp_path / "run") if "loss" in entry]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["objective.terms=mlm", "encoder.name={no_head}"], "mlm needs an encoder with a masked"),
+        (
+            ["objective.terms=distill_l2", "objective.teacher=/no/teacher"],
+            "objective.teacher: /no/teacher is no sentence-transformers model",
+        ),
+        (
+            ["data.train={triplets}", "data.form=pairs", "objective.terms=clip"],
+            "clip does not use the hard negatives of data.train",
+        ),
+        (
+            ["data.train={single}", "data.form=labelled", "objective.terms=sup_con"],
+            "data.train: the labels with two examples or more make no batch of 8",
+        ),
+        (
+            ["views=[{}, {template: '" + "word " * 60 + "{}'}]"],
+            "views: with their template, texts of data.max_length 32 have 92 tokens",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(
+    words, expected, arguments, run, triplets, tmp_path, capsys
+):
+    single = write(tmp_path / "l.csv", ["text,label", *(f"t{i},{i}" for i in range(40))])
+    no_head = make_encoder(tmp_path / "modern", "modernbert")
+    places = {"{triplets}": triplets, "{single}": single, "{no_head}": no_head}
+    filled = []
+    for word in words:
+        for place, value in places.items():
+            word = word.replace(place, str(value))
+        filled.append(word)
+    if "no_head" in words[-1]:
+        (no_head / "config.json").write_text(
+            (no_head / "config.json").read_text().replace('"modernbert"', '"vit"')
+        )
+        expected = "error: "
+    assert main([*arguments, *filled]) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert captured.err.count("\n") == 1
+    assert not run.exists()
