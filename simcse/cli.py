@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import get_args
 
 from simcse import __version__, commands
-from simcse.config import Pooling, config_names
+from simcse.config import config_names
 from simcse.errors import UserError, first_line
+from simcse.settings import Pooling
 
 EXIT_USER_ERROR = 2
 EXIT_NO_SPACE = 1

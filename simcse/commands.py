@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from simcse.config import TASK_ALIASES, TaskName, json_schema, load_config
+from simcse.config import json_schema, load_config
 from simcse.errors import UserError
 from simcse.evaluation.names import GROUPS, MTEB
+from simcse.settings import TASK_ALIASES, TaskName
 
 
 def train(parsed: argparse.Namespace, arguments: list[str]) -> None:
@@ -214,7 +215,7 @@ def _score_file(name: str) -> Path:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise UserError(f"-o {path}: {parent} is a file")
-    if (path.parent / "config.yaml").is_file():
+    if path.stem == "scores" and (path.parent / "config.yaml").is_file():
         raise UserError(f"-o {path}: a training run keeps its own scores there; choose another")
     return path
 

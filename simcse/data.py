@@ -18,11 +18,11 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from simcse.config import DataConfig
 from simcse.errors import UserError
 from simcse.files import cache_folder, replacing
 from simcse.forms import Row, rows_of
 from simcse.readers import Source, Wanted, find_sources
+from simcse.settings import DataConfig
 
 CACHE_VERSION = 3
 _CHUNK = 10_000

@@ -29,10 +29,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from simcse.config import EncoderConfig
-from simcse.config import Pooling as PoolingName
 from simcse.errors import UserError
 from simcse.files import give_usual_mode
+from simcse.settings import EncoderConfig
+from simcse.settings import Pooling as PoolingName
 
 EMBEDDED_ENCODER = "mini-bert"
 # Where the loss finds its embeddings when the projection is for training only; `encode` reads

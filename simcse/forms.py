@@ -35,7 +35,7 @@ def rows_of(fields: Fields, form: str, counts: Counter[str]) -> Iterator[Row]:
 
     Args:
         fields: Place and columns of each row.
-        form: One of :data:`simcse.config.COLUMNS`.
+        form: One of :data:`simcse.settings.COLUMNS`.
         counts: Gains ``empty`` and, for NLI, what was found and made.
 
     Raises:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simcse.config import Pooling
 from simcse.encoding import encode_by_length
 from simcse.errors import UserError
 from simcse.files import replacing
 from simcse.loading import load_model
 from simcse.readers import read_sentences
+from simcse.settings import Pooling
 
 _PROBE = "The index belongs to the model that made it."
 _QUERY_BLOCK = 256

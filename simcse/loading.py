@@ -12,9 +12,9 @@ from sentence_transformers.util.file_io import is_sentence_transformer_model
 from torch import nn
 
 from simcse import encoder
-from simcse.config import EncoderConfig
-from simcse.config import Pooling as PoolingName
 from simcse.errors import UserError, first_line
+from simcse.settings import EncoderConfig
+from simcse.settings import Pooling as PoolingName
 
 DEFAULT_MODEL = Path("outputs") / "quickstart"
 ASSUMED_POOLING: PoolingName = "mean"

@@ -10,7 +10,6 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from simcse import encoder
-from simcse.config import Config
 from simcse.encoder import DOCUMENT, QUERY
 from simcse.objectives import (
     clip,
@@ -25,6 +24,7 @@ from simcse.objectives import (
     same_text_mask,
     sup_con,
 )
+from simcse.settings import Config
 from simcse.state import ObjectiveState
 
 CONTRASTIVE = ("info_nce", "decoupled", "clip", "nt_xent", "sup_con")

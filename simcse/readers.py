@@ -21,8 +21,8 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from simcse import docstrings
-from simcse.config import COLUMNS, DataConfig
 from simcse.errors import UserError, first_line
+from simcse.settings import COLUMNS, DataConfig
 
 EMBEDDED_TEXT = "docstrings"
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
@@ -33,7 +33,7 @@ _LONGEST = 4 * MAX_CHARACTERS + 4  # bytes
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which columns to read, for a form of :class:`~simcse.config.DataConfig`."""
+    """Which columns to read, for a form of :class:`~simcse.settings.DataConfig`."""
 
     form: str = "sentences"
     columns: tuple[str, ...] = ()

@@ -8,13 +8,13 @@ from pathlib import Path
 from jinja2 import Environment
 
 from simcse import __version__
-from simcse.config import Config
 from simcse.evaluation.protocol import PROTOCOL
 from simcse.evaluation.statistics import summarize
 from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
 from simcse.files import replacing, write_atomically
 from simcse.plots import pictures, run_name
 from simcse.runs import RunSet, with_own_names
+from simcse.settings import Config
 
 TEMPLATE = Path(__file__).parent / "assets" / "report.html"
 PAGE = "report.html"

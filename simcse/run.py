@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from transformers import set_seed
 
 from simcse import encoder
-from simcse.config import Config, differences, to_yaml, validate
+from simcse.config import differences, to_yaml, validate
 from simcse.data import TextCounts, load_training_data
 from simcse.environment import environment
 from simcse.errors import UserError
@@ -34,6 +34,7 @@ from simcse.evaluation.tasks import Task
 from simcse.files import write_atomically
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
 from simcse.runs import CONFIG_FILE, ITEMS_FILE, SCORES_FILE, read_json, save_items
+from simcse.settings import Config
 from simcse.teacher import teacher_embeddings
 from simcse.training import (
     DevEvaluator,
@@ -42,6 +43,7 @@ from simcse.training import (
     check_views_differ,
     evaluate_model,
     newest_checkpoint,
+    rows_used,
     steps_of,
     train_to_the_end,
     training_arguments,
@@ -213,7 +215,9 @@ def _prepare(config: Config) -> _Prepared:
     check_views_differ(config, model, rows)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}")
-    teacher = teacher_embeddings(config, rows, counts) if config.objective.teacher else None
+    teacher = None
+    if config.objective.teacher is not None:
+        teacher = teacher_embeddings(config, rows, counts, rows_used(config, rows))
     return _Prepared(rows, counts, model, tasks, dev, TrainingLoss(model, config, teacher))
 
 

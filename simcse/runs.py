@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simcse.config import Config, differences, validate
+from simcse.config import differences, validate
 from simcse.errors import UserError, first_line
 from simcse.evaluation.protocol import Items, Scores
 from simcse.evaluation.table import with_averages
 from simcse.files import replacing
+from simcse.settings import Config
 
 CONFIG_FILE = "config.yaml"
 SCORES_FILE = "scores.json"

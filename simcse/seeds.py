@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from simcse.config import Config, validate
+from simcse.config import validate
 from simcse.errors import UserError
 from simcse.evaluation.statistics import Summary, summarize
 from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
@@ -24,6 +24,7 @@ from simcse.runs import (
     seed_folders,
     setting_differences,
 )
+from simcse.settings import Config
 
 
 def train_seeds(config: Config, command: list[str], *, dry_run: bool = False) -> None:

@@ -18,9 +18,9 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 from simcse import encoder
-from simcse.config import Config, TemperatureConfig
 from simcse.errors import UserError, first_line
 from simcse.objectives import dino
+from simcse.settings import Config, TemperatureConfig
 
 STATE_WEIGHTS = "objective.safetensors"
 

@@ -11,23 +11,28 @@ from datasets import Dataset
 from numpy.lib.format import open_memmap
 from sentence_transformers import SentenceTransformer
 
-from simcse.config import Config
 from simcse.data import TextCounts, texts_of
 from simcse.encoder import fingerprint
 from simcse.encoding import encode_by_length
 from simcse.errors import UserError, first_line
 from simcse.files import cache_folder, replacing
+from simcse.settings import Config
 
 _CHUNK = 4096
 
 
-def teacher_embeddings(config: Config, rows: Dataset, counts: TextCounts) -> Path:
+def teacher_embeddings(
+    config: Config, rows: Dataset, counts: TextCounts, needed: np.ndarray
+) -> Path:
     """File of float32 embeddings ``(rows, dim)``, in the order of the rows.
+
+    Rows that the run does not need are zero, and take no room on most file systems.
 
     Args:
         config: Names teacher and text.
         rows: From :func:`simcse.data.load_training_data`.
         counts: The same; its hash names the text.
+        needed: Bool, shape ``(rows,)``.
 
     Raises:
         UserError: The teacher cannot be loaded.
@@ -41,25 +46,26 @@ def teacher_embeddings(config: Config, rows: Dataset, counts: TextCounts) -> Pat
             f"{first_line(error)}"
         ) from error
     chosen = np.ascontiguousarray(np.asarray(rows.with_format("numpy")["row_hash"]))
-    key = hashlib.sha256(
-        f"{fingerprint(teacher)} {counts.sha256}".encode() + chosen.tobytes()
-    ).hexdigest()[:24]
+    parts = f"{fingerprint(teacher)} {counts.sha256}".encode(), chosen.tobytes(), needed.tobytes()
+    key = hashlib.sha256(b"".join(parts)).hexdigest()[:24]
     folder = Path(config.data.cache) if config.data.cache else cache_folder() / "teachers"
     path = folder / f"{key}.npy"
     if path.is_file():
         return path
     width = teacher.get_embedding_dimension()
-    print(f"teacher  {name}: embedding {len(rows):,} texts, {width} wide", flush=True)
-    texts = texts_of(config.data, rows)
+    print(f"teacher  {name}: embedding {needed.sum():,} texts, {width} wide", flush=True)
+    texts = enumerate(texts_of(config.data, rows))
+    wanted = ((row, text) for row, text in texts if needed[row])
     with replacing(path) as temporary:
         memory = open_memmap(temporary, "w+", np.float32, (len(rows), width))
-        start = 0
-        while chunk := list(islice(texts, _CHUNK)):
-            batch_size = config.evaluation.batch_size
-            memory[start : start + len(chunk)] = encode_by_length(teacher, chunk, batch_size)
-            start += len(chunk)
+        done = 0
+        while chunk := list(islice(wanted, _CHUNK)):
+            places, sentences = zip(*chunk, strict=True)
+            found = encode_by_length(teacher, sentences, config.evaluation.batch_size)
+            memory[list(places)] = found
+            done += len(chunk)
         memory.flush()
         del memory
-        if start != len(rows):
+        if done != needed.sum():
             raise UserError(f"data.train: the text has changed while {name} was reading it")
     return path

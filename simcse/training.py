@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ from transformers.integrations import (
 
 from simcse import encoder
 from simcse.batching import GroupBatchSampler, ViewBatchSampler
-from simcse.config import Config, ObjectiveConfig
 from simcse.encoding import encode_by_length
 from simcse.errors import UserError
 from simcse.evaluation.protocol import Evaluation, evaluate
@@ -47,6 +47,7 @@ from simcse.evaluation.tasks import Task
 from simcse.files import write_atomically
 from simcse.geometry import collapse
 from simcse.loss import WITHOUT_PAIRS, TrainingLoss
+from simcse.settings import Config, ObjectiveConfig
 from simcse.state import ObjectiveState
 from simcse.views import View, ViewCollator
 
@@ -333,6 +334,21 @@ def steps_of(config: Config, rows: Dataset) -> int:
     """Optimiser steps of a run over some rows."""
     per_epoch = len(batch_sampler(config, rows))
     return config.training.steps or math.ceil(config.training.epochs * per_epoch)
+
+
+def rows_used(config: Config, rows: Dataset) -> np.ndarray:
+    """Which rows a run will see, bool of shape ``(rows,)``."""
+    sampler = batch_sampler(config, rows)
+    used = np.zeros(len(rows), dtype=bool)
+    left = steps_of(config, rows)
+    epoch = 0
+    while left > 0 and not used.all():
+        sampler.set_epoch(epoch)
+        for batch in islice(sampler, left):
+            used[batch] = True
+        left -= len(sampler)
+        epoch += 1
+    return used
 
 
 def batch_sampler(config: Config, rows: Dataset) -> ViewBatchSampler | GroupBatchSampler:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from simcse.config import ViewConfig
+from simcse.settings import ViewConfig
 
 Ids = list[int]
 

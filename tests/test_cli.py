@@ -12,7 +12,7 @@ from conftest import ROOT, SENTENCES
 import simcse_launcher
 from simcse import encoder
 from simcse.cli import main
-from simcse.config import EncoderConfig
+from simcse.settings import EncoderConfig
 
 
 def call(*command, cwd=ROOT):

@@ -6,16 +6,9 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simcse.config import (
-    Config,
-    config_names,
-    differences,
-    json_schema,
-    load_config,
-    to_yaml,
-    validate,
-)
+from simcse.config import config_names, differences, json_schema, load_config, to_yaml, validate
 from simcse.errors import UserError
+from simcse.settings import Config
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from simcse import data, docstrings
-from simcse.config import DataConfig
 from simcse.data import load_training_data
 from simcse.errors import UserError
 from simcse.readers import read_sentences
+from simcse.settings import DataConfig
 
 
 @pytest.fixture(scope="module")

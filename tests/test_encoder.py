@@ -11,8 +11,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from simcse import encoder
-from simcse.config import Config, EncoderConfig, ViewConfig
 from simcse.errors import UserError
+from simcse.settings import Config, EncoderConfig, ViewConfig
 from simcse.training import check_views_differ
 from simcse.views import ViewCollator
 

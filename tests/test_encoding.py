@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simcse import encoder
-from simcse.config import EncoderConfig
 from simcse.encoding import encode_by_length, token_lengths
+from simcse.settings import EncoderConfig
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from scipy.stats import rankdata
 from sentence_transformers import SentenceTransformer
 
 from simcse import encoder
-from simcse.config import EncoderConfig
 from simcse.errors import UserError
 from simcse.evaluation.names import MTEB_STS, STS, TRANSFER
 from simcse.evaluation.protocol import evaluate
@@ -20,6 +19,7 @@ from simcse.evaluation.sources import (
 )
 from simcse.evaluation.table import collapse_lines, score_table
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, similarity_bands
+from simcse.settings import EncoderConfig
 from simcse.training import evaluate_model
 
 VECTORS = {

@@ -10,10 +10,10 @@ import pytest
 from conftest import MINI_BERT
 from transformers import AutoTokenizer
 
-from simcse.config import DataConfig
 from simcse.data import load_training_data, texts_of
 from simcse.errors import UserError
 from simcse.forms import rows_of
+from simcse.settings import DataConfig
 
 
 @pytest.fixture(scope="module")

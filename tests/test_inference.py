@@ -7,8 +7,8 @@ from conftest import SENTENCES, make_encoder
 from transformers import AutoModel, AutoTokenizer
 
 from simcse import SimCSE, encoder, loading
-from simcse.config import EncoderConfig
 from simcse.errors import UserError
+from simcse.settings import EncoderConfig
 
 
 @pytest.fixture(scope="module")

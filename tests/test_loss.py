@@ -12,9 +12,10 @@ from transformers import BertConfig, BertForMaskedLM
 
 from simcse import encoder, training
 from simcse.cli import main
-from simcse.config import Config, EncoderConfig, TemperatureConfig, validate
+from simcse.config import validate
 from simcse.loss import TrainingLoss
 from simcse.objectives import info_nce
+from simcse.settings import Config, EncoderConfig, TemperatureConfig
 from simcse.state import ObjectiveState, Temperature
 from simcse.views import ViewCollator
 
@@ -291,9 +292,9 @@ def test_teacher_is_asked_once(arguments, run, teacher, capsys):
         f"data.cache={run.with_name('cache')}",
     ]
     assert main([*arguments, *words]) == 0
-    assert "embedding 96 texts, 48 wide" in capsys.readouterr().out
+    assert "embedding 48 texts, 48 wide" in capsys.readouterr().out
     assert main([*arguments, *words, f"output={run.with_name('again')}"]) == 0
-    assert "embedding 96 texts" not in capsys.readouterr().out
+    assert "embedding 48 texts" not in capsys.readouterr().out
 
 
 def test_a_student_can_learn_its_teacher(tiny, teacher, text_file, tmp_path):

@@ -13,7 +13,6 @@ from mteb.abstasks.sts import AbsTaskSTS
 
 from simcse import encoder
 from simcse.cli import main
-from simcse.config import EncoderConfig
 from simcse.encoder import fingerprint
 from simcse.errors import UserError
 from simcse.evaluation.mteb_tasks import (
@@ -23,6 +22,7 @@ from simcse.evaluation.mteb_tasks import (
 )
 from simcse.evaluation.protocol import Remembering, evaluate
 from simcse.evaluation.sources import STS_SUBSETS, load_task
+from simcse.settings import EncoderConfig
 
 
 @pytest.fixture

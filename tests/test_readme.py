@@ -8,7 +8,8 @@ from conftest import ROOT
 
 from simcse import SimCSE, encoder
 from simcse.cli import _parser
-from simcse.config import EncoderConfig, load_config
+from simcse.config import load_config
+from simcse.settings import EncoderConfig
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
-from simcse import encoder, training
+from simcse import encoder, loss, training
 from simcse.cli import main
 from simcse.training import newest_checkpoint
 
@@ -274,12 +274,12 @@ def test_resume_notices_changed_text(arguments, run, tmp_path, interrupted, caps
 def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
     calls = []
 
-    def broken(anchor, positive, temperature):
+    def broken(anchor, *_):
         calls.append(1)
         loss = anchor.sum() * 0 + 1
         return loss * float("nan") if len(calls) == 6 else loss
 
-    monkeypatch.setattr(training, "info_nce", broken)
+    monkeypatch.setattr(loss, "info_nce", broken)
     assert main(arguments) == 2
     assert "step 6: the loss is nan (learning rate" in capsys.readouterr().err
     assert newest_checkpoint(run).name == "checkpoint-4"

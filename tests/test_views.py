@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from simcse.config import ViewConfig
+from simcse.settings import ViewConfig
 from simcse.views import View, ViewCollator, cut_off, repeat_words, special_ends
 
 IDS = [2, 10, 11, 12, 13, 14, 3]

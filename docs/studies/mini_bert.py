@@ -129,8 +129,8 @@ def main() -> None:
 
 def _untrained_dev(dev_task: str, data: str | None) -> dict[str, float]:
     from simcse import encoder
-    from simcse.config import EncoderConfig
     from simcse.evaluation.sources import load_dev_task
+    from simcse.settings import EncoderConfig
     from simcse.training import evaluate_model
 
     task = load_dev_task(dev_task, Path(data) if data else None)

@@ -28,13 +28,13 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 from mteb.results import TaskResult
 from sentence_transformers import SentenceTransformer
 
-from simcse.config import TaskName
 from simcse.encoder import fingerprint
 from simcse.errors import UserError, first_line
 from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest
 from simcse.evaluation.protocol import Encode, Scores, encode_once
 from simcse.evaluation.sources import is_here, read_sts
 from simcse.evaluation.tasks import Lookup
+from simcse.settings import TaskName
 
 
 class EncodeOnce(SentenceTransformerEncoderWrapper):  # type: ignore[misc]
