@@ -90,3 +90,27 @@ def senteval() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared/data/senteval")
     return folder
+
+
+@pytest.fixture
+def arguments(tiny: Path, text_file: Path, tmp_path: Path) -> list[str]:
+    """Arguments of a run of 12 steps with a checkpoint every 4."""
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        f"encoder: {{name: '{tiny}', projection: train_only}}\n"
+        f"data: {{train: '{text_file}'}}\n"
+        "training: {batch_size: 8, steps: 12, learning_rate: 1e-3, log_every: 1}\n"
+        "evaluation: {every: 4, raw_poolings: []}\n"
+    )
+    return ["train", str(config), f"output={tmp_path / 'run'}"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Folder of that run."""
+    return tmp_path / "run"
+
+
+def log(run: Path) -> list[dict]:
+    """Every entry of a run's log."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

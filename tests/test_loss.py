@@ -1,11 +1,9 @@
 """Objectives in whole runs: state in checkpoints, schedules, teachers, two towers, bad input."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, make_encoder
+from conftest import SENTENCES, log, make_encoder
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertForMaskedLM
@@ -21,25 +19,9 @@ from simcse.views import ViewCollator
 
 
 @pytest.fixture
-def arguments(tiny, text_file, tmp_path):
-    """Arguments of a run of 6 steps with a checkpoint every 2."""
-    config = tmp_path / "small.yaml"
-    config.write_text(
-        f"encoder: {{name: '{tiny}', projection: train_only}}\n"
-        f"data: {{train: '{text_file}'}}\n"
-        "training: {batch_size: 8, steps: 6, learning_rate: 1e-3, log_every: 1}\n"
-        "evaluation: {every: 2, raw_poolings: []}\n"
-    )
-    return ["train", str(config), f"output={tmp_path / 'run'}"]
-
-
-@pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
-
-
-def log(run):
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+def arguments(arguments):
+    """A run of 6 steps with a checkpoint every 2."""
+    return [*arguments, "training.steps=6", "evaluation.every=2"]
 
 
 def write(path, rows):

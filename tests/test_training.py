@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SENTENCES, make_encoder
+from conftest import ROOT, SENTENCES, log, make_encoder
 from filelock import FileLock
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -19,28 +19,6 @@ from transformers import TrainerCallback
 from simcse import encoder, loss, training
 from simcse.cli import main
 from simcse.training import newest_checkpoint
-
-
-@pytest.fixture
-def arguments(tiny, text_file, tmp_path):
-    """Arguments of a run of 12 steps with a checkpoint every 4."""
-    config = tmp_path / "small.yaml"
-    config.write_text(
-        f"encoder: {{name: '{tiny}', projection: train_only}}\n"
-        f"data: {{train: '{text_file}'}}\n"
-        "training: {batch_size: 8, steps: 12, learning_rate: 1e-3, log_every: 1}\n"
-        "evaluation: {every: 4, raw_poolings: []}\n"
-    )
-    return ["train", str(config), f"output={tmp_path / 'run'}"]
-
-
-@pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
-
-
-def log(run):
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def weights(run):
