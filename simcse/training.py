@@ -47,6 +47,7 @@ from simcse.evaluation.tasks import Task
 from simcse.files import write_atomically
 from simcse.geometry import collapse
 from simcse.loss import WITHOUT_PAIRS, TrainingLoss
+from simcse.objectives import prototype_collapse
 from simcse.settings import Config, ObjectiveConfig
 from simcse.state import ObjectiveState
 from simcse.views import View, ViewCollator
@@ -232,6 +233,7 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Show the bar; a resumed run starts where it stopped."""
+        self.prototypes: str | None = None
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
 
     def on_step_end(
@@ -251,6 +253,8 @@ class Progress(TrainerCallback):
         """Show the loss beside the bar, or print the dev score."""
         if "loss" in logs:
             self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+            if "dino_diversity" in logs:
+                self._name_prototype_collapse(state.global_step, logs)
         elif f"eval_{DEV_SCORE}" in logs:
             tqdm.write(
                 f"step {state.global_step:>6,}  dev score {100 * logs[f'eval_{DEV_SCORE}']:.2f}, "
@@ -263,6 +267,17 @@ class Progress(TrainerCallback):
                     f"warning: {kind} collapse at step {state.global_step:,}: mean cosine of "
                     f"distinct sentences {cosine:.4f}, effective rank {rank:.1f} "
                     "(docs/protocol.md)"
+                )
+
+    def _name_prototype_collapse(self, step: int, logs: dict[str, float]) -> None:
+        kind = prototype_collapse(logs["dino_sharpness"], logs["dino_diversity"])
+        if kind != self.prototypes:  # once, not with every line of the log
+            self.prototypes = kind
+            if kind is not None:
+                tqdm.write(
+                    f"warning: the teacher's prototypes have collapsed at step {step:,}: {kind} "
+                    f"(sharpness {logs['dino_sharpness']:.3f}, diversity "
+                    f"{logs['dino_diversity']:.3f})"
                 )
 
     def on_train_end(

@@ -335,3 +335,13 @@ def test_what_cannot_be_trained_is_one_line(
     assert expected in captured.err
     assert captured.err.count("\n") == 1
     assert not run.exists()
+
+
+def test_prototype_collapse_is_named_while_it_trains(arguments, run, capsys):
+    # A teacher as soft as this spreads every text over all prototypes.
+    words = ["objective.terms=dino", "objective.dino.teacher_temperature=50"]
+    assert main([*arguments, *words]) == 0
+    output = capsys.readouterr().out
+    assert output.count("prototypes have collapsed at step 1: every text takes all") == 1
+    [first, *_] = [entry for entry in log(run) if "loss" in entry]
+    assert first["dino_sharpness"] < 0.01 and first["dino_diversity"] > 0.99

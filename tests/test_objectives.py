@@ -17,6 +17,7 @@ from simcse.objectives import (
     info_nce,
     nt_xent,
     pair_logits,
+    prototype_collapse,
     prototype_use,
     same_text_mask,
     sup_con,
@@ -306,8 +307,11 @@ def test_prototype_use_names_both_collapses():
     one = torch.zeros(16, 8)
     one[:, 3] = 1
     single = prototype_use(one, center, 0.04)
+    assert prototype_collapse(single.sharpness, single.diversity) == "all texts take one prototype"
+    assert "all prototypes alike" in prototype_collapse(uniform.sharpness, uniform.diversity)
     assert single.sharpness > 0.99 and single.diversity < 0.01
     healthy = prototype_use(functional.one_hot(torch.arange(16) % 8).float(), center, 0.04)
+    assert prototype_collapse(healthy.sharpness, healthy.diversity) is None
     assert healthy.sharpness > 0.99 and healthy.diversity == pytest.approx(1, abs=1e-3)
 
 

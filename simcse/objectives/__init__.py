@@ -1,7 +1,7 @@
 """Objectives: pure functions on embeddings, without model, files or processes."""
 
 from simcse.objectives.diagnostics import diagnostics
-from simcse.objectives.dino import PrototypeUse, dino, prototype_use
+from simcse.objectives.dino import PrototypeUse, dino, prototype_collapse, prototype_use
 from simcse.objectives.distillation import distill_l2, distill_similarity
 from simcse.objectives.pairwise import (
     clip,
@@ -24,6 +24,7 @@ __all__ = [
     "info_nce",
     "nt_xent",
     "pair_logits",
+    "prototype_collapse",
     "prototype_use",
     "same_text_mask",
     "sup_con",

@@ -62,6 +62,17 @@ class PrototypeUse:
     """Entropy of the mean over texts: 0 where all texts take one prototype, the other collapse."""
 
 
+def prototype_collapse(sharpness: float, diversity: float) -> str | None:
+    """Name DINO's two collapses, from the entropies of :class:`PrototypeUse`.
+
+    One prototype for (almost) all texts: diversity below 0.1. Every text on all prototypes alike:
+    sharpness below 0.01. A working run is far from both.
+    """
+    if diversity < 0.1:
+        return "all texts take one prototype"
+    return "every text takes all prototypes alike" if sharpness < 0.01 else None
+
+
 def prototype_use(teacher: Tensor, center: Tensor, teacher_temperature: float) -> PrototypeUse:
     """Entropies that show both collapses of DINO (its section 5.3).
 
