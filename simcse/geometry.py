@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_BLOCK = 4096
+_BLOCK = 2048
 
 Collapse = Literal["none", "complete", "dimensional"]
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from simcse import encoder
 from simcse.encoder import DOCUMENT, QUERY
@@ -76,6 +77,36 @@ class TrainingLoss(nn.Module):
             for name, weight in self.config.objective.terms.items()
         }
         return next(iter(terms.values())) if len(terms) == 1 else terms
+
+    @torch.no_grad()
+    def fit_map(self, features: dict[str, Tensor]) -> None:
+        """Start the map to the teacher's width from ridge regression on a few rows.
+
+        From random weights, most of a short run would go into turning one space into the other.
+
+        Args:
+            features: A batch with ``rows``, as :meth:`forward` takes it; a few thousand rows.
+        """
+        target_map = self.state.to_teacher
+        if self.teacher is None or not isinstance(target_map, nn.Linear):
+            return
+        batch = dict(features)
+        identities, rows = batch.pop("identities"), batch.pop("rows")
+        training = self.model.training
+        self.model.eval()
+        size = identities.shape[1]
+        parts = [
+            self._embed({k: v[s : s + 256] for k, v in batch.items()}, 256)
+            for s in range(0, size, 256)
+        ]
+        self.model.train(training)
+        student = functional.normalize(torch.cat(parts), dim=-1).double()  # (rows, dim)
+        found = torch.from_numpy(np.asarray(self.teacher[rows.cpu().numpy()], dtype=np.float64))
+        target = functional.normalize(found, dim=-1).to(student.device)
+        square = student.T @ student
+        ridge = 1e-3 * square.diagonal().mean() * torch.eye(len(square), device=student.device)
+        weight = torch.linalg.solve(square + ridge.double(), student.T @ target).T
+        target_map.weight.copy_(weight)
 
     def log_values(self) -> dict[str, float]:
         """Temperature, diagnostics and prototype use of the last batch, for the log."""

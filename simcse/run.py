@@ -50,6 +50,8 @@ from simcse.training import (
     view_collator,
 )
 
+_MAP_ROWS = 4096  # to fit a student's map to its teacher's width
+
 RAW_SCORES_FILE = "raw_scores.json"
 ENVIRONMENT_FILE = "environment.json"
 LOCK_FILE = ".lock"
@@ -218,7 +220,12 @@ def _prepare(config: Config) -> _Prepared:
     teacher = None
     if config.objective.teacher is not None:
         teacher = teacher_embeddings(config, rows, counts, rows_used(config, rows))
-    return _Prepared(rows, counts, model, tasks, dev, TrainingLoss(model, config, teacher))
+    loss = TrainingLoss(model, config, teacher)
+    if teacher is not None:
+        used = np.flatnonzero(rows_used(config, rows))[:_MAP_ROWS]
+        some = rows.select(used).add_column("row", used)
+        loss.fit_map(view_collator(config, model).features(list(some), model.device))
+    return _Prepared(rows, counts, model, tasks, dev, loss)
 
 
 def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> None:

@@ -279,17 +279,31 @@ def test_teacher_is_asked_once(arguments, run, teacher, capsys):
     assert "embedding 48 texts" not in capsys.readouterr().out
 
 
-def test_a_student_can_learn_its_teacher(tiny, teacher, text_file, tmp_path):
-    config = tmp_path / "learn.yaml"
-    config.write_text(
-        f"encoder: {{name: '{tiny}', dropout: 0.0}}\ndata: {{train: '{text_file}'}}\n"
-        f"objective: {{terms: distill_l2, teacher: '{teacher}'}}\n"
-        "training: {batch_size: 16, steps: 60, learning_rate: 3e-3, log_every: 1}\n"
-        "evaluation: {every: 60, raw_poolings: []}\n"
+def test_a_student_starts_from_a_fitted_map_and_learns(tiny, teacher, tmp_path):
+    config = validate(
+        {
+            "encoder": {"name": str(tiny), "dropout": 0.0},
+            "objective": {"terms": "distill_l2", "teacher": str(teacher)},
+        },
+        "test",
     )
-    assert main(["train", str(config), f"output={tmp_path / 'run'}"]) == 0
-    losses = [entry["loss"] for entry in log(tmp_path / "run") if "loss" in entry]
-    assert losses[-1] < 0.3 * losses[0]
+    model = encoder.build(config.encoder)
+    path = tmp_path / "teacher.npy"
+    np.save(path, SentenceTransformer(str(teacher)).encode(SENTENCES))
+    loss = TrainingLoss(model, config, path)
+    features = batch_of(model, SENTENCES, single=True)
+    features["rows"] = torch.arange(6)
+    random_map = float(loss([dict(features)]).detach())
+    loss.fit_map(features)
+    fitted = float(loss([dict(features)]).detach())
+    assert fitted < 0.01 * random_map
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-4)
+    for _ in range(20):
+        optimizer.zero_grad()
+        value = loss([dict(features)])
+        value.backward()
+        optimizer.step()
+    assert float(value.detach()) < 0.5 * fitted
 
 
 @pytest.mark.parametrize(
