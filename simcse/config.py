@@ -142,7 +142,7 @@ def _override_value(key: str, text: str) -> object:
 
 def _problems(error: ValidationError) -> Iterator[str]:
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"])
+        place = ".".join(str(part) for part in item["loc"] if part != "[key]")
         if item["type"] == "extra_forbidden":
             yield f"{place}: unknown key{_nearest(item['loc'])}"
         elif item["type"] == "value_error":

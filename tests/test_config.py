@@ -90,7 +90,7 @@ def test_all_mistakes_at_once_with_paths(write):
         ("objective: {temperature: -0.1}", "objective.temperature.start: should be greater"),
         ("objective: {temperature: 0}", "objective.temperature.start: should be greater than 0"),
         ("objective: {terms: [{info_nce: 0}, {mlm: 0}]}", "objective: terms: the weights sum to 0"),
-        ("objective: contrast", "objective.terms.contrast.[key]: should be 'info_nce'"),
+        ("objective: contrast", "objective.terms.contrast: should be 'info_nce'"),
         ("objective: {terms: {info_nce: -1}}", "terms.info_nce: should be greater than or equal"),
         ("objective: {terms: distill_l2}", "objective: distill_l2 needs a teacher"),
         ("objective: {teacher: x}", "teacher has no meaning without distill_l2"),
