@@ -74,7 +74,12 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(
-    "text", [None, "someone/sentences", "someone/packed:part.txt.gz"], ids=["paper", "rows", "file"]
+    "text",
+    [
+        pytest.param(None, id="paper"),
+        pytest.param("someone/sentences", id="rows", marks=pytest.mark.slow),
+        pytest.param("someone/packed:part.txt.gz", id="file", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_with_hub_names(client, tmp_path, text):
     settings = [*SETTINGS, f"encoder.name={ENCODER}", "training.precision=float32"]
@@ -133,8 +138,16 @@ def test_mteb_tasks_and_a_model_by_name(client, hub, tmp_path):
     ("setting", "expected"),
     [
         ("encoder.name=someone/nothing", "encoder.name: someone/nothing is neither a model folder"),
-        ("data.train=someone/nothing", "data.train: someone/nothing is no file here"),
-        ("data.train=someone/packed:no.txt", "data.train: someone/packed:no.txt is no file here"),
+        pytest.param(
+            "data.train=someone/nothing",
+            "data.train: someone/nothing is no file here",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "data.train=someone/packed:no.txt",
+            "data.train: someone/packed:no.txt is no file here",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_the_hub_does_not_have_is_one_line(client, tmp_path, setting, expected):

@@ -59,6 +59,7 @@ def test_encode_rejects_what_is_not_text(simcse):
         simcse.encode(["fine", None])
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_same(simcse):
     one = simcse.encode(SENTENCES, return_numpy=True)
     two = simcse.encode(SENTENCES, device=["cpu", "cpu"], return_numpy=True)
