@@ -239,7 +239,7 @@ def is_intact(folder: Path) -> bool:
     needed = (folder / "modules.json").is_file() and any(
         path.is_file()
         for n in transformer
-        for path in (folder / n, folder / "query_0_Transformer" / n)
+        for path in (folder / n, folder / f"{QUERY}_0_Transformer" / n)
     )
     try:
         for path in folder.rglob("*.safetensors"):

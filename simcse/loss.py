@@ -78,6 +78,11 @@ class TrainingLoss(nn.Module):
         }
         return next(iter(terms.values())) if len(terms) == 1 else terms
 
+    @property
+    def has_map(self) -> bool:
+        """Whether a linear map leads from the student's width to the teacher's."""
+        return isinstance(self.state.to_teacher, nn.Linear)
+
     @torch.no_grad()
     def fit_map(self, features: dict[str, Tensor]) -> None:
         """Start the map to the teacher's width from ridge regression on a few rows.
@@ -89,7 +94,7 @@ class TrainingLoss(nn.Module):
         """
         target_map = self.state.to_teacher
         if self.teacher is None or not isinstance(target_map, nn.Linear):
-            return
+            raise ValueError("there is no map to a teacher's width to fit; see has_map")
         batch = dict(features)
         identities, rows = batch.pop("identities"), batch.pop("rows")
         training = self.model.training

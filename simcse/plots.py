@@ -88,7 +88,8 @@ def curve(
             )
         shared = sorted(set.intersection(*({int(step) for step in steps} for steps, _ in series)))
         stacked = np.array([[dict(zip(*s, strict=True))[step] for step in shared] for s in series])
-        label = f"{runs.name} (mean of {len(series)})" if not alone else _shown(runs.name)
+        name = _shown(runs.name)
+        label = name if alone else f"{name} (mean of {len(series)})"
         axes.plot(
             shared, stacked.mean(axis=0), color=colour, lw=2, label=label,
             marker=MARKERS[number % len(MARKERS)], markevery=max(1, len(shared) // 12), ms=4,
@@ -142,7 +143,11 @@ def plane(sets: Sequence[RunSet]) -> Picture | None:
                 else:
                     first = run is runs.runs[0]
                     final.scatter(
-                        x, y, color=colour, marker=marker, label=runs.name if first else None
+                        x,
+                        y,
+                        color=colour,
+                        marker=marker,
+                        label=_shown(runs.name) if first else None,
                     )
             steps, xs = _series(run, "eval_uniformity")
             _, ys = _series(run, "eval_alignment")

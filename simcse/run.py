@@ -217,13 +217,14 @@ def _prepare(config: Config) -> _Prepared:
     check_views_differ(config, model, rows)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}")
-    teacher = None
+    teacher, used = None, None
     if config.objective.teacher is not None:
-        teacher = teacher_embeddings(config, rows, counts, rows_used(config, rows))
+        used = rows_used(config, rows)
+        teacher = teacher_embeddings(config, rows, counts, used)
     loss = TrainingLoss(model, config, teacher)
-    if teacher is not None:
-        used = np.flatnonzero(rows_used(config, rows))[:_MAP_ROWS]
-        some = rows.select(used).add_column("row", used)
+    if used is not None and loss.has_map:
+        chosen = np.flatnonzero(used)[:_MAP_ROWS]
+        some = rows.select(chosen).add_column("row", chosen)
         loss.fit_map(view_collator(config, model).features(list(some), model.device))
     return _Prepared(rows, counts, model, tasks, dev, loss)
 

@@ -32,7 +32,7 @@ from simcse.encoder import fingerprint
 from simcse.errors import UserError, first_line
 from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest
 from simcse.evaluation.protocol import Encode, Scores, encode_once
-from simcse.evaluation.sources import is_here, read_sts
+from simcse.evaluation.sources import is_here, read_sts, require_grades
 from simcse.evaluation.tasks import Lookup
 from simcse.settings import TaskName
 
@@ -187,8 +187,7 @@ def fill_from(data: Path | None, task: AbsTask) -> bool:
         return False
     # All of SICK is mteb's test set; SentEval's is a part of it.
     rows = read_sts("SICK-R (all)" if name == "SICK-R" else name, data)
-    if len({grade for _, _, grade in rows}) < 2:
-        raise UserError(f"task {name}: no scored pairs in its files, or all of one grade")
+    require_grades(name, rows)
     sentence1, sentence2, score = zip(*rows, strict=True)
     columns = {"sentence1": sentence1, "sentence2": sentence2, "score": score}
     task.dataset = DatasetDict({"test": Dataset.from_dict(columns)})

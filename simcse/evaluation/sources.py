@@ -110,6 +110,16 @@ def read_sts(name: str, data: Path) -> list[Row]:
     return list(_read_stsb(data, "dev" if name == "STSB-dev" else "test"))
 
 
+def require_grades(name: str, rows: Sequence[Row]) -> None:
+    """Make sure that there is something to rank.
+
+    Raises:
+        UserError: No pairs, or all of one grade.
+    """
+    if len({grade for _, _, grade in rows}) < 2:
+        raise UserError(f"task {name}: no scored pairs in its files, or all of one grade")
+
+
 def is_here(name: str, data: Path | None) -> bool:
     """Whether the folder holds a task of :data:`~simcse.evaluation.names.GROUPS`."""
     if data is None:
@@ -225,6 +235,5 @@ def _columns(rows: list[Row]) -> tuple[list[str], list[str], np.ndarray]:
 
 
 def _pair_task(name: str, rows: list[Row], source: str | None = None) -> PairTask:
-    if len({grade for _, _, grade in rows}) < 2:
-        raise UserError(f"task {name}: no scored pairs in its files, or all of one grade")
+    require_grades(name, rows)
     return PairTask(name, *_columns(rows), source)
