@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simcse import encoder
+from simcse.caching import Features, in_mini_batches
 from simcse.encoder import DOCUMENT, QUERY
 from simcse.objectives import (
     clip,
@@ -33,6 +35,8 @@ CONTRASTIVE = ("info_nce", "decoupled", "clip", "nt_xent", "sup_con")
 WITH_HARD_NEGATIVES = ("info_nce", "decoupled")
 WITHOUT_PAIRS = ("mlm", "distill_l2", "distill_similarity")
 """Terms for which one view of a text is enough."""
+_FIT_MINI_BATCH = 256
+_SHOWN = 256  # anchors whose candidates the logged diagnostics look at
 
 
 class TrainingLoss(nn.Module):
@@ -65,13 +69,15 @@ class TrainingLoss(nn.Module):
         batch = dict(features[0])
         identities = batch.pop("identities")  # (columns, batch)
         labels, rows = batch.pop("labels", None), batch.pop("rows", None)
-        views = self._embed(batch, identities.shape[1]).view(*identities.shape, -1)
+        size = self.config.training.mini_batch_size
+        views = self._embed(batch, identities.shape[1], size).view(*identities.shape, -1)
         mask = None
         if len(views) > 1 and self.config.objective.mask_identical:
             mask = same_text_mask(identities, labels)  # (batch, (columns - 1) * batch)
         if len(views) > 1:
             hard = views[2:] if len(views) > 2 else None
-            self.last = (views[0], views[1], hard, mask)
+            last = views.detach()
+            self.last = (last[0], last[1], None if hard is None else last[2:], mask)
         terms: dict[str, Tensor] = {
             name: weight * self._term(name, views, mask, labels, rows, batch)
             for name, weight in self.config.objective.terms.items()
@@ -99,13 +105,9 @@ class TrainingLoss(nn.Module):
         identities, rows = batch.pop("identities"), batch.pop("rows")
         training = self.model.training
         self.model.eval()
-        size = identities.shape[1]
-        parts = [
-            self._embed({k: v[s : s + 256] for k, v in batch.items()}, 256)
-            for s in range(0, size, 256)
-        ]
+        embeddings = self._embed(batch, identities.shape[1], _FIT_MINI_BATCH)
         self.model.train(training)
-        student = functional.normalize(torch.cat(parts), dim=-1).double()  # (rows, dim)
+        student = functional.normalize(embeddings, dim=-1).double()  # (rows, dim)
         found = torch.from_numpy(np.asarray(self.teacher[rows.cpu().numpy()], dtype=np.float64))
         target = functional.normalize(found, dim=-1).to(student.device)
         square = student.T @ student
@@ -121,7 +123,7 @@ class TrainingLoss(nn.Module):
             anchor, positive, hard, mask = self.last
             weight = self.config.objective.hard_negative_weight
             with torch.no_grad():
-                logits = pair_logits(anchor, positive, temperature, hard, weight, mask)
+                logits = pair_logits(anchor, positive, temperature, hard, weight, mask)[:_SHOWN]
             values = {"temperature": temperature, **diagnostics(logits, temperature)}
         teacher = self.state.self_teacher
         if teacher is not None and teacher.last is not None:
@@ -131,7 +133,7 @@ class TrainingLoss(nn.Module):
             values |= {"dino_sharpness": use.sharpness, "dino_diversity": use.diversity}
         return values
 
-    def _embed(self, batch: dict[str, Tensor], size: int) -> Tensor:
+    def _embed(self, batch: Features, size: int, mini_batch_size: int | None) -> Tensor:
         """Training embeddings, float32, ``(columns * batch, dim)``; in one pass where possible."""
         passes: list[tuple[slice, float | None, str | None]]
         anchors, others = slice(0, size), slice(size, None)
@@ -143,11 +145,17 @@ class TrainingLoss(nn.Module):
             passes = [(anchors, self.dropouts[0], None), (others, self.dropouts[1], None)]
         parts = []
         for chosen, rate, task in passes:
-            route = {} if task is None else {"task": task}
-            with encoder.dropout(self.model, rate):
-                part = {key: value[chosen] for key, value in batch.items()}
-                parts.append(self.model(part, **route)[self.key].float())
+            features = {key: value[chosen] for key, value in batch.items()}
+            if len(features["input_ids"]):  # objectives without pairs have no others
+                embed = partial(self._pass, rate=rate, task=task)
+                parts.append(in_mini_batches(embed, features, mini_batch_size))
         return torch.cat(parts)
+
+    def _pass(self, features: Features, rate: float | None, task: str | None) -> Tensor:
+        route = {} if task is None else {"task": task}
+        with encoder.dropout(self.model, rate):
+            embeddings: Tensor = self.model(dict(features), **route)[self.key]
+        return embeddings.float()
 
     def _term(
         self,

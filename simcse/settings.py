@@ -278,6 +278,9 @@ class TrainingConfig(_Section):
 
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Sentences a step; each is contrasted with the other ``batch_size - 1``."""
+    mini_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Gradient caching: texts embedded at a time, for batches larger than memory; same gradients,
+    about a third more time."""
     batching: Literal["random", "length_grouped"] = "random"
     """``length_grouped`` fills a batch with sentences of like length."""
     epochs: PositiveNumber = 1.0

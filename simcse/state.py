@@ -18,11 +18,13 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 from simcse import encoder
+from simcse.caching import Features, in_mini_batches
 from simcse.errors import UserError, first_line
 from simcse.objectives import dino
 from simcse.settings import Config, TemperatureConfig
 
 STATE_WEIGHTS = "objective.safetensors"
+_IGNORED = -100  # what transformers labels a token that is not to be predicted
 
 
 class Temperature(nn.Module):
@@ -78,6 +80,7 @@ class SelfTeacher(nn.Module):
     def __init__(self, model: SentenceTransformer, config: Config) -> None:
         super().__init__()
         self.config = config.objective.dino
+        self.mini_batch_size = config.training.mini_batch_size
         self.key = encoder.training_key(model)
         self.head = PrototypeHead(encoder.width(model), self.config.prototypes)
         self.teacher = copy.deepcopy(model).requires_grad_(False)
@@ -95,7 +98,8 @@ class SelfTeacher(nn.Module):
         """
         self.teacher.train()
         with torch.no_grad():
-            embeddings = self.teacher(dict(features))[self.key].float()[: student.shape[1] * 2]
+            seen = {key: value[: student.shape[1] * 2] for key, value in features.items()}
+            embeddings = in_mini_batches(self._embed, seen, self.mini_batch_size)
             scores = self.teacher_head(embeddings).view(2, -1, self.config.prototypes)
         center = self.get_buffer("center")
         loss = dino(
@@ -109,6 +113,10 @@ class SelfTeacher(nn.Module):
         momentum = self.config.center_momentum
         center.mul_(momentum).add_(self.last.mean(dim=0), alpha=1 - momentum)
         return loss
+
+    def _embed(self, features: Features) -> Tensor:
+        embeddings: Tensor = self.teacher(dict(features))[self.key]
+        return embeddings.float()
 
     @torch.no_grad()
     def follow(self, model: SentenceTransformer, progress: float) -> None:
@@ -141,6 +149,7 @@ class MaskedLanguageModel(nn.Module):
         setattr(full, full.base_model_prefix, transformer.model)  # the encoder that is trained
         full.tie_weights()
         self.full = full
+        self.mini_batch_size = config.training.mini_batch_size
         self.hide = DataCollatorForLanguageModeling(
             transformer.tokenizer, mlm_probability=config.objective.mlm_probability
         )
@@ -152,13 +161,22 @@ class MaskedLanguageModel(nn.Module):
         hidden, labels = self.hide.torch_mask_tokens(
             input_ids.cpu().clone(), special_tokens_mask=keep.cpu()
         )
-        labels = labels.to(input_ids.device)
+        hidden, labels = hidden.to(input_ids.device), labels.to(input_ids.device)
+        features = {"input_ids": hidden, "attention_mask": attention_mask, "labels": labels}
+        sums = in_mini_batches(self._sums, features, self.mini_batch_size)  # (texts, 1)
+        mean: Tensor = sums.sum() / (labels != _IGNORED).sum().clamp(min=1)
+        return mean
+
+    def _sums(self, features: Features) -> Tensor:
+        """Cross-entropy of each text, summed over its hidden tokens, ``(texts, 1)``."""
+        labels = features["labels"]
         logits: Tensor = self.full(
-            hidden.to(input_ids.device), attention_mask=attention_mask
+            input_ids=features["input_ids"], attention_mask=features["attention_mask"]
         ).logits
-        if not (labels != -100).any():
-            return logits.sum() * 0
-        return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        tokens = functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED, reduction="none"
+        )
+        return tokens.view(labels.shape).sum(dim=1, keepdim=True)
 
 
 class ObjectiveState(nn.Module):

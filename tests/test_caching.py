@@ -1,0 +1,162 @@
+"""Gradient caching: the gradients of one large pass from mini-batches, in less memory."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import MINI_BERT, ROOT, SENTENCES, make_encoder
+from transformers import BertConfig, BertForMaskedLM
+
+from simcse import caching, encoder
+from simcse.config import validate
+from simcse.loss import TrainingLoss
+from simcse.views import ViewCollator
+
+MINI_BATCH = 5  # divides neither the batch nor the number of texts
+OBJECTIVES = {
+    "info_nce": {},
+    "hard_negatives": {"columns": 3, "objective": {"hard_negative_weight": 2.0}},
+    "decoupled": {"objective": {"terms": "decoupled"}, "columns": 3},
+    "nt_xent": {"objective": {"terms": "nt_xent"}},
+    "clip": {"objective": {"terms": "clip", "temperature": {"schedule": "learnable"}}},
+    "sup_con": {"objective": {"terms": "sup_con"}, "data": {"form": "labelled"}},
+    "two_towers": {
+        "objective": {"terms": "clip"},
+        "columns": 2,
+        "data": {"form": "pairs"},
+        "encoder": {"towers": "two", "projection": "none"},
+    },
+    "two_rates": {"views": [{"dropout": 0.05}, {"dropout": 0.15}]},
+    "dino": {"objective": {"terms": "dino", "dino": {"prototypes": 16}}},
+    "mlm": {"objective": {"terms": [{"info_nce": 1.0}, {"mlm": 0.1}]}},
+    "distill_similarity": {"objective": {"terms": "distill_similarity"}, "teacher": True},
+}
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """An encoder with its masked-language-model head."""
+    folder = make_encoder(tmp_path_factory.mktemp("masked"))
+    torch.manual_seed(3)
+    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def gradients(name, folder, tmp_path, mini_batch_size, dropout):
+    """Loss and gradients of one step over 12 sentences; random numbers start from one seed."""
+    case = OBJECTIVES[name]
+    if "teacher" in case:
+        teacher = tmp_path / "teacher.npy"
+        np.save(teacher, np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32))
+    else:
+        teacher = None
+    config = validate(
+        {
+            "encoder": {"name": str(folder), "dropout": dropout, **case.get("encoder", {})},
+            "objective": {
+                **case.get("objective", {}),
+                **({} if teacher is None else {"teacher": str(teacher)}),
+            },
+            "data": {"train": "none", **case.get("data", {})},
+            "views": case.get("views", [{}, {}]),
+            "training": {"mini_batch_size": mini_batch_size},
+        },
+        "test",
+    )
+    torch.manual_seed(0)
+    model = encoder.build(config.encoder).train()
+    training_loss = TrainingLoss(model, config, teacher)
+    texts = [f"{text} {word}" for text in SENTENCES for word in ("Then", "Now and here")]
+    ids = model.tokenizer([*texts, *texts[::-1], *texts[5:], *texts[:5]])["input_ids"]
+    columns = case.get("columns", 1)
+    labelled = name == "sup_con"
+    rows = [
+        {
+            "input_ids": ids[i : 12 * columns : 12],
+            "text_hash": [i + 12 * column for column in range(columns)],
+            "label": i % 6 if labelled else 0,
+            **({"row": i} if teacher else {}),
+        }
+        for i in range(12)
+    ]
+    features = ViewCollator(0, paired=labelled).features(rows, model.device)
+    torch.manual_seed(1)
+    found = training_loss([features])
+    total = torch.stack(list(found.values())).sum() if isinstance(found, dict) else found
+    total.backward()
+    named = training_loss.named_parameters()
+    return float(total.detach()), {n: p.grad for n, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradients_with_dropout_are_those_of_the_kept_graph(name, masked, tmp_path, monkeypatch):
+    cached, found = gradients(name, masked, tmp_path, MINI_BATCH, 0.1)
+
+    def keep(tracked, embed, parts, rows):
+        return torch.cat([embed(part) for part in parts])[torch.cat(rows).argsort()]
+
+    monkeypatch.setattr(caching._Cached, "apply", keep)
+    kept, expected = gradients(name, masked, tmp_path, MINI_BATCH, 0.1)
+    assert cached == kept
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", [n for n in OBJECTIVES if n not in ("mlm", "two_rates")])
+def test_gradients_without_dropout_are_those_of_one_pass(name, masked, tmp_path):
+    cached, found = gradients(name, masked, tmp_path, MINI_BATCH, 0.0)
+    whole, expected = gradients(name, masked, tmp_path, None, 0.0)
+    assert cached == pytest.approx(whole, abs=1e-6)
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_no_forward_pass_is_larger_than_a_mini_batch(masked, tmp_path, monkeypatch):
+    sizes, widths = [], []
+    original = TrainingLoss._pass
+
+    def spy(self, features, rate, task):
+        sizes.append(len(features["input_ids"]))
+        widths.append(features["input_ids"].shape[1])
+        return original(self, features, rate, task)
+
+    monkeypatch.setattr(TrainingLoss, "_pass", spy)
+    gradients("info_nce", masked, tmp_path, MINI_BATCH, 0.1)
+    assert sizes == [5, 5, 5, 5, 4] * 2  # once for the loss, once for the gradient
+    assert widths[:5] == sorted(widths[:5])  # like lengths together, each cut at its own longest
+    assert widths[0] < widths[4]
+
+
+MEMORY = """
+import resource, sys, torch
+from simcse import encoder
+from simcse.config import validate
+from simcse.loss import TrainingLoss
+def peak(mini_batch_size):
+    config = validate({"encoder": {"name": sys.argv[1]},
+                       "training": {"mini_batch_size": mini_batch_size}}, "test")
+    model = encoder.build(config.encoder).train()
+    loss = TrainingLoss(model, config)
+    ids = torch.randint(5, 8000, (2 * 128, 32))
+    loss([{"input_ids": ids, "attention_mask": torch.ones_like(ids),
+           "identities": torch.arange(128).repeat(2, 1)}]).backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak(16), peak(None))
+"""
+
+
+def test_memory_is_that_of_a_mini_batch():
+    """256 texts at once and 16 at a time, in a process of their own; kilobytes."""
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(MINI_BERT)],
+        check=True, capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    cached, whole = found.stdout.split()
+    # A layer keeps about 20 floats per text, token and width for the gradient: 600 MB in all.
+    assert int(whole) - int(cached) > 300_000
