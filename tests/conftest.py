@@ -15,6 +15,8 @@ import torch
 import transformers
 from transformers import AutoModel
 
+from simcse import checkpoints
+
 ROOT = Path(__file__).parent.parent
 MINI_BERT = ROOT / "simcse" / "assets" / "mini-bert"
 SHARED = ROOT.parent / "shared" / "data"
@@ -109,6 +111,11 @@ def arguments(tiny: Path, text_file: Path, tmp_path: Path) -> list[str]:
 def run(tmp_path: Path) -> Path:
     """Folder of that run."""
     return tmp_path / "run"
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run folder."""
+    return checkpoints.newest_checkpoint(run / checkpoints.CHECKPOINTS)
 
 
 def log(run: Path) -> list[dict]:
