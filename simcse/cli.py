@@ -23,7 +23,13 @@ EXIT_NO_SPACE = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_TERMINATED = 143  # 128 + SIGTERM
 
-_FULL_DISK = ("No space left on device", "PytorchStreamWriter failed writing", "File too large")
+# Also torch.save's words, which depend on where in a file the room ended.
+_FULL_DISK = (
+    "No space left on device",
+    "File too large",
+    "PytorchStreamWriter failed writing",
+    "inline_container.cc",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

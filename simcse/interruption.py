@@ -15,7 +15,7 @@ from simcse.errors import Terminated
 
 
 class StopSignals(TrainerCallback):
-    """While it is entered, SIGTERM raises :class:`~simcse.errors.Terminated`; while training, both signals wait.
+    """While entered, SIGTERM raises :class:`~simcse.errors.Terminated`; in training both wait.
 
     A signal that comes while training lets the step end and its checkpoint be written; the second
     one stops at once. (The Trainer's own answer to SIGTERM, ``enable_jit_checkpoint``, knows
