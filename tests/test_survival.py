@@ -10,7 +10,6 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import statistics
 import subprocess
@@ -22,13 +21,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import MINI_BERT, log, make_encoder, newest_checkpoint
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from conftest import log, newest_checkpoint
 
-from simcse import checkpoints, loss, run, training
+from simcse import checkpoints, run, training
 from simcse.cli import main
-from simcse.encoder import source_of
 from simcse.errors import UserError, naming_memory
 from simcse.interruption import StopSignals
 
@@ -39,7 +35,7 @@ CLOCKS = ("minutes", "runtime", "per_second")
 
 
 def timeless(value):
-    """JSON values without what a clock says; lines of the log that are nothing else are left out."""
+    """JSON values without what clocks say; lines of the log that are nothing else are left out."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if not any(c in k for c in CLOCKS)}
     if isinstance(value, list):
@@ -159,6 +155,7 @@ def start(output):
         process.kill()
 
 
+SLOW = pytest.mark.slow
 STEP = "training.SimCSETrainer.training_step"
 
 
@@ -288,7 +285,13 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("stage", FULL)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        stage if stage in ("optimiser", "log", "export") else pytest.param(stage, marks=SLOW)
+        for stage in FULL
+    ],
+)
 def test_full_disk_keeps_the_last_checkpoint_and_the_run_resumes(
     arguments, disk, start, output, stage
 ):
@@ -314,3 +317,123 @@ def test_a_file_that_may_not_grow_is_one_line(arguments, tmp_path, whole, start,
     assert left(tmp_path / "run") == []
     assert start(arguments).exitcode == 0
     assert_same_end(whole, tmp_path / "run")
+
+
+def resident_megabytes(process):
+    """Memory of a process that is in its RAM; ``None`` once it has ended."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    return int(found[1]) / 1024 if found else None
+
+
+def last_step(folder: Path) -> int:
+    """Step of the last whole line of a log that is being written."""
+    try:
+        lines = (folder / "log.jsonl").read_text().split("\n")[:-1]
+    except OSError:
+        return 0
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+@pytest.mark.soak
+def test_soak(arguments, tmp_path, start, output):
+    """2,000 steps with a checkpoint every 50: once in peace, once with 20 kills."""
+    steps, kills = 2000, 20
+    arguments = [*arguments, f"training.steps={steps}", "evaluation.every=50"]
+    arguments += ["training.keep_checkpoints=2", "training.learning_rate=1e-4"]
+    print(f"\nsoak: {steps:,} steps, a checkpoint every 50, batches of 8, one thread")
+
+    memory = []  # (step, megabytes)
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    started = time.monotonic()
+    process = start([*arguments, f"output={whole}"], wait=False)
+    while process.exitcode is None:
+        if (megabytes := resident_megabytes(process)) is not None:
+            memory.append((last_step(whole), megabytes))
+        process.join(0.25)
+    assert process.exitcode == 0
+    print(f"uninterrupted: {time.monotonic() - started:.0f} s")
+    quarters = [
+        statistics.median(m for step, m in memory if low < step <= low + steps // 4)
+        for low in range(0, steps, steps // 4)
+    ]
+    print("resident memory, median of each quarter: " + ", ".join(f"{m:.0f} MB" for m in quarters))
+
+    moments = random.Random(2026)
+    targets = sorted(moments.randrange(steps) for _ in range(kills))
+    halves = 0
+    started = time.monotonic()
+    for target in targets:
+        process = start(arguments, wait=False)
+        while process.exitcode is None and last_step(folder) < target:
+            process.join(0.02)
+        process.join(moments.uniform(0, 0.3))
+        assert process.exitcode is None, "finished before it could be killed"
+        process.kill()
+        process.join()
+        half = (folder / "checkpoints" / ".scratch").exists()
+        halves += half
+        newest = newest_checkpoint(folder)
+        print(
+            f"killed at step {last_step(folder):>5,}, newest checkpoint "
+            f"{newest.name if newest else 'none'}{', another half-written' if half else ''}"
+        )
+    assert start(arguments).exitcode == 0
+    assert_same_end(whole, folder)
+    compared = contents(whole)
+    print(
+        f"{kills} kills, {halves} while a checkpoint was written; {time.monotonic() - started:.0f} "
+        f"s; equal bit for bit: {len(compared)} files ({len(compared['log']):,} lines of log)"
+    )
+    assert quarters[-1] < 1.03 * quarters[1], quarters
+    assert "Traceback" not in output.read_text()
+
+
+HUGE = 10**15  # bytes; no machine has them
+
+
+def real_want(_):
+    torch.empty(HUGE, dtype=torch.uint8)
+
+
+def gpu_want(_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("want", [real_want, gpu_want])
+def test_want_of_memory_names_the_settings(arguments, run, monkeypatch, capsys, want):
+    original = training.SimCSETrainer.training_step
+    calls = []
+
+    def hungry(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:
+            want(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(training.SimCSETrainer, "training_step", hungry)
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(
+        "error: out of memory while training; lower training.batch_size or data.max_length ("
+    )
+    assert message.count("\n") == 1
+    assert newest_checkpoint(run).name == "checkpoint-4"
+
+
+def test_want_of_memory_while_scoring_names_its_own_setting(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(training, "evaluate", lambda *_: np.empty(HUGE, dtype=np.uint8))
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "error: out of memory while scoring; lower evaluation.batch_size (" in message
+
+
+def test_other_errors_are_not_called_want_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"), naming_memory("here", "x"):
+        raise RuntimeError("shapes differ")
+    expected = pytest.raises(UserError, match="out of memory here; lower x or y")
+    with expected, naming_memory("here", "x", "y"):
+        raise MemoryError
