@@ -24,7 +24,7 @@ from transformers import set_seed
 
 from simcse import encoder
 from simcse.checkpoints import CHECKPOINTS, newest_checkpoint
-from simcse.config import differences, to_yaml, validate
+from simcse.config import differences, parse_yaml, to_yaml, validate
 from simcse.data import TextCounts, load_training_data
 from simcse.environment import environment
 from simcse.errors import UserError
@@ -284,7 +284,7 @@ def _is_finished(run: Path, config: Config) -> bool:
             )
         return False
     try:
-        old = validate(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+        old = validate(parse_yaml(path.read_text(encoding="utf-8")), where=str(path))
     except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
         raise UserError(
             f"{path}: damaged; remove {run} or choose another with output=FOLDER"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -469,8 +470,13 @@ def train_to_the_end(trainer: SimCSETrainer, checkpoint: Path | None) -> Trainer
     )
     # The Trainer would do one step more than there are when nothing is left to do.
     if state is None or state.global_step < state.max_steps:
-        with naming_memory("while training", "training.batch_size", "data.max_length"):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            with naming_memory("while training", "training.batch_size", "data.max_length"):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except pickle.UnpicklingError as error:  # torch loads plain tensors and numbers alone
+            raise UserError(
+                f"{checkpoint}: holds more than tensors and numbers; refused"
+            ) from error
         state = trainer.state
     else:
         trainer.run_log.write(state)  # whatever came after the checkpoint, or was lost before it
