@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SENTENCES, newest_checkpoint
+from transformers import dynamic_module_utils
 
 from simcse import encoder, training
 from simcse.checkpoints import MANIFEST
@@ -94,8 +96,11 @@ def test_code_of_a_model_is_not_run(own_module, tmp_path, arguments, capsys):
 
 
 def test_code_of_an_encoder_is_run_only_when_the_user_says_so(
-    tiny, tmp_path, arguments, run, capsys
+    tiny, tmp_path, arguments, run, monkeypatch, capsys
 ):
+    modules = tmp_path / "modules"
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     model = shutil.copytree(tiny, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Net"}}
@@ -109,6 +114,10 @@ def test_code_of_an_encoder_is_run_only_when_the_user_says_so(
     assert "contains custom code" in capsys.readouterr().err
     assert not (tmp_path / "sprung").exists()
     assert not run.exists()
+    trusting = [f"encoder.name={model}", "encoder.trust_remote_code=true", "training.steps=2"]
+    assert main([*arguments, *trusting]) == 0
+    assert (tmp_path / "sprung").exists()
+    assert (run / "scores.json").is_file()
 
 
 def test_pickle_in_a_checkpoint_is_refused(arguments, run, sprung, monkeypatch, capsys):
