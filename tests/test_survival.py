@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import log, newest_checkpoint
+from transformers.trainer_pt_utils import safe_globals
 
 from simcse import checkpoints, run, training
 from simcse.cli import main
@@ -56,7 +57,8 @@ def contents(folder: Path) -> dict[str, object]:
         for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
             name = f"{checkpoint.name}/{path.relative_to(checkpoint)}"
             if path.suffix in (".pt", ".pth"):
-                found[name] = plain(torch.load(path, weights_only=path.suffix == ".pt"))
+                with safe_globals():  # NumPy's arrays, for the random state
+                    found[name] = plain(torch.load(path, weights_only=True))
             elif path.name == checkpoints.STATE_FILE:
                 found[name] = timeless(json.loads(path.read_text()))
             elif path.name != checkpoints.MANIFEST:

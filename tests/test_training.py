@@ -286,6 +286,19 @@ def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
     assert newest_checkpoint(run).name == "checkpoint-12"
 
 
+def test_a_dev_score_that_is_never_a_number_is_one_line(arguments, run, monkeypatch, capsys):
+    original = training.DevEvaluator.__call__
+
+    def undefined(self, *args, **kwargs):
+        return {**original(self, *args, **kwargs), "dev_score": float("nan")}
+
+    monkeypatch.setattr(training.DevEvaluator, "__call__", undefined)
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "evaluation.dev: no dev score was a number, so there is no best checkpoint" in message
+    assert not (run / "scores.json").exists()
+
+
 def test_infinite_gradient_stops_the_run(arguments, capsys):
     assert main([*arguments, "objective.temperature=1e-38"]) == 2
     message = capsys.readouterr().err
