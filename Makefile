@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test lint format
+.PHONY: install quickstart test soak lint format
 
 install: .venv/installed
 
@@ -18,6 +18,9 @@ quickstart: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+soak: .venv/installed
+	$(BIN)/python -m pytest -m soak --capture=no tests/test_survival.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

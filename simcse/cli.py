@@ -15,14 +15,21 @@ from typing import get_args
 
 from simcse import __version__, commands
 from simcse.config import config_names
-from simcse.errors import UserError, first_line
+from simcse.errors import Terminated, UserError, first_line
 from simcse.settings import Pooling
 
 EXIT_USER_ERROR = 2
 EXIT_NO_SPACE = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_TERMINATED = 143  # 128 + SIGTERM
 
-_FULL_DISK = ("No space left on device", "PytorchStreamWriter failed writing", "File too large")
+# Also torch.save's words, which depend on where in a file the room ended.
+_FULL_DISK = (
+    "No space left on device",
+    "File too large",
+    "PytorchStreamWriter failed writing",
+    "inline_container.cc",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,8 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stdout = None
         return 0
-    except KeyboardInterrupt:
-        return _fail("interrupted; a training run resumes when started again", EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return _fail(
+            str(error) or "interrupted; a training run resumes when started again",
+            EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED,
+        )
     except Exception as error:
         if not _is_full_disk(error):
             if isinstance(error, OSError) and error.filename:

@@ -62,7 +62,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = find_config(name_or_path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except yaml.YAMLError as error:
@@ -90,6 +90,35 @@ def validate(values: Any, where: str, default_output: str | None = None) -> Conf
     if config.output is None and default_output is not None:
         config = config.model_copy(update={"output": default_output})
     return config
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and a key only once: YAML's own loader keeps the last silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"the key {key.value!r} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """Values of a YAML text.
+
+    Raises:
+        yaml.YAMLError: It is not YAML, a key is given twice, or a value cannot be made.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        # The 45th of a month, a number of 5,000 digits, a tag on what it does not fit.
+        raise yaml.YAMLError(f"a value that cannot be read: {first_line(error)}") from error
 
 
 def to_yaml(config: Config) -> str:
@@ -130,7 +159,7 @@ def _override_value(key: str, text: str) -> object:
     So ``*.txt``, ``a: b`` and ``x #1`` keep the meaning they have as names of files.
     """
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         if text.lstrip().startswith(("[", "{", "'", '"')):
             problem = _yaml_problem(error)

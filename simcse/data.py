@@ -136,7 +136,7 @@ def _tokenize(
     digest = hashlib.sha256()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
         while chunk := list(islice(rows, _CHUNK)):
-            texts = [_well_formed(row.place, text) for row in chunk for text in row.texts]
+            texts = [text for row in chunk for text in row.texts]
             ids, cut = tokenize_texts(texts, tokenizer, max_length)
             remaining = iter(zip(ids, map(_hash64, texts), strict=True))
             columns: list[list[object]] = [[] for _ in _SCHEMA]
@@ -184,12 +184,6 @@ def tokenize_texts(
     first = [row for row, text in enumerate(origin) if row == 0 or origin[row - 1] != text]
     cut = len({text for row, text in enumerate(origin) if row and origin[row - 1] == text})
     return [encoded["input_ids"][row] for row in first], cut
-
-
-def _well_formed(place: str, text: str) -> str:
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{place}: lone surrogate character; is this valid Unicode text?")
-    return text
 
 
 def _hash64(text: str) -> int:

@@ -1,5 +1,13 @@
 """The one exception for mistakes a user can mend, and the short form of others' exceptions."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# How GPUs, their libraries and the CPU's allocator say so, in a RuntimeError.
+_NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 class UserError(ValueError):
     """A mistake in a config, a file or an argument.
@@ -10,6 +18,28 @@ class UserError(ValueError):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as ``KeyboardInterrupt`` is Ctrl-C."""
+
+
 def first_line(error: BaseException) -> str:
     """First line of an exception's message, or its type's name where there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def naming_memory(place: str, *settings: str) -> Iterator[None]:
+    """Turn a want of memory into a line that names the settings to lower.
+
+    Raises:
+        UserError: Memory did not suffice, on a GPU or here.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
+        if not known:
+            raise
+        raise UserError(
+            f"out of memory {place}; lower {' or '.join(settings)} ({first_line(error)[:200]})"
+        ) from error

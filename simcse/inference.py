@@ -18,7 +18,7 @@ from simcse.encoding import encode_by_length
 from simcse.errors import UserError
 from simcse.files import replacing
 from simcse.loading import load_model
-from simcse.readers import read_sentences
+from simcse.readers import read_sentences, sound_text
 from simcse.settings import Pooling
 
 _PROBE = "The index belongs to the model that made it."
@@ -94,6 +94,7 @@ class SimCSE:
         for position, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"sentence {position}: expected str, got {type(text).__name__}")
+            sound_text(f"sentence {position}", text)
         if texts:
             with self._cut_at(max_length):
                 if isinstance(device, list):  # several devices: the library shares the work out

@@ -50,8 +50,11 @@ class Wanted:
         """Names of the columns to read, from those that a table has.
 
         Raises:
-            UserError: A column is missing, or the names do not tell which ones are meant.
+            UserError: A column is missing or there twice, or the names do not tell which ones are
+                meant.
         """
+        if twice := [name for name in self.columns or found if found.count(name) > 1]:
+            raise UserError(f"{place}: two columns are called {twice[0]!r}")
         if missing := [name for name in self.columns if name not in found]:
             raise UserError(f"{place}: no column {missing[0]!r}; found {', '.join(found)}")
         if self.columns:
@@ -79,7 +82,7 @@ class Wanted:
                 value = str(value)
             if value is not None and not isinstance(value, str):
                 raise UserError(f"{place}: expected text, found {type(value).__name__}")
-            texts.append(value or "")
+            texts.append(sound_text(place, value or ""))
         return place, tuple(texts)
 
 
@@ -179,16 +182,10 @@ class _File:
                 raise UserError(
                     f"{place}: not UTF-8 text (byte {error.start} of the line)"
                 ) from error
-            if len(text) > MAX_CHARACTERS:
-                raise UserError(
-                    f"{place}: line longer than {MAX_CHARACTERS:,} characters; expected one "
-                    "sentence a line"
-                )
-            if "\0" in text:
-                raise UserError(f"{place}: NUL character; is this a text file?")
-            yield place, text.rstrip("\r\n")
+            yield place, sound_text(place, text).rstrip("\r\n")
 
     def _read_jsonl(self, lines: Iterable[tuple[str, str]], wanted: Wanted) -> Fields:
+        chosen: list[str] = []  # by the first row; another row with other names is a mistake
         for place, line in lines:
             if not line.strip():
                 yield place, ("",) * COLUMNS[wanted.form][0]
@@ -199,7 +196,10 @@ class _File:
                 raise UserError(f"{place}: not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise UserError(f"{place}: expected a JSON object, found {type(row).__name__}")
-            yield wanted.fields(place, [row[name] for name in wanted.choose(place, list(row))])
+            chosen = chosen or wanted.choose(place, list(row))
+            if missing := [name for name in chosen if name not in row]:
+                raise UserError(f"{place}: no column {missing[0]!r}; found {', '.join(row)}")
+            yield wanted.fields(place, [row[name] for name in chosen])
 
     def _read_csv(self, lines: Iterator[tuple[str, str]], wanted: Wanted) -> Fields:
         csv.field_size_limit(MAX_CHARACTERS)
@@ -210,21 +210,23 @@ class _File:
             strict=True,
             quoting=csv.QUOTE_MINIMAL if wanted.quotes else csv.QUOTE_NONE,
         )
+        start = 1
         try:
             header = list(wanted.names) or next(reader, [])
             if not header:
                 return
             indexes = [header.index(n) for n in wanted.choose(f"{self.path}:1", header)]
+            start = reader.line_num + 1  # of a row; its quoted fields may go on over several lines
             for row in reader:
-                place = f"{self.path}:{reader.line_num}"
+                place, start = f"{self.path}:{start}", reader.line_num + 1
                 if row and len(row) != len(header):
                     what = "data.names has" if wanted.names else "the header has"
                     raise UserError(f"{place}: {len(row)} fields, {what} {len(header)}")
                 yield place, tuple(row[index] if row else "" for index in indexes)
         except csv.Error as error:
             raise UserError(
-                f"{self.path}:{reader.line_num}: not valid csv: {error} (where quotes are part of "
-                "the text: data.quotes=false)"
+                f"{self.path}:{start}: not valid csv in the row that starts here: {error} (where "
+                "quotes are part of the text: data.quotes=false)"
             ) from error
 
     def _read_parquet(self, wanted: Wanted) -> Fields:
@@ -237,10 +239,29 @@ class _File:
                     for values in zip(*columns, strict=True):
                         number += 1
                         yield wanted.fields(f"{self.path}: row {number}", values)
-        except (pa.ArrowException, OSError) as error:
+        except UserError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{self.path}: not a sound parquet file: {first_line(error)}"
             ) from error
+
+
+def sound_text(place: str, text: str) -> str:
+    """The text, if a tokenizer can take it for text.
+
+    Raises:
+        UserError: Too long for a sentence, a NUL character, or half of a surrogate pair.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(
+            f"{place}: more than {MAX_CHARACTERS:,} characters; expected one sentence a line"
+        )
+    if "\0" in text:
+        raise UserError(f"{place}: NUL character; is this a text file?")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{place}: lone surrogate character; is this valid Unicode text?")
+    return text
 
 
 Source = _Docstrings | _HubDataset | _File

@@ -23,7 +23,8 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from transformers import set_seed
 
 from simcse import encoder
-from simcse.config import differences, to_yaml, validate
+from simcse.checkpoints import CHECKPOINTS, newest_checkpoint
+from simcse.config import differences, parse_yaml, to_yaml, validate
 from simcse.data import TextCounts, load_training_data
 from simcse.environment import environment
 from simcse.errors import UserError
@@ -31,7 +32,8 @@ from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.sources import load_dev_task, load_geometry, load_task
 from simcse.evaluation.table import collapse_lines, score_table
 from simcse.evaluation.tasks import Task
-from simcse.files import write_atomically
+from simcse.files import filling, write_atomically
+from simcse.interruption import StopSignals
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
 from simcse.runs import CONFIG_FILE, ITEMS_FILE, SCORES_FILE, read_json, save_items
 from simcse.settings import Config
@@ -42,7 +44,6 @@ from simcse.training import (
     batch_sampler,
     check_views_differ,
     evaluate_model,
-    newest_checkpoint,
     rows_used,
     steps_of,
     train_to_the_end,
@@ -91,19 +92,20 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
             )
         print(f"{run} is finished:")
         print_scores(scores)
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # a kill may have left some
+        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)  # a kill may have left some
         return
     arguments = training_arguments(config, run)
-    prepared = _prepare(config)
-    _open_folder(run, config, prepared, command)
-    if twin is not None and not (run / RAW_SCORES_FILE).is_file():
-        text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
-        write_atomically(run / RAW_SCORES_FILE, text)
-    try:
-        with FileLock(run / LOCK_FILE, blocking=False):
-            _train_in(run, config, arguments, prepared)
-    except Timeout as error:
-        raise UserError(f"output: another process is training in {run}") from error
+    with StopSignals() as stop:
+        prepared = _prepare(config)
+        _open_folder(run, config, prepared, command)
+        if twin is not None and not (run / RAW_SCORES_FILE).is_file():
+            text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
+            write_atomically(run / RAW_SCORES_FILE, text)
+        try:
+            with FileLock(run / LOCK_FILE, blocking=False):
+                _train_in(run, config, arguments, prepared, stop)
+        except Timeout as error:
+            raise UserError(f"output: another process is training in {run}") from error
 
 
 def _train_in(
@@ -111,19 +113,22 @@ def _train_in(
     config: Config,
     arguments: SentenceTransformerTrainingArguments,
     prepared: _Prepared,
+    stop: StopSignals,
 ) -> None:
     raw = _raw_scores(run, config, prepared.tasks)
     model = prepared.model
     trainer = SimCSETrainer(
         config, arguments, model, prepared.rows, prepared.dev, run, prepared.loss
     )
-    checkpoint = newest_checkpoint(run)
+    trainer.add_callback(stop)  # last: the others have done their part when it stops the run
+    checkpoint = newest_checkpoint(run / CHECKPOINTS, lambda line: print(f"warning: {line}"))
     if checkpoint is not None:
         print(f"resuming from {checkpoint}")
     started = time.monotonic()
     set_seed(config.seed)  # dropout must not depend on what was computed above
     state = train_to_the_end(trainer, checkpoint)
-    encoder.save(encoder.exported(model), run)
+    with filling(run) as folder:
+        encoder.save(encoder.exported(model), folder)
     # Scored as its users will load it: from disk, without mixed precision.
     result = SentenceTransformer(str(run), trust_remote_code=config.encoder.trust_remote_code)
     evaluation = evaluate_model(result, prepared.tasks, config.evaluation.batch_size)
@@ -142,7 +147,7 @@ def _train_in(
         "minutes": None if checkpoint else round((time.monotonic() - started) / 60, 2),
     }
     write_atomically(run / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
-    shutil.rmtree(run / "checkpoints")  # the model and its scores are safe now
+    shutil.rmtree(run / CHECKPOINTS)  # the model and its scores are safe now
     print_scores(scores)
     print(f"model and scores are in {run}")
 
@@ -279,7 +284,7 @@ def _is_finished(run: Path, config: Config) -> bool:
             )
         return False
     try:
-        old = validate(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+        old = validate(parse_yaml(path.read_text(encoding="utf-8")), where=str(path))
     except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
         raise UserError(
             f"{path}: damaged; remove {run} or choose another with output=FOLDER"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simcse.config import differences, validate
+from simcse.config import differences, parse_yaml, validate
 from simcse.errors import UserError, first_line
 from simcse.evaluation.protocol import Items, Scores
 from simcse.evaluation.table import with_averages
@@ -199,7 +199,7 @@ def _load(path: Path) -> Run:
     values = read_json(path, "trained", "raw", "dev")
     config_path, log_path = folder / CONFIG_FILE, folder / LOG_FILE
     try:
-        written = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+        written = parse_yaml(config_path.read_text(encoding="utf-8"))
         config = validate(written, where=str(config_path))
         if config.model_dump() != written:
             raise ValueError(f"{CONFIG_FILE} does not hold every setting")

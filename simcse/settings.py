@@ -42,9 +42,13 @@ def _list_from_one(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_number_from_text), Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
+# What the libraries below can count in 32 bits.
+Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
 
-def _without_tilde(value: str) -> str:
+def _path(value: str) -> str:
+    if "\0" in value:
+        raise ValueError(f"{value!r} has a NUL character")
     return str(Path(value).expanduser()) if value.startswith("~") else value
 
 
@@ -84,7 +88,7 @@ def _objective_from_terms(value: object) -> object:
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-PathText = Annotated[str, Field(min_length=1), AfterValidator(_without_tilde)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 
 
 class _Section(BaseModel):
@@ -145,9 +149,9 @@ class DataConfig(_Section):
     """Split of a Hub data set."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
-    max_rows: Annotated[int, Field(gt=0)] | None = None
+    max_rows: Count | None = None
     """Train on this many rows, drawn once with ``seed``; ``null`` takes all."""
-    max_length: Annotated[int, Field(ge=3)] = 32
+    max_length: Annotated[Count, Field(ge=3)] = 32
     """Longest training input in tokens, special tokens included; encoding is not bound by it."""
     cache: PathText | None = None
     """Folder of the tokenised text; ``null`` uses the user's cache folder."""
@@ -219,7 +223,7 @@ class DinoConfig(_Section):
     Defaults are DINO's but for the number of prototypes, there 65,536 for images.
     """
 
-    prototypes: Annotated[int, Field(ge=2)] = 1024
+    prototypes: Annotated[Count, Field(ge=2)] = 1024
     student_temperature: PositiveNumber = 0.1
     teacher_temperature: PositiveNumber = 0.04
     center_momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
@@ -276,15 +280,15 @@ class ObjectiveConfig(_Section):
 class TrainingConfig(_Section):
     """The optimisation: AdamW with linear decay to zero."""
 
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Count = 64
     """Sentences a step; each is contrasted with the other ``batch_size - 1``."""
     mini_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Gradient caching: texts embedded at a time, for batches larger than memory; same gradients,
     about a third more time."""
     batching: Literal["random", "length_grouped"] = "random"
     """``length_grouped`` fills a batch with sentences of like length."""
-    epochs: PositiveNumber = 1.0
-    steps: Annotated[int, Field(gt=0)] | None = None
+    epochs: Annotated[PositiveNumber, Field(le=1_000_000)] = 1.0
+    steps: Count | None = None
     """Optimiser steps; when given it replaces ``epochs``."""
     learning_rate: PositiveNumber = 3e-5
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.0
@@ -294,9 +298,9 @@ class TrainingConfig(_Section):
     """Gradient norm is clipped to this; 0 turns clipping off."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Mixed precision of the forward pass; weights stay float32."""
-    log_every: Annotated[int, Field(gt=0)] = 10
+    log_every: Count = 10
     """Steps between two lines of the log."""
-    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    keep_checkpoints: Count = 2
     """At least this many of the newest checkpoints are kept while training, and the best one."""
     report_to: Annotated[list[str], BeforeValidator(_list_from_one)] = []
     """Trackers of the transformers Trainer, such as ``tensorboard``, ``wandb``, ``trackio``."""
@@ -310,7 +314,7 @@ class EvaluationConfig(_Section):
     dev: DevTaskName = "pairs"
     """Chooses the best checkpoint: the embedded pairs, retrieval on the docstrings' dev modules, or
     the dev part of STS-B."""
-    every: Annotated[int, Field(gt=0)] = 250
+    every: Count = 250
     """Steps between two dev scores, each with a checkpoint."""
     tasks: Annotated[list[TaskName], BeforeValidator(_task_list)] = ["pairs"]
     """Scored before and after training, with the best checkpoint; none of them chooses anything."""
@@ -318,7 +322,7 @@ class EvaluationConfig(_Section):
         "cls", "mean", "avg_first_last",
     ]  # fmt: skip
     """Poolings of the untrained encoder to score for comparison; ``[]`` skips it."""
-    batch_size: Annotated[int, Field(gt=0)] = 128
+    batch_size: Count = 128
 
     @model_validator(mode="after")
     def _folder_given(self) -> EvaluationConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
+import pickle
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -38,10 +39,11 @@ from transformers.integrations import (
     get_available_reporting_integrations,
 )
 
-from simcse import encoder
+from simcse import checkpoints, encoder
 from simcse.batching import GroupBatchSampler, ViewBatchSampler
+from simcse.checkpoints import CHECKPOINTS, STATE_FILE
 from simcse.encoding import encode_by_length
-from simcse.errors import UserError
+from simcse.errors import UserError, naming_memory
 from simcse.evaluation.protocol import Evaluation, evaluate
 from simcse.evaluation.tasks import Task
 from simcse.files import write_atomically
@@ -54,7 +56,7 @@ from simcse.views import View, ViewCollator
 
 DEV_SCORE = "dev_score"
 GEOMETRY = ("alignment", "uniformity", "mean_cosine", "effective_rank")
-STATE_FILE = "trainer_state.json"  # the Trainer writes it last, so it marks a complete checkpoint
+AVERAGES_FILE = "averages.safetensors"
 
 
 class DevEvaluator(BaseEvaluator):
@@ -86,7 +88,8 @@ def evaluate_model(model: SentenceTransformer, tasks: list[Task], batch_size: in
     def encode(texts: list[str]) -> np.ndarray:
         return encode_by_length(model, texts, batch_size)
 
-    return evaluate(encode, tasks)
+    with naming_memory("while scoring", "evaluation.batch_size"):
+        return evaluate(encode, tasks)
 
 
 class SimCSETrainer(SentenceTransformerTrainer):
@@ -103,6 +106,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         loss: TrainingLoss,
     ) -> None:
         self.sampler = batch_sampler(config, rows)
+        self.keep = config.training.keep_checkpoints
         columns = ["input_ids", "text_hash", "label"]
         if loss.teacher is not None:
             rows = rows.add_column("row", np.arange(len(rows)))
@@ -120,7 +124,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 callback.logging_dir = str(run / "tensorboard")
         self.remove_callback(PrinterCallback)
         self.add_callback(StateSteps(self.loss.state, model))
-        self.add_callback(RunLog(run))
+        self.run_log = RunLog(run)
+        self.add_callback(self.run_log)
         self.add_callback(Progress())
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, **_: Any) -> BatchSampler:
@@ -131,10 +136,9 @@ class SimCSETrainer(SentenceTransformerTrainer):
         """One step; stops at a non-finite loss before it reaches the weights."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            rate = self._get_learning_rate()
             raise UserError(
-                f"step {self.state.global_step + 1}: the loss is {loss.item()} (learning rate "
-                f"{rate:.2g}); lower training.learning_rate, or use float32 for training.precision"
+                f"step {self.state.global_step + 1}: the loss is {loss.item()} ({self._place()}); "
+                "lower training.learning_rate, or use float32 for training.precision"
             )
         return loss
 
@@ -144,19 +148,33 @@ class SimCSETrainer(SentenceTransformerTrainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not math.isfinite(norm) and not self.args.fp16:
             raise UserError(
-                f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; "
-                "lower training.learning_rate or raise objective.temperature"
+                f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)} "
+                f"({self._place()}); lower training.learning_rate or raise objective.temperature"
             )
         return norm
+
+    def _place(self) -> str:
+        """Learning rate and row numbers of the step at hand, for an error."""
+        epoch, number = divmod(self.state.global_step, len(self.sampler))
+        self.sampler.set_epoch(epoch)
+        rows = next(islice(self.sampler, number, None))
+        return (
+            f"learning rate {self._get_learning_rate():.2g}, training rows "
+            f"{', '.join(map(str, rows))}, counted from 0 without empty and repeated ones"
+        )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         # The library clips the model alone; the optimiser also holds what the objective learns.
         return self.accelerator.clip_grad_norm_(self.loss.parameters(), self.args.max_grad_norm)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the objective's diagnostics to the line of a loss."""
+        """Add the objective's diagnostics to the line of a loss.
+
+        The line at the end keeps its clocks alone: the rest of it is of this process's steps.
+        """
         if "loss" in logs:
             logs = {**logs, **self.loss.log_values()}
+        logs = {key: logs[key] for key in logs if key not in ("train_loss", "total_flos")}
         super().log(logs, *args, **kwargs)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
@@ -167,6 +185,37 @@ class SimCSETrainer(SentenceTransformerTrainer):
         folder = Path(output_dir or self.args.output_dir)
         encoder.save(self.model, folder)
         self.loss.state.save(folder, self.model)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        # Asked for where to write a checkpoint: not in its place, see `checkpoints.writing`.
+        return str(self.scratch)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        root, step = Path(self.args.output_dir), self.state.global_step
+        with checkpoints.writing(root, step) as self.scratch:
+            super()._save_checkpoint(model, trial)
+            folder = checkpoints.place(self.scratch, step)
+            self._save_averages(folder)
+            self.state.best_model_checkpoint = None  # a path; what counts is best_global_step
+            self.state.save_to_json(str(folder / STATE_FILE))
+        checkpoints.rotate(root, self.keep, self.state.best_global_step, step)
+
+    def _save_averages(self, folder: Path) -> None:
+        # A checkpoint for a signal lies between two lines of the log, whose averages span it.
+        averages = {"loss": self._tr_loss, "since": torch.tensor(self._globalstep_last_logged)}
+        for key, value in self.accum_loss_components["train"].items():
+            averages[f"terms.{key}"] = value
+        save_file({key: value.cpu() for key, value in averages.items()}, folder / AVERAGES_FILE)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # The loop asks for this after it has set the averages to zero, before the first step.
+        super()._load_rng_state(checkpoint)
+        averages = load_file(Path(str(checkpoint)) / AVERAGES_FILE, str(self.args.device))
+        self._tr_loss = averages.pop("loss")
+        self._globalstep_last_logged = int(averages.pop("since"))
+        self.accum_loss_components["train"] = {
+            key.removeprefix("terms."): value for key, value in averages.items()
+        }
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         super()._load_from_checkpoint(checkpoint_path)
@@ -193,11 +242,7 @@ class StateSteps(TrainerCallback):
 
 
 class RunLog(TrainerCallback):
-    """Writes ``log.jsonl``: every logged value with its step, one JSON object a line.
-
-    The losses of a resumed run are averages over the same steps as those of an uninterrupted one,
-    because a line is written at every checkpoint too.
-    """
+    """Writes ``log.jsonl``: every logged value with its step, one JSON object a line."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / "log.jsonl"
@@ -206,17 +251,13 @@ class RunLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Start the log, or on resume cut it back to the step of the checkpoint."""
-        write_atomically(self.path, "".join(_log_line(entry) for entry in state.log_history))
-        if state.best_global_step:
-            # The stored path is wrong once the run folder was moved; rotation would drop the best.
-            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
-            state.best_model_checkpoint = str(best)
+        self.write(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Log with every checkpoint; the Trainer's own callbacks have decided by now."""
-        control.should_log = control.should_log or control.should_save
+        """A loss stands beside every dev score; the Trainer's own callbacks have decided by now."""
+        control.should_log = control.should_log or control.should_evaluate
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -224,6 +265,10 @@ class RunLog(TrainerCallback):
         """Append the newest entry."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_log_line(state.log_history[-1]))
+
+    def write(self, state: TrainerState) -> None:
+        """Write every entry that the Trainer's state holds."""
+        write_atomically(self.path, "".join(_log_line(entry) for entry in state.log_history))
 
 
 class Progress(TrainerCallback):
@@ -307,7 +352,7 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
     accelerated = torch.accelerator.is_available()
     try:
         arguments = SentenceTransformerTrainingArguments(
-            output_dir=str(run / "checkpoints"),
+            output_dir=str(run / CHECKPOINTS),
             per_device_train_batch_size=training.batch_size,
             num_train_epochs=training.epochs,
             max_steps=training.steps or -1,
@@ -330,7 +375,6 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
             eval_steps=config.evaluation.every,
             save_strategy="steps",
             save_steps=config.evaluation.every,
-            save_total_limit=training.keep_checkpoints + 1,  # the library counts the best one in
             metric_for_best_model=f"eval_{DEV_SCORE}",
             greater_is_better=True,
             report_to=training.report_to,
@@ -426,25 +470,24 @@ def train_to_the_end(trainer: SimCSETrainer, checkpoint: Path | None) -> Trainer
     )
     # The Trainer would do one step more than there are when nothing is left to do.
     if state is None or state.global_step < state.max_steps:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            with naming_memory("while training", "training.batch_size", "data.max_length"):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except pickle.UnpicklingError as error:  # torch loads plain tensors and numbers alone
+            raise UserError(
+                f"{checkpoint}: holds more than tensors and numbers; refused"
+            ) from error
         state = trainer.state
-    best = Path(trainer.args.output_dir) / f"checkpoint-{state.best_global_step}"
+    else:
+        trainer.run_log.write(state)  # whatever came after the checkpoint, or was lost before it
+    if state.best_global_step is None:
+        raise UserError(
+            "evaluation.dev: no dev score was a number, so there is no best checkpoint; does "
+            "log.jsonl show a collapse?"
+        )
+    best = checkpoints.place(Path(trainer.args.output_dir), state.best_global_step)
     trainer._load_from_checkpoint(str(best))
     return state
-
-
-def newest_checkpoint(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder, or ``None``."""
-    complete = []
-    for folder in (run / "checkpoints").glob("checkpoint-*"):
-        try:
-            step = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
-        except (OSError, ValueError, KeyError):
-            continue  # the run died while writing it
-        if not (encoder.is_intact(folder) and zipfile.is_zipfile(folder / "optimizer.pt")):
-            continue
-        complete.append((step, folder))
-    return max(complete)[1] if complete else None
 
 
 def _log_line(entry: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ import torch
 import transformers
 from transformers import AutoModel
 
+from simcse import checkpoints
+
 ROOT = Path(__file__).parent.parent
 MINI_BERT = ROOT / "simcse" / "assets" / "mini-bert"
 SHARED = ROOT.parent / "shared" / "data"
@@ -32,6 +34,9 @@ ARCHITECTURES = {
          "bos_token_id": 2, "eos_token_id": 3, "attention_dropout": 0.1, "mlp_dropout": 0.1},
     ),
 }  # fmt: skip
+
+# Threads of tiny tensors wait for one another more than they compute.
+torch.set_num_threads(1)
 
 SENTENCES = [
     "The cat sleeps on the warm radiator.",
@@ -109,6 +114,11 @@ def arguments(tiny: Path, text_file: Path, tmp_path: Path) -> list[str]:
 def run(tmp_path: Path) -> Path:
     """Folder of that run."""
     return tmp_path / "run"
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run folder."""
+    return checkpoints.newest_checkpoint(run / checkpoints.CHECKPOINTS)
 
 
 def log(run: Path) -> list[dict]:

@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simcse.config import config_names, differences, json_schema, load_config, to_yaml, validate
@@ -116,6 +117,36 @@ def test_all_mistakes_at_once_with_paths(write):
         ("[1, 2]", "expected a mapping of settings, found list"),
         ("training: {batch_size: 3", "mine.yaml:1: not valid YAML"),
         ("a: b: c", "not valid YAML"),
+        (
+            "seed: 1\ntraining: {}\ntraining: {steps: 3}",
+            "yaml:3: not valid YAML: the key 'training' ",
+        ),
+        ("training: {steps: 3, steps: 4}", "the key 'steps' is given twice"),
+        ("seed: 2026-13-45", "not valid YAML: a value that cannot be read: month must be in 1..12"),
+        ("training: {steps: 1" + "0" * 5000 + "}", "cannot be read: Exceeds the limit"),
+        ("views: " + "[" * 3000 + "]" * 3000, "not valid YAML: nested too deeply"),
+        ("training: &a {steps: *a}", "training.steps: should be a valid integer"),
+        ("output: !!python/object/apply:os.getcwd []", "not valid YAML: could not determine"),
+        ("seed: 3\0", "not valid YAML: unacceptable character"),
+        ('output: "a\\0b"', "output: 'a\\x00b' has a NUL character"),
+        ('output: "\\ud800"', "output: should be a valid string"),
+        (
+            "training: {steps: 3000000000}",
+            "training.steps: should be less than or equal to 2147483647",
+        ),
+        ("training: {epochs: 1e300}", "training.epochs: should be less than or equal to 1000000"),
+        ("training: {warmup: 1}", "training.warmup: should be less than 1"),
+        ("training: {log_every: 0}", "training.log_every: should be greater than 0"),
+        ("training: {keep_checkpoints: 0}", "training.keep_checkpoints: should be greater than 0"),
+        (
+            "training: {max_grad_norm: -1}",
+            "training.max_grad_norm: should be greater than or equal",
+        ),
+        ("training: {learning_rate: .nan}", "training.learning_rate: should be a finite number"),
+        ("data: {max_length: 2}", "data.max_length: should be greater than or equal to 3"),
+        ("data: {max_rows: 0}", "data.max_rows: should be greater than 0"),
+        ("evaluation: {every: -5}", "evaluation.every: should be greater than 0"),
+        ("seed: 4294967296", "seed: should be less than 4294967296"),
     ],
 )
 def test_one_clear_line(write, text, expected):
@@ -180,6 +211,41 @@ def test_any_yaml_is_either_valid_or_one_line(values):
         assert str(error).startswith("x.yaml: ")
     else:
         assert validate(yaml.safe_load(to_yaml(config)), where="again") == config
+
+
+_text = st.text(st.characters(exclude_categories=()), max_size=60)
+_pieces = ["steps", ": ", "{", "}", "[", "]", "- ", "&a ", "*a", "1", "~", "!!int ", "'", '"', "\n"]
+_pieces += ["\n  ", ", ", "1e999", "2026-02-31", "<<: ", "|", ">", "!!bool ", "!!timestamp "]
+_near_yaml = st.lists(st.sampled_from([*_pieces, *Config.model_fields]), max_size=12).map("".join)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(_text | _near_yaml)
+def test_any_file_is_a_config_or_one_line(write, text):
+    path = write("")
+    Path(path).write_bytes(text.encode("utf-8", errors="surrogatepass"))
+    try:
+        config = load_config(path)
+    except UserError as error:
+        assert str(error).startswith(path)
+        assert "\n" not in str(error)
+    else:
+        assert load_config(write(to_yaml(config), "again.yaml")) == config
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(Config().settings())) | _text, _text | _near_yaml)
+def test_any_argument_is_a_setting_or_one_line(key, text):
+    try:
+        load_config("quickstart", [f"{key}={text}"])
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_byte_order_mark_and_line_ends_of_windows(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"\xef\xbb\xbfseed: 7\r\ntraining:\r\n  steps: 3\r\n")
+    config = load_config(str(tmp_path / "mine.yaml"))
+    assert (config.seed, config.training.steps) == (7, 3)
 
 
 @pytest.mark.parametrize(

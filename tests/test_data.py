@@ -1,3 +1,4 @@
+import csv
 import gzip
 import json
 import os
@@ -143,7 +144,7 @@ def test_max_rows_is_a_fixed_draw(load, tmp_path):
         ("a.txt", b"\n \n", "no text in"),
         ("a.txt", b"fine\ncaf\xe9\n", r"a\.txt:2: not UTF-8 text \(byte 3 of the line\)"),
         ("a.txt", b"fine\nnul\0\n", r"a\.txt:2: NUL character"),
-        ("a.txt", b"fine\n" + b"x" * 10_000_000, r"a\.txt:2: line longer than 1,000,000"),
+        ("a.txt", b"fine\n" + b"x" * 10_000_000, r"a\.txt:2: more than 1,000,000 characters"),
         ("a.txt.gz", gzip.compress(b"fine\n" * 9999)[:-20], "broken gzip file"),
         ("a.txt.gz", b"no gzip", "broken gzip file"),
         ("a.txt.gz", gzip.compress(b"fine\n")[:10] + b"\xff" * 40, "broken gzip file"),
@@ -154,7 +155,20 @@ def test_max_rows_is_a_fixed_draw(load, tmp_path):
         ("a.jsonl", b'{"s": "x"}\n{"s": \n', r"a\.jsonl:2: not valid JSON"),
         ("a.jsonl", b'{"s": 3}\n', r"a\.jsonl:1: expected text, found int"),
         ("a.jsonl", b'{"s": "\\ud800"}\n', r"a\.jsonl:1: lone surrogate"),
-        ("a.csv", b's\n"x\n', r"a\.csv:\d: not valid csv"),
+        ("a.jsonl", b'{"s": "a\\u0000"}\n', r"a\.jsonl:1: NUL character"),
+        ("a.jsonl", b'{"s": "' + b"\\u0041" * 1_000_001 + b'"}\n', r"a\.jsonl:1: more than 1,0"),
+        ("a.jsonl", b'{"s": "x"}\n{"t": "x"}\n', r"a\.jsonl:2: no column 's'; found t"),
+        ("a.jsonl", b'"x"\n', r"a\.jsonl:1: expected a JSON object, found str"),
+        ("a.jsonl", b'{"s": ' + b"1" * 5000 + b"}\n", r"a\.jsonl:1: not valid JSON"),
+        ("a.csv", b's\nfine\n"x\ny\n', r"a\.csv:3: not valid csv in the row that starts here"),
+        ("a.csv", b's\nfine\n"x"y\n', r"a\.csv:3: not valid csv in the row that starts here"),
+        ("a.csv", b"s,s\nx,y\n", r"a\.csv:1: two columns are called 's'"),
+        ("a.csv", b's\n"' + b"x\n" * 500_001 + b'"\n', r"a\.csv:2: not valid csv .* limit"),
+        ("a.csv", b"s\rx\r", r"a\.csv:1: not valid csv"),
+        ("a.csv", b"\xff\xfes\0", r"a\.csv:1: not UTF-8 text"),
+        ("a.tsv", b"s\tt\nx\n", r"a\.tsv:1: choose columns"),
+        ("a.csv.gz", gzip.compress(b"s\n" + b"x\n" * 9999)[:-9], "broken gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n") + b"tail", "choose columns|broken gzip file"),
         ("a.csv", b"s\nx,y\n", r"a\.csv:2: 2 fields, the header has 1"),
         ("a.parquet", b"x", r"a\.parquet: not a sound parquet file"),
         ("a.parquet", b"PAR1" + b"x" * 40 + b"PAR1", r"a\.parquet: not a sound parquet file"),
@@ -165,6 +179,53 @@ def test_bad_files_are_named_with_their_line(load, tmp_path, name, content, expe
     with pytest.raises(UserError, match=expected) as error:
         load(write(tmp_path / name, content))
     assert "\n" not in str(error.value)
+
+
+def as_parquet(folder, array, name="s"):
+    pa.parquet.write_table(pa.table([array], names=[name]), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+# Bytes that say they are text: one string of one byte, 0xff.
+_INVALID = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0])), pa.py_buffer(b"\xff")]
+)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (pa.array([3]), r"row 1: expected text, found int"),
+        (pa.array(["x", "z\0"]), r"row 2: NUL character"),
+        (pa.array([["x"]]), r"row 1: expected text, found list"),
+        (pa.array([{"x": "y"}]), r"row 1: expected text, found dict"),
+        (pa.array([b"x"]), r"row 1: expected text, found bytes"),
+        (pa.array([1.5]), r"row 1: expected text, found float"),
+        (pa.array(["x" * 1_000_001]), r"row 1: more than 1,000,000 characters"),
+        (pa.nulls(3), r"no text in"),
+        (_INVALID, r"a\.parquet: not a sound parquet file: 'utf-8' codec"),
+    ],
+)
+def test_parquet_of_another_schema(load, tmp_path, array, expected):
+    with pytest.raises(UserError, match=expected) as error:
+        load(as_parquet(tmp_path, array))
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_without_the_column_or_with_two_of_it(load, tmp_path):
+    path = as_parquet(tmp_path, pa.array(["x"]), "t")
+    with pytest.raises(UserError, match=r"a\.parquet: no column 's'; found t"):
+        load(path, columns=["s"])
+    table = pa.table([pa.array(["x"]), pa.array(["y"])], names=["s", "s"])
+    pa.parquet.write_table(table, path)
+    with pytest.raises(UserError, match=r"a\.parquet: two columns are called 's'"):
+        load(path, columns=["s"])
+
+
+def test_a_row_of_several_lines_is_placed_where_it_starts(load, tmp_path):
+    content = b's,t\n"one\ntwo",x\n"three\nfour"\n'
+    with pytest.raises(UserError, match=r"a\.csv:4: 1 fields, the header has 2"):
+        load(write(tmp_path / "a.csv", content), columns=["s"])
 
 
 def test_missing_column(load, tmp_path):
@@ -204,6 +265,69 @@ def test_txt_and_jsonl_return_what_was_written(tmp_path, lines):
     assert list(read_sentences(txt)) == lines
     jsonl = write(tmp_path / "a.jsonl", "".join(json.dumps({"s": x}) + "\n" for x in lines))
     assert list(read_sentences(jsonl)) == lines
+
+
+_any = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(_any, min_size=1, max_size=8))
+def test_tables_return_what_was_written(tmp_path, texts):
+    for suffix, dialect in (("csv", "excel"), ("tsv", "excel-tab")):
+        path = tmp_path / f"a.{suffix}"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, dialect, quoting=csv.QUOTE_ALL).writerows(
+                [["s"], *([t] for t in texts)]
+            )
+        # In csv a line break inside quotes is read as \n, however it was written.
+        expected = [t.replace("\r\n", "\n") for t in texts]
+        if not any("\r" in t for t in expected):
+            assert list(read_sentences(path)) == expected
+    assert list(read_sentences(as_parquet(tmp_path, pa.array(texts)))) == texts
+
+
+_strange = st.text(st.characters(exclude_categories=()), max_size=20)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(_strange, min_size=1, max_size=4))
+def test_strange_characters_are_kept_or_refused_with_their_line(tmp_path, texts):
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps({"s": t}) + "\n" for t in texts))
+    unfit = [
+        number
+        for number, text in enumerate(texts, 1)
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
+    ]
+    try:
+        found = list(read_sentences(path))
+    except UserError as error:
+        assert str(error).startswith(f"{path}:{unfit[0]}: ")
+    else:
+        assert not unfit
+        assert found == texts
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.sampled_from(["txt", "csv", "tsv", "jsonl", "parquet", "txt.gz"]), st.data())
+def test_a_harmed_file_is_text_or_one_clear_error(tmp_path, kind, draw):
+    path = as_file(tmp_path, kind.removesuffix(".gz"))
+    content = path.read_bytes()
+    if kind.endswith(".gz"):
+        path = tmp_path / "texts.txt.gz"
+        content = gzip.compress(content, mtime=0)
+    place = draw.draw(st.integers(0, len(content) - 1))
+    if draw.draw(st.booleans()):
+        content = content[:place]
+    else:
+        flipped = content[place] ^ (1 << draw.draw(st.integers(0, 7)))
+        content = content[:place] + bytes([flipped]) + content[place + 1 :]
+    try:
+        found = list(read_sentences(write(path, content), None if "txt" in kind else "s"))
+    except UserError as error:
+        assert str(error).startswith(str(path))
+        assert "\n" not in str(error)
+    else:
+        assert all(isinstance(text, str) for text in found)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -2,6 +2,8 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sentence_transformers import SentenceTransformer
 
@@ -131,6 +133,30 @@ def test_malformed_pair(tmp_path, pair, grade):
     (folder / "STS.input.OnWN.txt").write_text(f"{pair}\n")
     (folder / "STS.gs.OnWN.txt").write_text(f"{grade}\n")
     with pytest.raises(UserError, match=r"OnWN\.txt:1: expected two sentences with a tab"):
+        load_task("STS13", tmp_path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_any_bytes_in_a_test_set_are_read_or_named(tmp_path, content, place):
+    folder = tmp_path / "STS" / "STSBenchmark"
+    folder.mkdir(parents=True, exist_ok=True)
+    line = b"a\tb\tc\td\t%d\tOne.\tTwo.\n"
+    whole = line % 1 + line % 4
+    (folder / "sts-test.csv").write_bytes(whole[:place] + content + whole[place:])
+    try:
+        task = load_task("STSB", tmp_path)
+    except UserError as error:
+        assert "sts-test.csv" in str(error) or "no scored pairs" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert len(task.sentence1) == len(task.grades) >= 2
+
+
+def test_nul_character_in_a_test_set(tmp_path):
+    folder = sts_folder(tmp_path)
+    (folder / "STS.input.OnWN.txt").write_bytes(b"a\tb\nc\0\td\n")
+    with pytest.raises(UserError, match=r"OnWN\.txt:2: NUL character"):
         load_task("STS13", tmp_path)
 
 

@@ -57,6 +57,10 @@ def test_max_length_cuts_and_is_put_back(simcse):
 def test_encode_rejects_what_is_not_text(simcse):
     with pytest.raises(UserError, match="sentence 1: expected str, got NoneType"):
         simcse.encode(["fine", None])
+    with pytest.raises(UserError, match="sentence 1: lone surrogate character"):
+        simcse.encode(["fine", "half \ud83d"])
+    with pytest.raises(UserError, match="sentence 0: NUL character"):
+        simcse.encode("nul\0")
 
 
 @pytest.mark.slow

@@ -76,3 +76,13 @@ def test_file_tree_names_what_is_there():
         if path.suffix == ".py" and path.name != "__init__.py":
             shown = path.name in listed or path.name in {"files.py", "errors.py", "environment.py"}
             assert shown, f"{path.name} is missing from the README's tree"
+
+
+def test_reliability_names_tests_that_exist():
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
+    assert len(named) > 40
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "case |" not in line]
+    assert all("::test_" in row or row.endswith("| as above |") for row in rows)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SENTENCES, log, make_encoder
+from conftest import ROOT, SENTENCES, log, make_encoder, newest_checkpoint
 from filelock import FileLock
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -18,7 +19,6 @@ from transformers import TrainerCallback
 
 from simcse import encoder, loss, training
 from simcse.cli import main
-from simcse.training import newest_checkpoint
 
 
 def weights(run):
@@ -173,7 +173,7 @@ def test_run_that_died_while_exporting_is_finished_by_the_next(
     save = encoder.save
 
     def dies(model, folder):
-        if folder == run:
+        if folder.parent == run:
             raise KeyboardInterrupt
         save(model, folder)
 
@@ -217,25 +217,34 @@ def test_finished_run_without_its_model_is_not_called_finished(arguments, run, c
     assert SentenceTransformer(str(run)).encode(SENTENCES).shape == (6, 32)
 
 
-def test_incomplete_checkpoint_is_passed_over(arguments, run, interrupted, capsys):
-    assert interrupted(arguments, 9)
-    newest = newest_checkpoint(run)
-    assert newest.name == "checkpoint-8"
-    whole = {path: path.read_bytes() for path in newest.rglob("*") if path.is_file()}
-    broken = (
-        "trainer_state.json",
-        "model.safetensors",
-        "2_Dense/model.safetensors",
-        "optimizer.pt",
-    )
-    for name in broken:
-        (newest / name).write_bytes(whole[newest / name][:-40])
-        assert newest_checkpoint(run).name == "checkpoint-4", name
-        (newest / name).write_bytes(whole[newest / name])
-    assert newest_checkpoint(run) == newest
-    (newest / "model.safetensors").unlink()
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_checkpoints_are_named_and_an_older_one_is_used(
+    arguments, run, interrupted, tmp_path, capsys
+):
+    arguments = [*arguments, "training.keep_checkpoints=3"]
+    assert main([*arguments, f"output={tmp_path / 'whole'}"]) == 0
+    assert interrupted(arguments, 11)
+    folder = run / "checkpoints"
+    flip(folder / "checkpoint-8" / "2_Dense" / "model.safetensors")
+    assert interrupted(arguments, 5)
+    output = capsys.readouterr().out
+    assert (
+        f"warning: {folder}/checkpoint-8: 2_Dense/model.safetensors: damaged, its content is not "
+        "what was written (SHA-256); passed over\n"
+    ) in output
+    assert f"resuming from {folder}/checkpoint-4\n" in output
+    os.truncate(folder / "checkpoint-4" / "optimizer.pt", 1000)
     assert main(arguments) == 0
-    assert "checkpoint-4" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert re.search(r"checkpoint-4: optimizer\.pt: 1,000 bytes, [\d,]+ were written; pas", output)
+    assert "resuming from" not in output
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(run)[name], tensor), name
 
 
 def test_resume_notices_changed_text(arguments, run, tmp_path, interrupted, capsys):
@@ -250,23 +259,51 @@ def test_resume_notices_changed_text(arguments, run, tmp_path, interrupted, caps
 
 
 def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
-    calls = []
+    # In the second epoch, whose batches are others: an epoch has 12 steps.
+    batches, trainers = [], []
+    original = training.SimCSETrainer.training_step
+
+    def spy(self, model, inputs, *args):
+        trainers.append(self)
+        batches.append(self.collect_features(inputs)[0][0]["identities"][0].tolist())
+        return original(self, model, inputs, *args)
 
     def broken(anchor, *_):
-        calls.append(1)
         loss = anchor.sum() * 0 + 1
-        return loss * float("nan") if len(calls) == 7 else loss  # the first call checks the views
+        return loss * float("nan") if len(batches) == 14 else loss
 
+    monkeypatch.setattr(training.SimCSETrainer, "training_step", spy)
     monkeypatch.setattr(loss, "info_nce", broken)
+    assert main([*arguments, "training.steps=20"]) == 2
+    message = capsys.readouterr().err
+    found = re.search(
+        r"step 14: the loss is nan \(learning rate 0.00035, training rows ([^c]+),", message
+    )
+    rows = [int(number) for number in found[1].split(", ")]
+    assert len(rows) == 8
+    hashes = trainers[0].train_dataset["text_hash"][:]
+    assert [hashes[row][0] for row in rows] == batches[-1]
+    assert newest_checkpoint(run).name == "checkpoint-12"
+
+
+def test_a_dev_score_that_is_never_a_number_is_one_line(arguments, run, monkeypatch, capsys):
+    original = training.DevEvaluator.__call__
+
+    def undefined(self, *args, **kwargs):
+        return {**original(self, *args, **kwargs), "dev_score": float("nan")}
+
+    monkeypatch.setattr(training.DevEvaluator, "__call__", undefined)
     assert main(arguments) == 2
-    assert "step 6: the loss is nan (learning rate" in capsys.readouterr().err
-    assert newest_checkpoint(run).name == "checkpoint-4"
+    message = capsys.readouterr().err
+    assert "evaluation.dev: no dev score was a number, so there is no best checkpoint" in message
+    assert not (run / "scores.json").exists()
 
 
 def test_infinite_gradient_stops_the_run(arguments, capsys):
     assert main([*arguments, "objective.temperature=1e-38"]) == 2
     message = capsys.readouterr().err
     assert "step 1: the " in message
+    assert "(learning rate 0.001, training rows " in message
     assert message.count("\n") == 1
 
 

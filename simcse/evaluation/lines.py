@@ -17,7 +17,7 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
     Split on ``\n`` alone: ``str.splitlines`` would also break at rarer separators in a sentence.
 
     Raises:
-        UserError: The file is missing, or is not text in this encoding.
+        UserError: The file is missing, or is not text in this encoding, or has NUL characters.
     """
     try:
         text = path.read_bytes().decode(encoding)
@@ -25,6 +25,9 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
         raise UserError(f"{path}: {error.strerror} (SentEval's layout is expected)") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"{path}:{line}: NUL character; is this a text file?")
     return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
 
 
