@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from simcse.errors import UserError, first_line
-from simcse.settings import Config
+from simcse.settings import Config, objective_from_terms, temperature_from_number
 
 # The clone keeps the configs beside the package, a wheel carries them inside it.
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
@@ -73,6 +73,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+    _write_out_short_forms(values)
     for override in overrides:
         _apply_override(values, override)
     return validate(values, where=str(path), default_output=f"outputs/{path.stem}")
@@ -137,6 +138,14 @@ def json_schema() -> dict[str, Any]:
     return Config.model_json_schema()
 
 
+def _write_out_short_forms(values: dict[str, Any]) -> None:
+    """So that an override changes one setting of a section and keeps the others."""
+    if "objective" in values:
+        section = values["objective"] = objective_from_terms(values["objective"])
+        if isinstance(section, dict) and "temperature" in section:
+            section["temperature"] = temperature_from_number(section["temperature"])
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.removeprefix("--").partition("=")
     if not equals or not key:
@@ -144,6 +153,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             f"argument {override!r}: expected key=value, such as training.batch_size=128"
         )
     value = _override_value(key, text)
+    if key == "objective" and isinstance(value, str | list):
+        key = "objective.terms"
     *sections, leaf = key.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
@@ -172,6 +183,7 @@ def _override_value(key: str, text: str) -> object:
 def _problems(error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"] if part != "[key]")
+        place = place if place.isprintable() else repr(place)
         if item["type"] == "extra_forbidden":
             yield f"{place}: unknown key{_nearest(item['loc'])}"
         elif item["type"] == "value_error":

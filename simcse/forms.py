@@ -13,10 +13,10 @@ from simcse.readers import Fields
 ENTAILMENT, NEUTRAL, CONTRADICTION, NO_LABEL = "entailment", "neutral", "contradiction", "no label"
 # Spellings of SNLI, MultiNLI, ANLI and their copies on the Hub, where numbers stand in this order.
 NLI_LABELS = {
-    **dict.fromkeys(("entailment", "entails", "e", "0"), ENTAILMENT),
-    **dict.fromkeys(("neutral", "n", "1"), NEUTRAL),
-    **dict.fromkeys(("contradiction", "contradicts", "c", "2"), CONTRADICTION),
-    **dict.fromkeys(("-", "-1", ""), NO_LABEL),
+    **dict.fromkeys(("entailment", "entails", "e", "0", "0.0"), ENTAILMENT),
+    **dict.fromkeys(("neutral", "n", "1", "1.0"), NEUTRAL),
+    **dict.fromkeys(("contradiction", "contradicts", "c", "2", "2.0"), CONTRADICTION),
+    **dict.fromkeys(("-", "-1", "-1.0", ""), NO_LABEL),
 }
 
 
@@ -44,6 +44,7 @@ def rows_of(fields: Fields, form: str, counts: Counter[str]) -> Iterator[Row]:
     if form == "nli":
         yield from _triplets(fields, counts)
         return
+    width: int | None = None
     for place, texts in fields:
         if not any(text.strip() for text in texts):
             counts["empty"] += 1
@@ -59,6 +60,9 @@ def rows_of(fields: Fields, form: str, counts: Counter[str]) -> Iterator[Row]:
             yield Row(place, (text,), label.strip())
         else:
             _no_empty_text(place, texts)
+            width = width or len(texts)
+            if len(texts) != width:
+                raise UserError(f"{place}: {len(texts)} columns; the rows before have {width}")
             yield Row(place, texts)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simcse.encoding import encode_by_length
+from simcse.encoding import Role, encode_by_length, encoder_of
 from simcse.errors import UserError
 from simcse.files import replacing
 from simcse.loading import load_model
@@ -70,6 +70,7 @@ class SimCSE:
         batch_size: int = 64,
         max_length: int | None = None,
         show_progress_bar: bool = False,
+        role: Role | None = None,
     ) -> np.ndarray | Tensor:
         """Embed one sentence or several.
 
@@ -82,6 +83,8 @@ class SimCSE:
             batch_size: Sentences a forward pass.
             max_length: Cut inputs at this many tokens; ``None`` is the encoder's own limit.
             show_progress_bar: Show one on standard error.
+            role: ``query`` or ``document``, for models that embed them apart (two towers, prompts);
+                ``None`` is the model's default, with two towers the queries'.
 
         Returns:
             float32, ``(dim,)`` for a string, else ``(sentences, dim)``.
@@ -98,7 +101,7 @@ class SimCSE:
         if texts:
             with self._cut_at(max_length):
                 if isinstance(device, list):  # several devices: the library shares the work out
-                    embeddings = self.model.encode(
+                    embeddings = encoder_of(self.model, role)(
                         texts,
                         batch_size=batch_size,
                         device=device,
@@ -113,6 +116,7 @@ class SimCSE:
                         device=device,
                         normalize=normalize_to_unit,
                         show_progress=show_progress_bar,
+                        role=role,
                     )
         else:
             embeddings = np.empty((0, self.model.get_embedding_dimension()))
@@ -138,9 +142,10 @@ class SimCSE:
             ``(queries, keys)``; without the first dimension for one query string, and a float for
             one query and one key.
         """
-        query = np.asarray(self.encode(queries, device, return_numpy=True))
-        key = keys if isinstance(keys, np.ndarray) else self.encode(keys, device, return_numpy=True)
-        key = np.asarray(key, dtype=np.float32)
+        query = np.asarray(self.encode(queries, device, return_numpy=True, role="query"))
+        if not isinstance(keys, np.ndarray):
+            keys = np.asarray(self.encode(keys, device, return_numpy=True, role="document"))
+        key = np.asarray(keys, dtype=np.float32)
         key = key / np.linalg.norm(key, axis=-1, keepdims=True)
         scores: np.ndarray = np.atleast_2d(query) @ np.atleast_2d(key).T  # (queries, keys)
         if query.ndim == 2:
@@ -171,8 +176,8 @@ class SimCSE:
             UserError: The file is missing or malformed, or faiss is asked for and not installed.
         """
         sentences = _sentences(sentences_or_file_path, column)
-        embeddings = self.encode(sentences, device, return_numpy=True, batch_size=batch_size)
-        self._set_index(sentences, np.asarray(embeddings), use_faiss)
+        embeddings = self._documents(sentences, device, batch_size)
+        self._set_index(sentences, embeddings, use_faiss)
 
     def add_to_index(
         self,
@@ -183,7 +188,7 @@ class SimCSE:
         """Encode more sentences into the index; arguments as in :meth:`build_index`."""
         known = self._indexed()
         sentences = _sentences(sentences_or_file_path)
-        added = np.asarray(self.encode(sentences, device, return_numpy=True, batch_size=batch_size))
+        added = self._documents(sentences, device, batch_size)
         self.sentences = self.sentences + sentences
         self._embeddings = np.concatenate([known, added])
         if self._faiss is not None:
@@ -230,7 +235,9 @@ class SimCSE:
         """
         embeddings = self._indexed()
         count = min(top_k, len(embeddings))
-        query = np.asarray(self.encode(queries, device, return_numpy=True, keepdim=True))
+        query = np.asarray(
+            self.encode(queries, device, return_numpy=True, keepdim=True, role="query")
+        )
         if count == 0 or len(query) == 0:
             matches: list[list[Match]] = [[] for _ in query]
         else:
@@ -279,9 +286,18 @@ class SimCSE:
             raise UserError(f"{path}: this index was made by another model")
         self._set_index(sentences, embeddings, use_faiss)
 
+    def _documents(
+        self, sentences: list[str], device: str | list[str] | None, batch_size: int
+    ) -> np.ndarray:
+        return np.asarray(
+            self.encode(
+                sentences, device, return_numpy=True, batch_size=batch_size, role="document"
+            )
+        )
+
     def _probe(self) -> np.ndarray:
         """Embedding of a fixed sentence: tells whether an index belongs to this model."""
-        return np.asarray(self.encode(_PROBE, return_numpy=True))
+        return np.asarray(self.encode(_PROBE, return_numpy=True, role="document"))
 
     def _set_index(
         self, sentences: list[str], embeddings: np.ndarray, use_faiss: bool | None

@@ -105,21 +105,24 @@ class TrainingLoss(nn.Module):
         identities, rows = batch.pop("identities"), batch.pop("rows")
         training = self.model.training
         self.model.eval()
-        embeddings = self._embed(batch, identities.shape[1], _FIT_MINI_BATCH)
+        size = identities.shape[1]
+        embeddings = self._embed(batch, size, _FIT_MINI_BATCH)[:size]
         self.model.train(training)
-        student = functional.normalize(embeddings, dim=-1).double()  # (rows, dim)
+        # In float64, which not every device has.
+        student = functional.normalize(embeddings, dim=-1).cpu().double()  # (rows, dim)
         found = torch.from_numpy(np.asarray(self.teacher[rows.cpu().numpy()], dtype=np.float64))
-        target = functional.normalize(found, dim=-1).to(student.device)
+        target = functional.normalize(found, dim=-1)
         square = student.T @ student
-        ridge = 1e-3 * square.diagonal().mean() * torch.eye(len(square), device=student.device)
-        weight = torch.linalg.solve(square + ridge.double(), student.T @ target).T
+        ridge = 1e-3 * square.diagonal().mean() * torch.eye(len(square), dtype=torch.float64)
+        weight = torch.linalg.solve(square + ridge, student.T @ target).T
         target_map.weight.copy_(weight)
 
     def log_values(self) -> dict[str, float]:
         """Temperature, diagnostics and prototype use of the last batch, for the log."""
         values: dict[str, float] = {}
         if self.last is not None and any(n in self.config.objective.terms for n in CONTRASTIVE):
-            temperature = float(self.state.temperature())
+            with torch.no_grad():
+                temperature = float(self.state.temperature())
             anchor, positive, hard, mask = self.last
             weight = self.config.objective.hard_negative_weight
             with torch.no_grad():

@@ -10,6 +10,7 @@ import csv
 import glob
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,12 +60,12 @@ class Wanted:
             raise UserError(f"{place}: no column {missing[0]!r}; found {', '.join(found)}")
         if self.columns:
             return list(self.columns)
-        least, most, what = COLUMNS[self.form]
+        least, _, what = COLUMNS[self.form]
         if self.form in _USUAL:
             usual = [next((n for n in names if n in found), None) for names in _USUAL[self.form]]
             if None not in usual:
                 return [name for name in usual if name is not None]
-        elif least <= len(found) <= (most or len(found)):
+        elif len(found) == least or (self.form == "pairs" and _are_triplets(found)):
             return found
         raise UserError(
             f"{place}: choose columns (data.columns, or --column), {what}, of {', '.join(found)}"
@@ -91,6 +92,15 @@ _USUAL = {
     "nli": (("premise", "sentence1"), ("hypothesis", "sentence2"), ("label", "gold_label")),
     "labelled": (("text", "sentence"), ("label", "group", "id")),
 }
+
+_ANCHOR_POSITIVE = (("anchor", "positive"), ("sent0", "sent1"), ("query", "positive"))
+
+
+def _are_triplets(found: list[str]) -> bool:
+    """Whether names say that they are anchor, positive, hard negatives, in this order."""
+    others = all(re.fullmatch(r"(hard_?)?neg(ative)?_?\d*", name) for name in found[2:])
+    return tuple(found[:2]) in _ANCHOR_POSITIVE and others
+
 
 Fields = Iterator[tuple[str, tuple[str, ...]]]
 

@@ -44,6 +44,7 @@ from simcse.training import (
     batch_sampler,
     check_views_differ,
     evaluate_model,
+    labels_of,
     rows_used,
     steps_of,
     train_to_the_end,
@@ -220,6 +221,9 @@ def _prepare(config: Config) -> _Prepared:
         )
     _check_rows(config, rows, model)
     check_views_differ(config, model, rows)
+    if columns := len(rows[0]["input_ids"]) - 1:
+        negatives = f", {columns - 1} hard negative{'s' * (columns > 2)}" if columns > 1 else ""
+        print(f"         a row is anchor, positive{negatives}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}")
     teacher, used = None, None
@@ -243,21 +247,25 @@ def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> No
     """
     columns = len(rows[0]["input_ids"])
     if columns > 2 and not set(config.objective.terms) & set(WITH_HARD_NEGATIVES):
+        remedy = "" if config.data.form == "nli" else "name two columns in data.columns, or "
         raise UserError(
             f"objective.terms: {', '.join(config.objective.terms)} does not use the hard negatives "
-            f"of data.train; name two columns in data.columns, or use {WITH_HARD_NEGATIVES[0]}"
+            f"of data.train; {remedy}use {' or '.join(WITH_HARD_NEGATIVES)}"
         )
+    if config.data.form == "labelled" and len(np.unique(labels_of(rows))) == 1:
+        raise UserError("data.train: all rows have one label, so there are no negatives")
     if len(batch_sampler(config, rows)) == 0:
         raise UserError(
             "data.train: the labels with two examples or more make no batch of "
             f"{config.training.batch_size}; lower training.batch_size"
         )
     views = view_collator(config, model).views
-    longest = config.data.max_length + max(len(view.before) + len(view.after) for view in views)
+    longest = max(view.longest(config.data.max_length) for view in views)
     if model.max_seq_length is not None and longest > model.max_seq_length:
         raise UserError(
-            f"views: with their template, texts of data.max_length {config.data.max_length} have "
-            f"{longest} tokens; {config.encoder.name} allows {model.max_seq_length}"
+            f"views: with template and repeated words, texts of data.max_length "
+            f"{config.data.max_length} have up to {longest} tokens; {config.encoder.name} allows "
+            f"{model.max_seq_length}"
         )
 
 

@@ -22,6 +22,7 @@ TermName = Literal[
     "info_nce", "nt_xent", "clip", "decoupled", "sup_con", "dino", "mlm",
     "distill_l2", "distill_similarity",
 ]  # fmt: skip
+Precision = Literal["float32", "bfloat16", "float16"]
 DevTaskName = Literal["pairs", "docstrings", "STSB"]
 TASK_ALIASES = {"STSBenchmark": "STSB", "STS-B": "STSB", "SICKRelatedness": "SICK-R"}
 
@@ -73,17 +74,21 @@ def _weighted_terms(value: object) -> object:
     terms: dict[Any, Any] = {}
     for item in value:
         one = {item: 1.0} if isinstance(item, str) else item
-        if not isinstance(one, dict) or set(one) & set(terms):
+        if not isinstance(one, dict):
             return value  # pydantic says what is expected
+        if twice := set(one) & set(terms):
+            raise ValueError(f"{twice.pop()} is named twice")
         terms |= one
     return terms
 
 
-def _temperature_from_number(value: object) -> object:
+def temperature_from_number(value: object) -> object:
+    """The section that ``temperature: 0.05`` is short for."""
     return {"start": value} if isinstance(value, int | float | str) else value
 
 
-def _objective_from_terms(value: object) -> object:
+def objective_from_terms(value: object) -> object:
+    """The section that ``objective: info_nce`` is short for."""
     return {"terms": value} if isinstance(value, str | list) else value
 
 
@@ -209,6 +214,8 @@ class TemperatureConfig(_Section):
                 if scheduled
                 else f"end has no meaning with schedule {self.schedule}; use linear or cosine"
             )
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum} is above maximum {self.maximum}")
         if self.schedule == "learnable" and not self.minimum <= self.start <= self.maximum:
             raise ValueError(
                 f"start {self.start} is not between minimum {self.minimum} and maximum "
@@ -230,6 +237,15 @@ class DinoConfig(_Section):
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.996
     """Of the teacher's weights; rises to 1 along a cosine."""
 
+    @model_validator(mode="after")
+    def _teacher_is_sharper(self) -> DinoConfig:
+        if self.teacher_temperature > self.student_temperature:
+            raise ValueError(
+                f"teacher_temperature {self.teacher_temperature} is above student_temperature "
+                f"{self.student_temperature}: the teacher must be the sharper one, or all collapses"
+            )
+        return self
+
 
 class ObjectiveConfig(_Section):
     """What embeddings are trained for: a weighted sum of terms, usually one."""
@@ -238,15 +254,17 @@ class ObjectiveConfig(_Section):
         dict[TermName, Annotated[Number, Field(ge=0)]], BeforeValidator(_weighted_terms)
     ] = Field(default={"info_nce": 1.0}, min_length=1)
     """One name, or a list such as ``[{info_nce: 1.0}, {mlm: 0.1}]``. ``objective: info_nce`` is
-    short for ``objective: {terms: info_nce}``."""
-    temperature: Annotated[TemperatureConfig, BeforeValidator(_temperature_from_number)] = (
+    short for ``objective: {terms: info_nce}``, on the command line too."""
+    temperature: Annotated[TemperatureConfig, BeforeValidator(temperature_from_number)] = (
         TemperatureConfig()
     )
-    """A number, or a section. With ``clip`` the default is CLIP's: learnable from 0.07."""
+    """A number, or a section. Where a config with ``clip`` names none it is CLIP's: learnable from
+    0.07."""
     hard_negative_weight: PositiveNumber = 1.0
     """How much an anchor's own hard negatives count (SimCSE's α; the logit gains ln α)."""
     mask_identical: bool = True
-    """Leave out negatives with the text or the label of the anchor or of its positive."""
+    """Leave out negatives with the text or the label of the anchor or of its positive; ``sup_con``
+    goes by labels alone."""
     mlm_probability: Annotated[Number, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens that the term ``mlm`` hides and asks for."""
     dino: DinoConfig = DinoConfig()
@@ -281,7 +299,8 @@ class TrainingConfig(_Section):
     """The optimisation: AdamW with linear decay to zero."""
 
     batch_size: Count = 64
-    """Sentences a step; each is contrasted with the other ``batch_size - 1``."""
+    """Rows a step, each contrasted with the others; with ``data.form=labelled`` half as many
+    pairs."""
     mini_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Gradient caching: texts embedded at a time, for batches larger than memory; same gradients,
     about a third more time."""
@@ -296,7 +315,7 @@ class TrainingConfig(_Section):
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[Number, Field(ge=0)] = 1.0
     """Gradient norm is clipped to this; 0 turns clipping off."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Mixed precision of the forward pass; weights stay float32."""
     log_every: Count = 10
     """Steps between two lines of the log."""
@@ -350,9 +369,7 @@ class Config(_Section):
         ViewConfig(), ViewConfig(),
     ]  # fmt: skip
     """The two views of a sentence; for pairs the first is of anchors, the second of all others."""
-    objective: Annotated[ObjectiveConfig, BeforeValidator(_objective_from_terms)] = (
-        ObjectiveConfig()
-    )
+    objective: Annotated[ObjectiveConfig, BeforeValidator(objective_from_terms)] = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -380,6 +397,16 @@ class Config(_Section):
             raise ValueError(f"objective.teacher needs data.form=sentences, got {form}")
         if form == "labelled" and self.training.batch_size % 2:
             raise ValueError("training.batch_size must be even with data.form=labelled")
+        if form == "labelled" and self.training.batch_size < 4:
+            raise ValueError(
+                "training.batch_size: 2 rows are one labelled pair, which leaves no in-batch "
+                "negatives; allowed is 4 or more"
+            )
+        if "distill_similarity" in terms and self.training.batch_size < 3:
+            raise ValueError(
+                "training.batch_size: distill_similarity ranks the others of a batch; allowed is 3 "
+                "or more"
+            )
         return self
 
     @model_validator(mode="after")

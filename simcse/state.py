@@ -21,10 +21,21 @@ from simcse import encoder
 from simcse.caching import Features, in_mini_batches
 from simcse.errors import UserError, first_line
 from simcse.objectives import dino
-from simcse.settings import Config, TemperatureConfig
+from simcse.settings import Config, Precision, TemperatureConfig
 
 STATE_WEIGHTS = "objective.safetensors"
 _IGNORED = -100  # what transformers labels a token that is not to be predicted
+
+
+def mixed_precision(device: torch.device, precision: Precision) -> torch.autocast:
+    """What the Trainer puts around the model's forward pass, for encoders that are not its model.
+
+    Args:
+        device: Where the pass runs.
+        precision: Of the config; ``float32`` changes nothing.
+    """
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "float32")
 
 
 class Temperature(nn.Module):
@@ -34,7 +45,7 @@ class Temperature(nn.Module):
         super().__init__()
         self.config = config
         self.progress = 0.0
-        """Share of the run that is done; set before each step."""
+        """0 at the first step, 1 at the last; set before each step."""
         self.logarithm: nn.Parameter | None = None
         if config.schedule == "learnable":
             self.logarithm = nn.Parameter(torch.tensor(math.log(config.start)))
@@ -81,6 +92,7 @@ class SelfTeacher(nn.Module):
         super().__init__()
         self.config = config.objective.dino
         self.mini_batch_size = config.training.mini_batch_size
+        self.precision = config.training.precision
         self.key = encoder.training_key(model)
         self.head = PrototypeHead(encoder.width(model), self.config.prototypes)
         self.teacher = copy.deepcopy(model).requires_grad_(False)
@@ -115,7 +127,8 @@ class SelfTeacher(nn.Module):
         return loss
 
     def _embed(self, features: Features) -> Tensor:
-        embeddings: Tensor = self.teacher(dict(features))[self.key]
+        with mixed_precision(features["input_ids"].device, self.precision):
+            embeddings: Tensor = self.teacher(dict(features))[self.key]
         return embeddings.float()
 
     @torch.no_grad()
@@ -149,6 +162,7 @@ class MaskedLanguageModel(nn.Module):
         setattr(full, full.base_model_prefix, transformer.model)  # the encoder that is trained
         full.tie_weights()
         self.full = full
+        self.precision = config.training.precision
         self.mini_batch_size = config.training.mini_batch_size
         self.hide = DataCollatorForLanguageModeling(
             transformer.tokenizer, mlm_probability=config.objective.mlm_probability
@@ -170,9 +184,10 @@ class MaskedLanguageModel(nn.Module):
     def _sums(self, features: Features) -> Tensor:
         """Cross-entropy of each text, summed over its hidden tokens, ``(texts, 1)``."""
         labels = features["labels"]
-        logits: Tensor = self.full(
-            input_ids=features["input_ids"], attention_mask=features["attention_mask"]
-        ).logits
+        with mixed_precision(labels.device, self.precision):
+            logits: Tensor = self.full(
+                input_ids=features["input_ids"], attention_mask=features["attention_mask"]
+            ).logits
         tokens = functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED, reduction="none"
         )
@@ -200,7 +215,7 @@ class ObjectiveState(nn.Module):
             self.to_teacher = nn.Linear(width, teacher_width, bias=False)
 
     def before_step(self, progress: float) -> None:
-        """Called with the share of the run that is done."""
+        """Called with the share of the way from the first step, 0, to the last, 1."""
         self.temperature.progress = progress
 
     def after_step(self, model: SentenceTransformer, progress: float) -> None:

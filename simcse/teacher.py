@@ -12,7 +12,7 @@ from numpy.lib.format import open_memmap
 from sentence_transformers import SentenceTransformer
 
 from simcse.data import TextCounts, texts_of
-from simcse.encoder import fingerprint
+from simcse.encoder import fingerprint, source_of
 from simcse.encoding import encode_by_length
 from simcse.errors import UserError, first_line
 from simcse.files import cache_folder, replacing
@@ -39,7 +39,7 @@ def teacher_embeddings(
     """
     name = str(config.objective.teacher)
     try:
-        teacher = SentenceTransformer(name)
+        teacher = SentenceTransformer(source_of(name))
     except Exception as error:  # every kind of network, lookup and format error
         raise UserError(
             f"objective.teacher: {name} is no sentence-transformers model that can be loaded: "

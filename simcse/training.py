@@ -167,6 +167,11 @@ class SimCSETrainer(SentenceTransformerTrainer):
         # The library clips the model alone; the optimiser also holds what the objective learns.
         return self.accelerator.clip_grad_norm_(self.loss.parameters(), self.args.max_grad_norm)
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As the library chooses, but a learned temperature does not decay (towards 1)."""
+        names: list[str] = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith("temperature.logarithm")]
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the objective's diagnostics to the line of a loss.
 
@@ -231,8 +236,8 @@ class StateSteps(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Schedules follow the share of steps done."""
-        self.objective.before_step(state.global_step / state.max_steps)
+        """Schedules go from the first step to the last."""
+        self.objective.before_step(state.global_step / max(state.max_steps - 1, 1))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -414,10 +419,14 @@ def batch_sampler(config: Config, rows: Dataset) -> ViewBatchSampler | GroupBatc
     """The sampler that fits a config's form of data."""
     training = config.training
     if config.data.form == "labelled":
-        labels = np.asarray(rows.with_format("numpy")["label"])
-        return GroupBatchSampler(labels, training.batch_size, config.seed)
+        return GroupBatchSampler(labels_of(rows), training.batch_size, config.seed)
     lengths = np.asarray(rows.with_format("numpy")["length"])
     return ViewBatchSampler(lengths, training.batch_size, training.batching, config.seed)
+
+
+def labels_of(rows: Dataset) -> np.ndarray:
+    """Label of each row, int64."""
+    return np.asarray(rows.with_format("numpy")["label"])
 
 
 def view_collator(config: Config, model: SentenceTransformer) -> ViewCollator:
@@ -454,8 +463,9 @@ def check_views_differ(config: Config, model: SentenceTransformer, rows: Dataset
     torch.random.set_rng_state(random_state)
     if loss.last is not None and torch.equal(loss.last[0], loss.last[1]):
         raise UserError(
-            "encoder.dropout: the encoder has no dropout, so both views of a sentence are equal "
-            "and there is nothing to learn; set encoder.dropout, such as 0.1"
+            "encoder.dropout: there is no dropout, so both views of a sentence are equal "
+            "and there is nothing to learn; set encoder.dropout, such as 0.1, "
+            "or the dropout of a view"
         )
 
 

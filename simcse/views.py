@@ -43,6 +43,12 @@ class View:
         """Whether token ids pass unchanged."""
         return not (self.repeat or self.cutoff or self.shuffle or self.before or self.after)
 
+    def longest(self, tokens: int) -> int:
+        """Most tokens of the view of a text that has so many, special tokens included."""
+        inner = tokens - self.start - self.end
+        repeated = most_repeats(inner, self.repeat) if self.repeat else 0
+        return tokens + repeated + len(self.before) + len(self.after)
+
     def apply(self, ids: Ids, random: np.random.Generator) -> tuple[Ids, list[int]]:
         """Token ids of the view and its attention mask, in the order repeat, shuffle, cutoff."""
         inner = ids[self.start : len(ids) - self.end]
@@ -70,10 +76,14 @@ def repeat_words(ids: Ids, rate: float, random: np.random.Generator) -> Ids:
     Their number is drawn from 0 to max(2, rate · tokens), both included, as far as there are so
     many tokens.
     """
-    most = min(max(2, int(rate * len(ids))), len(ids))
-    count = int(random.integers(0, most + 1))
+    count = int(random.integers(0, most_repeats(len(ids), rate) + 1))
     chosen = set(random.choice(len(ids), count, replace=False).tolist())
     return [token for i, token in enumerate(ids) for _ in range(2 if i in chosen else 1)]
+
+
+def most_repeats(tokens: int, rate: float) -> int:
+    """How many of so many tokens :func:`repeat_words` doubles at most."""
+    return min(max(2, int(rate * tokens)), tokens)
 
 
 def cut_off(tokens: int, rate: float, random: np.random.Generator) -> list[int]:

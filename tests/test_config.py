@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -272,3 +273,39 @@ def test_temperature_is_a_number_or_a_section(write):
     words = ["objective.temperature={start: 0.2, schedule: cosine, end: 0.05}"]
     found = load_config(write(""), words).objective.temperature
     assert (found.start, found.end) == (0.2, 0.05)
+
+
+@pytest.mark.parametrize("short", ["objective: nt_xent", "objective: {temperature: 0.2}"])
+@pytest.mark.parametrize(
+    ("override", "terms", "start", "schedule"),
+    [
+        ("objective=[{info_nce: 1}, {mlm: 0.5}]", {"info_nce": 1, "mlm": 0.5}, None, "fixed"),
+        ("objective.temperature.schedule=learnable", None, None, "learnable"),
+        ("objective.temperature=0.3", None, 0.3, "fixed"),
+    ],
+)
+def test_an_override_changes_one_setting_of_a_short_section(
+    write, short, override, terms, start, schedule
+):
+    objective = load_config(write(short), [override]).objective
+    before = {"nt_xent": 1} if "nt_xent" in short else {"info_nce": 1}
+    assert objective.terms == (terms or before)
+    assert objective.temperature.start == (start or (0.05 if "nt_xent" in short else 0.2))
+    assert objective.temperature.schedule == schedule
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("objective: [mlm, info_nce, {mlm: 2}]", "objective: mlm is named twice"),
+        ("objective: {temperature: {minimum: 2, maximum: 1}}", "minimum 2.0 is above maximum 1.0"),
+        ("objective: {dino: {teacher_temperature: 0.2}}", "is above student_temperature 0.1"),
+        (
+            "{objective: {terms: distill_similarity, teacher: x}, training: {batch_size: 2}}",
+            "training.batch_size: distill_similarity ranks the others",
+        ),
+    ],
+)
+def test_objectives_that_cannot_be(write, text, expected):
+    with pytest.raises(UserError, match=re.escape(expected)):
+        load_config(write(text))

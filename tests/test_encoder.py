@@ -110,7 +110,7 @@ def test_dropout_override_and_missing_dropout(tmp_path, architecture):
     folder = str(make_encoder(tmp_path / "encoder", architecture))
     rows = [{"input_ids": [[2, 50, 60, 70, 3]], "text_hash": [1]}]
     without = encoder.build(EncoderConfig(name=folder, dropout=0.0))
-    with pytest.raises(UserError, match=r"encoder\.dropout: the encoder has no dropout"):
+    with pytest.raises(UserError, match=r"encoder\.dropout: there is no dropout"):
         check_views_differ(Config(), without, rows)
     check_views_differ(Config(), encoder.build(EncoderConfig(name=folder, dropout=0.3)), rows)
     # One view's own rate, in a pass of its own, reaches every dropout of every architecture.
@@ -119,7 +119,7 @@ def test_dropout_override_and_missing_dropout(tmp_path, architecture):
     with encoder.dropout(without.train(), 0.3):
         probabilities = {m.p for m in without.modules() if isinstance(m, torch.nn.Dropout)}
     assert probabilities <= {0.3}
-    with pytest.raises(UserError, match=r"encoder\.dropout: the encoder has no dropout"):
+    with pytest.raises(UserError, match=r"encoder\.dropout: there is no dropout"):
         check_views_differ(Config(), without, rows)  # and is put back
     # Another way to make views differ needs no dropout.
     shuffled = Config(views=[ViewConfig(), ViewConfig(shuffle=True)])

@@ -45,8 +45,19 @@ def test_pairs_and_triplets(load, tokenizer):
     assert (counts.rows, counts.empty, counts.texts) == (2, 1, 6)
     pairs, _ = load("t.csv", content, form="pairs", columns=["b", "a"])
     assert texts(tokenizer, pairs) == [("three", "one, two"), ("six", "five")]
-    everything, _ = load("t.csv", content, form="pairs")
+    with pytest.raises(UserError, match=r"choose columns .*, of a, b, n, source"):
+        load("t.csv", content, form="pairs")  # is the source a hard negative?
+    named = "anchor,positive,negative_1,negative_2\none,two,three,four\n"
+    everything, _ = load("n.csv", named, form="pairs")
     assert len(everything[0]["input_ids"]) == len(everything[0]["text_hash"]) == 4
+
+
+def test_rows_of_another_width_are_refused_with_their_place(tokenizer, tmp_path):
+    (tmp_path / "a.csv").write_text("anchor,positive\none,two\n")
+    (tmp_path / "b.csv").write_text("anchor,positive,negative\none,two,three\n")
+    config = DataConfig(train=[str(tmp_path / "*.csv")], cache=str(tmp_path / "c"), form="pairs")
+    with pytest.raises(UserError, match=r"b.csv:2: 3 columns; the rows before have 2"):
+        load_training_data(config, tokenizer, seed=0)
 
 
 def test_a_repeated_pair_is_one_row_a_repeated_anchor_is_not(load):
@@ -67,7 +78,7 @@ def test_a_repeated_pair_is_one_row_a_repeated_anchor_is_not(load):
 )
 def test_pairs_without_a_text_are_refused(load, row, expected):
     with pytest.raises(UserError, match=expected):
-        load("p.csv", f"a,b,c\n{row}\n", form="pairs")
+        load("p.csv", f"anchor,positive,negative\n{row}\n", form="pairs")
 
 
 NLI = [

@@ -215,3 +215,22 @@ def test_released_checkpoints_get_the_pooling_they_were_trained_with(tmp_path, m
     ):
         got = SimCSE(name).encode(SENTENCES, normalize_to_unit=False)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def test_two_towers_embed_queries_and_corpus_apart(tiny, tmp_path):
+    config = EncoderConfig(name=str(tiny), towers="two")
+    model = encoder.build(config)
+    with torch.no_grad():
+        for parameter in model[0].sub_modules["document"].parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    encoder.save(model, tmp_path / "towers")
+    simcse = SimCSE(tmp_path / "towers")
+    simcse.build_index(SENTENCES, use_faiss=False)
+    query = simcse.model.encode_query(SENTENCES[:1], normalize_embeddings=True)
+    corpus = simcse.model.encode_document(SENTENCES, normalize_embeddings=True)
+    expected = dict(zip(SENTENCES, (query @ corpus.T)[0], strict=True))
+    found = simcse.search(SENTENCES[0], threshold=-1, top_k=6)
+    assert dict(found) == pytest.approx(expected, abs=1e-5)
+    np.testing.assert_allclose(
+        simcse.similarity(SENTENCES[0], SENTENCES), list(expected.values()), atol=1e-5
+    )

@@ -15,7 +15,7 @@ from simcse import encoder, training
 from simcse.cli import main
 from simcse.config import validate
 from simcse.loss import TrainingLoss
-from simcse.objectives import info_nce
+from simcse.objectives import clip, info_nce
 from simcse.settings import Config, EncoderConfig, TemperatureConfig
 from simcse.state import ObjectiveState, Temperature
 from simcse.views import ViewCollator
@@ -37,7 +37,7 @@ def triplets(tmp_path):
     rows = [
         f"the {a} is {b},a {b} {a},no {a} is {b}" for a in SENTENCES[0].split() for b in "rstuv"
     ]
-    return write(tmp_path / "t.csv", ["a,p,n", *rows])
+    return write(tmp_path / "t.csv", ["sent0,sent1,hard_neg", *rows])
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def settings(name, request):
         return [f"data.train={file}", "data.form=pairs", "objective.hard_negative_weight=2"]
     if name == "towers":
         file = request.getfixturevalue("triplets")
-        columns = ["data.columns=[a, p]", "encoder.towers=two", "encoder.projection=none"]
+        columns = ["data.columns=[sent0, sent1]", "encoder.towers=two", "encoder.projection=none"]
         return [f"data.train={file}", "data.form=pairs", *columns, "objective.terms=clip"]
     if name.startswith("distill"):
         teacher = request.getfixturevalue("teacher")
@@ -167,7 +167,7 @@ def test_schedules_follow_the_run(arguments, run):
     words = ["objective.temperature={start: 0.2, schedule: linear, end: 0.08}"]
     assert main([*arguments, *words]) == 0
     temperatures = [entry["temperature"] for entry in log(run) if "loss" in entry]
-    assert temperatures == pytest.approx([0.2 - 0.02 * step for step in range(6)])
+    assert temperatures == pytest.approx([0.2 - 0.024 * step for step in range(6)])  # to its end
 
 
 def test_temperature_closed_forms():
@@ -176,7 +176,7 @@ def test_temperature_closed_forms():
         cosine.progress = progress
         assert cosine() == pytest.approx(expected)
     learned = Temperature(TemperatureConfig(start=0.07, schedule="learnable"))
-    assert float(learned()) == pytest.approx(0.07)
+    assert float(learned().detach()) == pytest.approx(0.07)
     assert learned().requires_grad
     with torch.no_grad():
         learned.logarithm.fill_(-20)
@@ -228,6 +228,92 @@ def test_teacher_follows_and_is_no_parameter_of_the_optimiser(tiny):
     torch.testing.assert_close(now, 0.9 * before + 0.1 * student)
     state.after_step(model, progress=1.0)  # the momentum has risen to 1
     torch.testing.assert_close(next(teacher.teacher.parameters()), now)
+    now = now.clone()
+    with torch.no_grad():
+        student.add_(1)
+    state.after_step(model, progress=0.25)  # along a cosine: 1 - 0.1 * (cos(pi / 4) + 1) / 2
+    expected = now.lerp(student, 0.1 * (2**0.5 / 2 + 1) / 2)
+    torch.testing.assert_close(next(teacher.teacher.parameters()), expected)
+
+
+def test_dinos_teacher_has_dropout_of_its_own_and_its_centre_follows(tiny):
+    config = validate({"objective": {"terms": "dino", "dino": {"prototypes": 16}}}, "test")
+    model = encoder.build(EncoderConfig(name=str(tiny))).train()
+    state = ObjectiveState(model, config, None).self_teacher
+    features = batch_of(model, SENTENCES)
+    features.pop("identities")
+    student = torch.randn(2, 6, 32)
+    seen = []
+    for _ in range(2):
+        before = state.get_buffer("center").clone()
+        state(student, features)
+        seen.append(state.last)
+        expected = 0.9 * before + 0.1 * state.last.mean(dim=0)
+        torch.testing.assert_close(state.get_buffer("center"), expected)
+    assert not torch.equal(*seen)
+
+
+def test_mlm_never_hides_special_tokens_or_padding(masked, monkeypatch):
+    config = validate(
+        {
+            "encoder": {"name": str(masked)},
+            "objective": {"terms": [{"info_nce": 1.0}, {"mlm": 0.1}], "mlm_probability": 0.9},
+        },
+        "test",
+    )
+    model = encoder.build(config.encoder).train()
+    mlm = ObjectiveState(model, config, None).mlm
+    features = batch_of(model, SENTENCES)
+    shown = {}
+    monkeypatch.setattr(mlm, "_sums", lambda found: shown.update(found) or torch.ones(12, 1))
+    mlm(features["input_ids"], features["attention_mask"])
+    special = torch.isin(features["input_ids"], torch.tensor(model.tokenizer.all_special_ids))
+    assert torch.equal(shown["input_ids"][special], features["input_ids"][special])
+    assert (shown["labels"][special] == -100).all()
+    assert (shown["labels"] != -100).float()[~special].mean() > 0.8
+
+
+def test_other_encoders_of_a_run_have_its_precision(masked):
+    config = validate(
+        {
+            "encoder": {"name": str(masked)},
+            "objective": [{"dino": 1.0}, {"mlm": 0.1}],
+            "training": {"precision": "bfloat16"},
+        },
+        "test",
+    )
+    model = encoder.build(config.encoder).train()
+    state = ObjectiveState(model, config, None)
+    dtypes = []
+    for module in (state.self_teacher.teacher, state.mlm.full):
+        linear = next(m for m in module.modules() if isinstance(m, torch.nn.Linear))
+        linear.register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))
+    features = batch_of(model, SENTENCES)
+    features.pop("identities")
+    assert state.self_teacher(torch.randn(2, 6, 32), features).dtype == torch.float32
+    loss = state.mlm(features["input_ids"], features["attention_mask"])
+    assert loss.dtype == torch.float32 and loss.requires_grad
+    assert dtypes == [torch.bfloat16] * 2
+
+
+def test_a_learned_temperature_does_not_decay(arguments, monkeypatch):
+    groups = []
+    original = training.SimCSETrainer.get_optimizer_cls_and_kwargs
+
+    def spy(self, *args):
+        found = original(self, *args)
+        names = {id(p): n for n, p in self.loss.named_parameters()}
+        groups.extend(
+            (group["weight_decay"], [names[id(p)] for p in group["params"]])
+            for group in found[1]["optimizer_dict"]
+        )
+        return found
+
+    monkeypatch.setattr(training.SimCSETrainer, "get_optimizer_cls_and_kwargs", spy)
+    assert main([*arguments, "objective.terms=clip", "training.weight_decay=0.5"]) == 0
+    decays = {name: decay for decay, names in groups for name in names}
+    assert decays["state.temperature.logarithm"] == 0
+    assert 0.5 in decays.values()
 
 
 def test_mlm_shares_the_encoder_and_takes_the_pretrained_head(masked):
@@ -264,6 +350,17 @@ def test_two_towers_load_as_a_router(arguments, run, triplets, capsys):
     words = settings("towers", type("R", (), {"getfixturevalue": lambda *_: triplets})())
     assert main([*arguments, *words]) == 0
     model = SentenceTransformer(str(run))
+    # Anchors go through the queries' tower: swapped, a batch of pairs has another loss.
+    loss = TrainingLoss(model.eval(), Config(objective={"terms": {"clip": 1.0}}))
+    loss.two_towers = True
+    ids = model.tokenizer(SENTENCES)["input_ids"]
+    rows = [
+        {"input_ids": [ids[i], ids[5 - i]], "text_hash": [i, i + 9], "label": 0} for i in range(6)
+    ]
+    found = loss([ViewCollator(0).features(rows, model.device)])
+    pair = (model.encode_query(SENTENCES), model.encode_document(SENTENCES[::-1]))
+    expected = clip(*map(torch.from_numpy, pair), 0.07)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     queries, documents = model.encode_query(SENTENCES), model.encode_document(SENTENCES)
     assert queries.shape == documents.shape == (6, 32)
     assert not np.allclose(queries, documents)
@@ -320,7 +417,23 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
         ),
         (
             ["views=[{}, {template: '" + "word " * 60 + "{}'}]"],
-            "views: with their template, texts of data.max_length 32 have 92 tokens",
+            "views: with template and repeated words, texts of data.max_length 32 have up to 92",
+        ),
+        (
+            ["data.max_length=64", "views=[{}, {repeat: 0.5}]"],
+            "texts of data.max_length 64 have up to 95 tokens",
+        ),
+        (
+            ["data.train={one_label}", "data.form=labelled"],
+            "data.train: all rows have one label, so there are no negatives",
+        ),
+        (
+            ["data.train={single}", "data.form=labelled", "training.batch_size=2"],
+            "training.batch_size: 2 rows are one labelled pair",
+        ),
+        (
+            ["data.train={nli}", "data.form=nli", "objective.terms=clip", "training.batch_size=2"],
+            "hard negatives of data.train; use info_nce or decoupled",
         ),
     ],
 )
@@ -328,8 +441,12 @@ def test_what_cannot_be_trained_is_one_line(
     words, expected, arguments, run, triplets, tmp_path, capsys
 ):
     single = write(tmp_path / "l.csv", ["text,label", *(f"t{i},{i}" for i in range(40))])
+    one_label = write(tmp_path / "o.csv", ["text,label", *(f"t{i},1" for i in range(40))])
+    nli = [f"p{i},{label}{i},{label}" for i in range(4) for label in ("entailment", "c")]
+    nli = write(tmp_path / "n.csv", ["premise,hypothesis,label", *nli])
     no_head = make_encoder(tmp_path / "modern", "modernbert")
     places = {"{triplets}": triplets, "{single}": single, "{no_head}": no_head}
+    places |= {"{one_label}": one_label, "{nli}": nli}
     filled = []
     for word in words:
         for place, value in places.items():
@@ -339,7 +456,6 @@ def test_what_cannot_be_trained_is_one_line(
         (no_head / "config.json").write_text(
             (no_head / "config.json").read_text().replace('"modernbert"', '"vit"')
         )
-        expected = "error: "
     assert main([*arguments, *filled]) == 2
     captured = capsys.readouterr()
     assert expected in captured.err
@@ -350,6 +466,7 @@ def test_what_cannot_be_trained_is_one_line(
 def test_prototype_collapse_is_named_while_it_trains(arguments, run, capsys):
     # A teacher as soft as this spreads every text over all prototypes.
     words = ["objective.terms=dino", "objective.dino.teacher_temperature=50"]
+    words.append("objective.dino.student_temperature=50")
     assert main([*arguments, *words]) == 0
     output = capsys.readouterr().out
     assert output.count("prototypes have collapsed at step 1: every text takes all") == 1

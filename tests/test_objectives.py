@@ -230,6 +230,15 @@ def test_gradients_through_embeddings_and_temperature(function):
     torch.autograd.gradcheck(lambda a, p: function(a, p, 0.4, mask=mask), (anchor, positive))
 
 
+@pytest.mark.parametrize("function", [info_nce, decoupled])
+def test_gradients_with_hard_negatives(function):
+    anchor, positive = pairs(batch=4, dim=3).requires_grad_()
+    negatives = pairs(batch=4, dim=3).detach().flip(1).clone().requires_grad_()
+    torch.autograd.gradcheck(
+        lambda a, p, n: function(a, p, 0.4, n, 2.0), (anchor, positive, negatives)
+    )
+
+
 def test_gradients_of_the_others():
     anchor, positive = pairs(batch=4, dim=3).requires_grad_()
     labels = torch.tensor([0, 1, 0, 1])
@@ -252,6 +261,9 @@ def test_same_texts_are_masked_and_the_own_positive_never():
     positives, negatives = mask[:, :4], mask[:, 4:]
     assert positives.nonzero().tolist() == [[0, 2], [2, 0]]
     assert negatives.nonzero().tolist() == [[1, 3]]
+    # Row 1's anchor is the text of row 0's positive: neither may push the other away.
+    crossed = same_text_mask(torch.tensor([[1, 2, 3], [2, 4, 5]]))
+    assert crossed.nonzero().tolist() == [[0, 1], [1, 0]]
     labelled = same_text_mask(torch.arange(8).view(2, 4), torch.tensor([0, 1, 0, 2]))
     assert labelled.nonzero().tolist() == [[0, 2], [2, 0]]
     sentences = same_text_mask(torch.tensor([[1, 2, 1], [1, 2, 1]]))
@@ -259,16 +271,29 @@ def test_same_texts_are_masked_and_the_own_positive_never():
 
 
 @pytest.mark.parametrize("function", [info_nce, decoupled, clip, nt_xent])
-def test_a_masked_repeat_counts_like_a_missing_row(function):
-    anchor, positive = pairs()
-    repeated = torch.cat([anchor, anchor[:1]]), torch.cat([positive, positive[:1]])
-    identities = torch.tensor([[0, 1, 2, 3, 4, 5, 0]] * 2)
-    mask = same_text_mask(identities)
-    masked = function(*repeated, 0.3, mask=mask)
-    # Rows 1 to 5 see row 0 twice; without the repeat rows 0 and 6 would be one.
-    assert float(masked) < float(function(*repeated, 0.3))
-    rows = pair_logits(*repeated, 0.3, mask=mask)
-    assert torch.isinf(rows[0, 6]) and torch.isinf(rows[6, 0]) and torch.isfinite(rows[1, 6])
+def test_a_batch_of_two_texts_each_twice_is_the_batch_of_two(function):
+    anchor, positive = pairs(batch=2)
+    twice = torch.cat([anchor, anchor]), torch.cat([positive, positive])
+    mask = same_text_mask(torch.tensor([[0, 1, 0, 1]] * 2))
+    # Each row sees the other text twice, and not the repeat of its own: as if that one row weighed
+    # double, which is a hard negative of it beside the two.
+    own, other = (anchor, positive), (positive.flip(0), anchor.flip(0))
+    total = torch.zeros((), dtype=anchor.dtype)
+    for first, second, stranger in (
+        (*own, other[0]),
+        *(((positive, anchor, other[1]),) if function in (clip, nt_xent) else ()),
+    ):
+        cosine = functional.cosine_similarity
+        right = cosine(first, second) / 0.3
+        strange = cosine(first, stranger) / 0.3
+        negatives = [strange, strange]
+        if function is nt_xent:  # and the strangers of its own view
+            within = cosine(first, first.flip(0)) / 0.3
+            negatives += [within, within]
+        parts = negatives if function is decoupled else [right, *negatives]
+        total = total + (torch.logsumexp(torch.stack(parts), dim=0) - right).mean()
+    sides = 2 if function in (clip, nt_xent) else 1
+    assert float(function(*twice, 0.3, mask=mask)) == pytest.approx(float(total) / sides)
 
 
 def test_everything_masked_is_no_loss_and_no_nan():
@@ -288,13 +313,14 @@ def test_dino_closed_forms():
     assert float(dino(flat, flat, center, 0.1, 0.04)) == pytest.approx(math.log(4))
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 2, batch, prototypes)
+    center = torch.randn(prototypes)
     # Views cross: the student's first view learns from the teacher's second.
     total = 0.0
     for v in range(2):
         for i in range(batch):
-            target = torch.softmax((teacher[1 - v, i] - 0.3) / 0.04, dim=0)
+            target = torch.softmax((teacher[1 - v, i] - center) / 0.04, dim=0)
             total -= float((target * torch.log_softmax(student[v, i] / 0.1, dim=0)).sum())
-    found = dino(student, teacher, center + 0.3, 0.1, 0.04)
+    found = dino(student, teacher, center, 0.1, 0.04)
     assert float(found) == pytest.approx(total / (2 * batch), rel=1e-5)
     with pytest.raises(ValueError, match="one shape"):
         dino(student[0], teacher[0], center, 0.1, 0.04)
@@ -324,6 +350,11 @@ def test_distillation_closed_forms():
     cosines = (unit @ unit.T)[~torch.eye(5, dtype=torch.bool)].view(5, 4)
     share = torch.softmax(cosines / 0.05, dim=1)
     entropy = float(-(share * share.log()).sum(dim=1).mean())
+    found = distill_similarity(student := torch.randn(5, 4), teacher, 0.2, 0.05)
+    unit = functional.normalize(student, dim=1)
+    own = (unit @ unit.T)[~torch.eye(5, dtype=torch.bool)].view(5, 4)
+    expected = -(share * torch.log_softmax(own / 0.2, dim=1)).sum(dim=1).mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
     turned = teacher @ torch.linalg.qr(torch.randn(4, 4)).Q  # the same similarities
     assert float(distill_similarity(turned, teacher, 0.05, 0.05)) == pytest.approx(
         entropy, rel=1e-3
@@ -352,6 +383,12 @@ def test_diagnostics_show_what_temperature_does():
     assert found[0.1]["effective_negatives"] < 40
     assert found[100.0]["effective_negatives"] == pytest.approx(63, abs=0.1)  # all alike
     assert found[0.01]["positive_probability"] > 0.99 > found[100.0]["positive_probability"]
+
+
+def test_without_negatives_there_is_no_figure_of_them():
+    mask = torch.tensor([[False, True], [True, False]])
+    values = diagnostics(pair_logits(torch.eye(2), torch.eye(2), 1.0, mask=mask), 1.0)
+    assert values == {"positive_similarity": 1.0, "positive_probability": 1.0}
 
 
 def test_worked_example_of_two_pairs():

@@ -333,7 +333,7 @@ def test_dry_run_writes_nothing(arguments, run, capsys):
         ("training.precision=float16", "training.precision: float16 needs a GPU"),
         ("training.report_to=nosuchtracker", "training.report_to: nosuchtracker unknown"),
         ("data.max_length=65", "data.max_length: 65 is more than the 64 tokens that"),
-        ("encoder.dropout=0", "encoder.dropout: the encoder has no dropout"),
+        ("encoder.dropout=0", "encoder.dropout: there is no dropout"),
         ("data.train=missing.txt", "data.train: missing.txt: no such file"),
         ("evaluation.data=/nowhere evaluation.tasks=STS12", "STS.input.MSRpar.txt: No such file"),
         ("encoder.name=/no/such/encoder", "encoder.name: /no/such/encoder is neither"),

@@ -24,6 +24,7 @@ REPEAT = "views=[{}, {repeat: 0.32}]"
 RATES = "views=[{dropout: 0.05}, {dropout: 0.15}]"
 CONSERT = "views=[{shuffle: true}, {cutoff: 0.15}]"
 TEMPLATE = "views=[{template: 'The sentence {} has a meaning.'}, {template: 'It says: {}'}]"
+CLIP = ["objective.terms=clip", "objective.temperature={start: 0.07, schedule: learnable}"]
 PLAIN = "encoder.projection=none"
 
 
@@ -44,7 +45,7 @@ def rows(captions: str, triplets: str, teacher: str) -> dict[str, list[str]]:
         "caption groups, info_nce": groups,
         "nt_xent": ["objective.terms=nt_xent"],
         "decoupled": ["objective.terms=decoupled"],
-        "clip, temperature learned": ["objective=clip"],
+        "clip, temperature learned": CLIP,
         "dino": ["objective.terms=dino"],
         "info_nce + 0.1 mlm": ["objective.terms=[{info_nce: 1.0}, {mlm: 0.1}]"],
         "view: word repetition": [REPEAT],
@@ -53,7 +54,7 @@ def rows(captions: str, triplets: str, teacher: str) -> dict[str, list[str]]:
         "view: two templates": [TEMPLATE],
         "NLI pairs, no hard negatives": [*nli, "data.columns=[sent0, sent1]"],
         "NLI pairs, clip, two towers": [
-            *nli, "data.columns=[sent0, sent1]", "objective=clip", "encoder.towers=two", PLAIN,
+            *nli, "data.columns=[sent0, sent1]", *CLIP, "encoder.towers=two", PLAIN,
         ],
         "temperature 0.2 to 0.05, cosine": [
             "objective.temperature={start: 0.2, schedule: cosine, end: 0.05}"

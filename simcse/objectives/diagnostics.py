@@ -1,4 +1,4 @@
-"""What a contrastive loss looks at: logged beside it, from the same logits."""
+"""What a contrastive loss looks at, logged beside it: each anchor against its candidates."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ def diagnostics(logits: Tensor, temperature: float) -> dict[str, float]:
         include ln α times the temperature), ``positive_probability`` (the softmax share of the
         positive, in [0, 1]), and ``effective_negatives``: exp of the entropy of the negatives'
         shares among themselves, from 1, where the hardest has all the weight, to their number.
+        Where every negative is masked, what is about negatives is left out.
     """
-    logits = logits.detach().double()
+    logits = logits.detach().cpu().double()  # not every device has float64
     positive = logits.diagonal()
     own = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
     negatives = logits.masked_fill(own, -torch.inf)
     present = torch.isfinite(negatives)
-    share = functional.softmax(negatives[present.any(dim=1)], dim=1)
-    entropy = -torch.special.xlogy(share, share).sum(dim=1)
-    return {
+    values = {
         "positive_similarity": float(positive.mean()) * temperature,
-        "negative_similarity": float(negatives[present].mean()) * temperature,
         "positive_probability": float(functional.softmax(logits, dim=1).diagonal().mean()),
-        "effective_negatives": float(entropy.exp().mean()),
     }
+    if present.any():
+        share = functional.softmax(negatives[present.any(dim=1)], dim=1)
+        entropy = -torch.special.xlogy(share, share).sum(dim=1)
+        values["negative_similarity"] = float(negatives[present].mean()) * temperature
+        values["effective_negatives"] = float(entropy.exp().mean())
+    return values

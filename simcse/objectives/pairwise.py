@@ -70,8 +70,9 @@ def decoupled(
     Raises:
         ValueError: As :func:`info_nce`; one pair and no hard negative, so nothing to contrast.
 
-    Source: Yeh et al. 2022, Decoupled Contrastive Learning, equation 6
-    (https://arxiv.org/abs/2110.06848), without its optional weighting.
+    Source: Yeh et al. 2022, Decoupled Contrastive Learning (https://arxiv.org/abs/2110.06848);
+    there the negatives are both views of the other texts, here the other view alone, as in
+    :func:`info_nce`, so that the two differ in the denominator's positive only.
     """
     logits = pair_logits(anchor, positive, temperature, hard_negatives, hard_negative_weight, mask)
     if logits.shape[1] < 2:
