@@ -16,7 +16,7 @@ from typing import get_args
 from simcse import __version__, commands
 from simcse.config import config_names
 from simcse.errors import Terminated, UserError, first_line
-from simcse.settings import Pooling
+from simcse.settings import Pooling, Role
 
 EXIT_USER_ERROR = 2
 EXIT_NO_SPACE = 1
@@ -157,11 +157,20 @@ def _parser() -> argparse.ArgumentParser:
         "encode", help="embed a file", description="Embed every row of a file."
     )
     encode.add_argument("file", help="txt (one text a line), csv, tsv, jsonl or parquet, also .gz")
-    encode.add_argument("-o", "--output", required=True, metavar="FILE.npy")
+    encode.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="ends in .npy or .parquet (with the texts)",
+    )
     encode.add_argument(
         "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
     )
     encode.add_argument("--column", help="column of a table")
+    encode.add_argument(
+        "--role", choices=get_args(Role), help="for models that embed both sides of a search apart"
+    )
     encode.add_argument("--max-length", type=int, help="cut texts at this many tokens")
     encode.add_argument(
         "--keep-length", action="store_true", help="do not normalise the embeddings"

@@ -137,30 +137,29 @@ def encode(parsed: argparse.Namespace, arguments: list[str]) -> None:
     _quiet_libraries()
     import numpy as np
 
-    from simcse.files import replacing
     from simcse.inference import SimCSE
     from simcse.readers import read_sentences
+    from simcse.streaming import check_name, encode_to_file
 
     output = Path(parsed.output)
-    if output.suffix != ".npy":
-        raise UserError(f"-o {output}: expected a name that ends in .npy")
-    sentences = list(read_sentences(Path(parsed.file), parsed.column))
-    if not sentences:
-        raise UserError(f"{parsed.file}: no text in it")
-    embeddings = SimCSE(parsed.model, parsed.device, pooling=parsed.pooling).encode(
-        sentences,
-        return_numpy=True,
-        normalize_to_unit=not parsed.keep_length,
-        batch_size=parsed.batch_size,
-        max_length=parsed.max_length,
-        show_progress_bar=sys.stderr.isatty(),
-    )
-    with replacing(output) as temporary, temporary.open("wb") as file:
-        np.save(file, np.asarray(embeddings))
-    print(
-        f"{output}: {embeddings.shape[0]:,} embeddings of width {embeddings.shape[1]}, "
-        "row i is row i of the file"
-    )
+    check_name(output)
+    sentences = read_sentences(Path(parsed.file), parsed.column)
+    simcse = SimCSE(parsed.model, parsed.device, pooling=parsed.pooling)
+
+    def embed(texts: list[str]) -> np.ndarray:
+        found = simcse.encode(
+            texts,
+            return_numpy=True,
+            normalize_to_unit=not parsed.keep_length,
+            batch_size=parsed.batch_size,
+            max_length=parsed.max_length,
+            show_progress_bar=sys.stderr.isatty(),
+            role=parsed.role,
+        )
+        return np.asarray(found)
+
+    rows, width = encode_to_file(sentences, embed, output, parsed.file)
+    print(f"{output}: {rows:,} embeddings of width {width}, row i is row i of the file")
 
 
 def search(parsed: argparse.Namespace, arguments: list[str]) -> None:

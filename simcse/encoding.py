@@ -7,14 +7,12 @@ computes a third more tokens than there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
-Role = Literal["query", "document"]
-"""Which side of a search a text is on: models with two encoders or prompts embed them apart."""
+from simcse.settings import Role
 
 _CHUNK = 10_000
 
@@ -33,7 +31,7 @@ def encode_by_length(
 
     Args:
         model: Any sentence-transformers model.
-        texts: In any order.
+        texts: In any order; repeats are embedded once.
         batch_size: Texts a forward pass.
         device: Overrides the model's.
         normalize: Divide each embedding by its length.
@@ -44,22 +42,27 @@ def encode_by_length(
         float32, ``(texts, dim)``, in the order of the texts.
     """
     encode = encoder_of(model, role)
-    order = np.argsort(-token_lengths(model, texts), kind="stable")
+    places: dict[str, int] = {}
+    where = [places.setdefault(text, len(places)) for text in texts]
+    distinct = list(places)
+    order = np.argsort(-token_lengths(model, distinct), kind="stable")
     result: np.ndarray | None = None
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, "encode", disable=not show_progress, unit="batch"):
         chosen = order[start : start + batch_size]
         found = encode(
-            [texts[i] for i in chosen],
+            [distinct[i] for i in chosen],
             batch_size=len(chosen),
             device=device,
             normalize_embeddings=normalize,
             show_progress_bar=False,
         )
         if result is None:
-            result = np.empty((len(texts), found.shape[1]), dtype=np.float32)
+            result = np.empty((len(distinct), found.shape[1]), dtype=np.float32)
         result[chosen] = found
-    return np.empty((0, int(model.get_embedding_dimension()))) if result is None else result
+    if result is None:
+        return np.empty((0, int(model.get_embedding_dimension())), dtype=np.float32)
+    return result if len(distinct) == len(texts) else result[where]
 
 
 def encoder_of(model: SentenceTransformer, role: Role | None) -> Callable[..., np.ndarray]:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simcse.encoding import Role, encode_by_length, encoder_of
+from simcse.encoding import encode_by_length, encoder_of
 from simcse.errors import UserError
 from simcse.files import replacing
 from simcse.loading import load_model
 from simcse.readers import read_sentences, sound_text
-from simcse.settings import Pooling
+from simcse.settings import Pooling, Role
 
 _PROBE = "The index belongs to the model that made it."
 _QUERY_BLOCK = 256

@@ -23,6 +23,8 @@ TermName = Literal[
     "distill_l2", "distill_similarity",
 ]  # fmt: skip
 Precision = Literal["float32", "bfloat16", "float16"]
+Role = Literal["query", "document"]
+"""Which side of a search a text is on: models with two encoders or prompts embed them apart."""
 DevTaskName = Literal["pairs", "docstrings", "STSB"]
 TASK_ALIASES = {"STSBenchmark": "STSB", "STS-B": "STSB", "SICKRelatedness": "SICK-R"}
 

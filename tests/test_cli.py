@@ -118,7 +118,7 @@ def test_schema_is_json(capsys):
         (["evaluate", "x", "--tasks", ","], "--tasks: name at least one task"),
         (["evaluate", "/no/model", "--tasks", "pairs"], "/no/model is neither a model folder"),
         (["encode", "missing.txt", "-o", "e.npy"], "missing.txt: no such file"),
-        (["encode", "missing.txt", "-o", "e.pt"], "expected a name that ends in .npy"),
+        (["encode", "missing.txt", "-o", "e.pt"], "expected a name that ends in .npy or .parquet"),
         (["search", "q"], "search needs either --corpus FILE or --index FILE.npz"),
     ],
 )

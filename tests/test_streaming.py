@@ -1,0 +1,90 @@
+"""Embeddings written chunk by chunk: the file is that of one pass, and memory is a chunk's."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import SENTENCES
+
+from simcse import encoder, streaming
+from simcse.cli import main
+from simcse.encoding import encode_by_length
+from simcse.errors import UserError
+from simcse.settings import EncoderConfig
+from simcse.streaming import encode_to_file
+
+TEXTS = [f"text {number}" for number in range(23)]
+
+
+def embed(texts):
+    return np.array([[float(text.split()[1]), 1.5] for text in texts], dtype=np.float32)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 23, 100])
+def test_the_file_is_that_of_one_chunk(chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "CHUNK", chunk)
+    sizes = []
+
+    def spy(texts):
+        sizes.append(len(texts))
+        return embed(texts)
+
+    for name in ("e.npy", "e.parquet"):
+        assert encode_to_file(iter(TEXTS), spy, tmp_path / name, "x") == (23, 2)
+    np.testing.assert_array_equal(np.load(tmp_path / "e.npy"), embed(TEXTS))
+    np.testing.assert_array_equal(np.load(tmp_path / "e.npy", mmap_mode="r"), embed(TEXTS))
+    table = pq.read_table(tmp_path / "e.parquet")
+    assert table["text"].to_pylist() == TEXTS
+    assert np.array(table["embedding"].to_pylist(), dtype=np.float32).tolist() == (
+        embed(TEXTS).tolist()
+    )
+    assert max(sizes) == min(chunk, 23)
+
+
+def test_texts_are_read_no_further_than_a_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "CHUNK", 4)
+    read = []
+
+    def texts():
+        for text in TEXTS:
+            read.append(text)
+            yield text
+
+    def stops(chunk):
+        assert len(read) <= 4
+        raise UserError("enough")
+
+    (tmp_path / "e.npy").write_bytes(b"old")
+    with pytest.raises(UserError, match="enough"):
+        encode_to_file(texts(), stops, tmp_path / "e.npy", "x")
+    assert (tmp_path / "e.npy").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["e.npy"]
+
+
+def test_no_text_is_a_mistake_and_leaves_nothing(tmp_path):
+    for name in ("e.npy", "e.parquet"):
+        with pytest.raises(UserError, match=r"in\.txt: no text in it"):
+            encode_to_file([], embed, tmp_path / name, "in.txt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_repeats_are_embedded_once_and_stand_where_they_stood(tiny):
+    model = encoder.build(EncoderConfig(name=str(tiny)))
+    texts = [*SENTENCES, *SENTENCES[::-1], "", SENTENCES[2]]
+    seen = []
+    original = model.encode
+    model.encode = lambda batch, **options: seen.extend(batch) or original(batch, **options)
+    found = encode_by_length(model, texts, 4)
+    assert sorted(seen) == sorted({*SENTENCES, ""})
+    np.testing.assert_allclose(found, original(texts), atol=1e-5)
+
+
+def test_the_command_writes_parquet_and_takes_a_role(tiny, tmp_path, capsys):
+    model = encoder.build(EncoderConfig(name=str(tiny), towers="two"))
+    encoder.save(model, tmp_path / "towers")
+    (tmp_path / "in.txt").write_text("\n".join(SENTENCES) + "\n")
+    words = ["encode", str(tmp_path / "in.txt"), "--model", str(tmp_path / "towers")]
+    output = tmp_path / "e.parquet"
+    assert main([*words, "-o", str(output), "--role", "document", "--keep-length"]) == 0
+    assert "6 embeddings of width 32" in capsys.readouterr().out
+    found = np.array(pq.read_table(output)["embedding"].to_pylist())
+    np.testing.assert_allclose(found, model.encode_document(SENTENCES), atol=1e-5)
