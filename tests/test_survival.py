@@ -226,6 +226,8 @@ def test_ctrl_c_and_sigterm_write_a_checkpoint_and_the_run_ends_the_same(
     assert message.endswith(
         "error: interrupted after step 5, with a checkpoint; the same command resumes\n"
     )
+    folder = folder.rename(tmp_path / "moved")
+    arguments = [*arguments, f"output={folder}"]
     assert start(arguments, (STEP, 6, signal.SIGINT)).exitcode == 130
     assert newest_checkpoint(folder).name == "checkpoint-11"
     assert "Traceback" not in output.read_text()
