@@ -347,7 +347,10 @@ def last_step(folder: Path) -> int:
 
 @pytest.mark.soak
 def test_soak(arguments, tmp_path, start, output):
-    """2,000 steps with a checkpoint every 50: once in peace, once with 20 kills."""
+    """2,000 steps with a checkpoint every 50: once in peace, once with 20 kills at random steps.
+
+    Every second kill waits for the next checkpoint and falls into its writing.
+    """
     steps, kills = 2000, 20
     arguments = [*arguments, f"training.steps={steps}", "evaluation.every=50"]
     arguments += ["training.keep_checkpoints=2", "training.learning_rate=1e-4"]
@@ -373,18 +376,24 @@ def test_soak(arguments, tmp_path, start, output):
         assert quarters[-1] < 1.03 * quarters[1]
 
     moments = random.Random(2026)
-    targets = sorted(moments.randrange(steps) for _ in range(kills))
+    targets = sorted(moments.randrange(steps - 50) for _ in range(kills))
     halves = 0
     started = time.monotonic()
-    for target in targets:
+    scratch = folder / "checkpoints" / ".scratch"
+    for number, target in enumerate(targets):
         process = start(arguments, wait=False)
         while process.exitcode is None and last_step(folder) < target:
             process.join(0.02)
-        process.join(moments.uniform(0, 0.3))
+        if number % 2:  # the next checkpoint, while it is written
+            while process.exitcode is None and not scratch.exists():
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.02))
+        else:
+            process.join(moments.uniform(0, 0.3))
         assert process.exitcode is None, "finished before it could be killed"
         process.kill()
         process.join()
-        half = (folder / "checkpoints" / ".scratch").exists()
+        half = scratch.exists()
         halves += half
         newest = newest_checkpoint(folder)
         print(
