@@ -168,10 +168,12 @@ def arguments(arguments):
 
 
 @pytest.fixture
-def whole(arguments, tmp_path, start):
-    """The same run without interruption."""
-    assert start([*arguments, f"output={tmp_path / 'whole'}"]).exitcode == 0
-    return tmp_path / "whole"
+def whole(arguments, tmp_path_factory, start):
+    """The same run without interruption, made once."""
+    folder = tmp_path_factory.getbasetemp() / "whole"
+    if not folder.exists():
+        assert start([*arguments, f"output={folder}"]).exitcode == 0
+    return folder
 
 
 # Where a checkpoint may be cut off: while its files are written, flushed, sealed, renamed, while
