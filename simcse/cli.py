@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``None`` takes the process's.
 
     Returns:
-        Exit status: 0, or 2 for a mistake of the user, 1 for a full disk, 130 after Ctrl-C.
+        Exit status: 0, or 2 for a mistake of the user, 1 for a full disk, 130 after Ctrl-C,
+        143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):

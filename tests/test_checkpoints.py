@@ -60,7 +60,9 @@ def test_an_error_while_writing_leaves_nothing_and_harms_nothing(root):
     assert damage(place(root, 3)) is None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25
+)
 @given(st.data())
 def test_every_flipped_bit_and_every_cut_is_named(root, data):
     folder = write(root, 1)
@@ -130,7 +132,9 @@ def test_foreign_names_are_no_checkpoints(root):
     assert (root / "checkpoint-best").is_dir()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25
+)
 @given(
     keep=st.integers(1, 3),
     scores=st.lists(st.integers(0, 5), min_size=1, max_size=8),

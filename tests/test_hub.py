@@ -15,6 +15,7 @@ from simcse import SimCSE
 
 SERVER = ROOT.parent / "shared" / "tools" / "hub_server.py"
 ENCODER = "someone/tiny-bert"
+TOKEN = "hf_doNotShowThisToAnybody"
 RELEASE = "princeton-nlp/sup-simcse-bert-base-uncased"
 
 pytestmark = pytest.mark.shared
@@ -84,10 +85,14 @@ SETTINGS = [
 def test_a_run_with_hub_names(client, tmp_path, text):
     settings = [*SETTINGS, f"encoder.name={ENCODER}", "training.precision=float32"]
     settings += [f"data.train={text}"] if text else []
-    answer = client("train.py", "unsup_bert_base", *settings, f"output={tmp_path / 'run'}")
+    command = ["train.py", "unsup_bert_base", *settings, f"output={tmp_path / 'run'}"]
+    answer = client(*command, HF_TOKEN=TOKEN)
     assert answer.returncode == 0, answer.stderr
     assert "96 rows with text, 0 empty" in answer.stdout
     assert (tmp_path / "run" / "scores.json").is_file()
+    written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert TOKEN not in answer.stdout + answer.stderr
+    assert not any(TOKEN.encode() in content for content in written)
 
 
 def test_released_checkpoint_by_name_and_again_offline(client, hub, tmp_path):
@@ -152,8 +157,10 @@ def test_mteb_tasks_and_a_model_by_name(client, hub, tmp_path):
 )
 def test_what_the_hub_does_not_have_is_one_line(client, tmp_path, setting, expected):
     settings = [*SETTINGS, "encoder.name=mini-bert", "training.precision=float32", setting]
-    answer = client("train.py", "unsup_bert_base", *settings, f"output={tmp_path / 'run'}")
+    command = ["train.py", "unsup_bert_base", *settings, f"output={tmp_path / 'run'}"]
+    answer = client(*command, HF_TOKEN=TOKEN)
     assert answer.returncode == 2
     assert expected in answer.stderr
+    assert TOKEN not in answer.stdout + answer.stderr
     assert answer.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()

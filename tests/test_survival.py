@@ -168,10 +168,12 @@ def arguments(arguments):
 
 
 @pytest.fixture
-def whole(arguments, tmp_path, start):
-    """The same run without interruption."""
-    assert start([*arguments, f"output={tmp_path / 'whole'}"]).exitcode == 0
-    return tmp_path / "whole"
+def whole(arguments, tmp_path_factory, start):
+    """The same run without interruption, made once."""
+    folder = tmp_path_factory.getbasetemp() / "whole"
+    if not folder.exists():
+        assert start([*arguments, f"output={folder}"]).exitcode == 0
+    return folder
 
 
 # Where a checkpoint may be cut off: while its files are written, flushed, sealed, renamed, while
@@ -226,6 +228,8 @@ def test_ctrl_c_and_sigterm_write_a_checkpoint_and_the_run_ends_the_same(
     assert message.endswith(
         "error: interrupted after step 5, with a checkpoint; the same command resumes\n"
     )
+    folder = folder.rename(tmp_path / "moved")
+    arguments = [*arguments, f"output={folder}"]
     assert start(arguments, (STEP, 6, signal.SIGINT)).exitcode == 130
     assert newest_checkpoint(folder).name == "checkpoint-11"
     assert "Traceback" not in output.read_text()
@@ -345,7 +349,10 @@ def last_step(folder: Path) -> int:
 
 @pytest.mark.soak
 def test_soak(arguments, tmp_path, start, output):
-    """2,000 steps with a checkpoint every 50: once in peace, once with 20 kills."""
+    """2,000 steps with a checkpoint every 50: once in peace, once with 20 kills at random steps.
+
+    Every second kill waits for the next checkpoint and falls into its writing.
+    """
     steps, kills = 2000, 20
     arguments = [*arguments, f"training.steps={steps}", "evaluation.every=50"]
     arguments += ["training.keep_checkpoints=2", "training.learning_rate=1e-4"]
@@ -371,18 +378,24 @@ def test_soak(arguments, tmp_path, start, output):
         assert quarters[-1] < 1.03 * quarters[1]
 
     moments = random.Random(2026)
-    targets = sorted(moments.randrange(steps) for _ in range(kills))
+    targets = sorted(moments.randrange(steps - 50) for _ in range(kills))
     halves = 0
     started = time.monotonic()
-    for target in targets:
+    scratch = folder / "checkpoints" / ".scratch"
+    for number, target in enumerate(targets):
         process = start(arguments, wait=False)
         while process.exitcode is None and last_step(folder) < target:
             process.join(0.02)
-        process.join(moments.uniform(0, 0.3))
+        if number % 2:  # the next checkpoint, while it is written
+            while process.exitcode is None and not scratch.exists():
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.02))
+        else:
+            process.join(moments.uniform(0, 0.3))
         assert process.exitcode is None, "finished before it could be killed"
         process.kill()
         process.join()
-        half = (folder / "checkpoints" / ".scratch").exists()
+        half = scratch.exists()
         halves += half
         newest = newest_checkpoint(folder)
         print(
