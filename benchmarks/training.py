@@ -3,12 +3,12 @@
     python benchmarks/training.py WIKI.txt [--rounds 5] [--steps 12] [--small]
 
 The peer is what a user would run instead: SentenceTransformerTrainer with
-MultipleNegativesRankingLoss on (text, text) pairs. Same encoder, sentences, batch size 64, 32 tokens
-at most, temperature, optimiser, threads and process. In each round every way trains the same number
-of steps, one after the other; the first steps of each are not timed. First it is checked that both
-sides compute the same loss and gradients on one batch without dropout. Encoders: the shipped mini-bert
-and a BERT of 6 layers, 384 wide, with random weights. Writes results/training.json and
-results/training.md beside itself.
+MultipleNegativesRankingLoss on (text, text) pairs. Same encoder, sentences, batch size 64, 32
+tokens at most, temperature, optimiser, threads and process. In each round every way trains the same
+number of steps, one after the other; the first steps of each are not timed. First it is checked
+that both sides compute the same loss and gradients on one batch without dropout. Encoders: the
+shipped mini-bert and a BERT of 6 layers, 384 wide, with random weights. Writes
+results/training.json and results/training.md beside itself.
 """
 
 from __future__ import annotations

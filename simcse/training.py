@@ -59,6 +59,9 @@ GEOMETRY = ("alignment", "uniformity", "mean_cosine", "effective_rank")
 AVERAGES_FILE = "averages.safetensors"
 
 
+_MEMORY = ("training.mini_batch_size", "training.batch_size", "data.max_length")
+
+
 class DevEvaluator(BaseEvaluator):
     """Scores the dev task and the geometry, every ``evaluation.every`` steps."""
 
@@ -106,6 +109,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         loss: TrainingLoss,
     ) -> None:
         self.sampler = batch_sampler(config, rows)
+        self.scratch = Path(str(arguments.output_dir))
         self.keep = config.training.keep_checkpoints
         columns = ["input_ids", "text_hash", "label"]
         if loss.teacher is not None:
@@ -481,7 +485,7 @@ def train_to_the_end(trainer: SimCSETrainer, checkpoint: Path | None) -> Trainer
     # The Trainer would do one step more than there are when nothing is left to do.
     if state is None or state.global_step < state.max_steps:
         try:
-            with naming_memory("while training", "training.batch_size", "data.max_length"):
+            with naming_memory("while training", *_MEMORY):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except pickle.UnpicklingError as error:  # torch loads plain tensors and numbers alone
             raise UserError(
