@@ -31,6 +31,7 @@ from transformers import (
 
 from simcse.errors import UserError
 from simcse.files import give_usual_mode
+from simcse.layout import use_common_layout
 from simcse.settings import EncoderConfig
 from simcse.settings import Pooling as PoolingName
 
@@ -46,7 +47,6 @@ QUERY, DOCUMENT = "query", "document"
 # Of a transformers config: what says nothing about the embeddings.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
-_TRANSFORMER_SETTINGS = "sentence_bert_config.json"
 # Dropout of heads that a sentence encoder does not have.
 _HEAD_DROPOUT = ("classif", "summary", "qa_", "pooler")
 
@@ -221,16 +221,17 @@ def exported(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def save(model: SentenceTransformer, folder: Path) -> None:
-    """Save in sentence-transformers' layout, safetensors only, without a model card."""
+    """Save in the layout that sentence-transformers 5 and 6 read, safetensors only, no card."""
     model.save_pretrained(str(folder), create_model_card=False)
     for weights in folder.rglob("*.safetensors"):
         give_usual_mode(weights)
-    if getattr(transformer_of(model).model, "pooler", True) is None:
-        # Without this a reader would make up a pooler at random and warn about it.
-        for path in folder.rglob(_TRANSFORMER_SETTINGS):
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            settings["model_args"] = {"add_pooling_layer": False}
-            path.write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
+    network = transformer_of(model).model
+    use_common_layout(
+        folder,
+        max_length=model.max_seq_length,
+        pooler=getattr(network, "pooler", True) is not None,
+        token_types="token_type_ids" in inspect.signature(network.forward).parameters,
+    )
 
 
 def is_intact(folder: Path) -> bool:
