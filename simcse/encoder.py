@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from simcse import hub
 from simcse.errors import UserError
 from simcse.files import give_usual_mode
 from simcse.layout import use_common_layout
@@ -88,7 +89,7 @@ def build(config: EncoderConfig) -> SentenceTransformer:
         config_kwargs = dict.fromkeys(names, config.dropout)
     if config.pooling == "avg_first_last":
         config_kwargs["output_hidden_states"] = True
-    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     # A masked language model has no pooler: transformers would make one up at random and save it.
     model_class = MODEL_MAPPING.get(type(settings), None)
     has_pooler = inspect.isclass(model_class) and (
@@ -98,12 +99,12 @@ def build(config: EncoderConfig) -> SentenceTransformer:
         transformer = Transformer(
             source_of(config.name),
             model_kwargs={
-                **hub,
+                **source,
                 "dtype": torch.float32,  # the default is whatever the checkpoint was stored in
                 **({"add_pooling_layer": False} if has_pooler else {}),
             },
-            config_kwargs={**hub, **config_kwargs},
-            processor_kwargs=dict(hub),
+            config_kwargs={**source, **config_kwargs},
+            processor_kwargs=dict(source),
         )
     modules: list[nn.Module] = [transformer, *pooling_modules(transformer, config.pooling)]
     if config.towers == "two":
@@ -170,6 +171,12 @@ def transformer_of(model: SentenceTransformer) -> Transformer:
     """The transformer module; of two towers the queries'."""
     first = model[0]
     return first.sub_modules[QUERY][0] if isinstance(first, Router) else first
+
+
+def hub_commit(model: SentenceTransformer) -> str | None:
+    """Commit of the Hub repository that the encoder was loaded from; ``None`` for a folder."""
+    found = getattr(transformer_of(model).config, "_commit_hash", None)
+    return None if found is None else str(found)
 
 
 def width(model: SentenceTransformer) -> int:
@@ -299,4 +306,4 @@ def _loading(config: EncoderConfig) -> Iterator[None]:
             problem = "is a folder, but not an encoder that can be loaded"
         else:
             problem = "is neither a model folder here nor could it be had from the Hugging Face Hub"
-        raise UserError(f"encoder.name: {config.name} {problem}: {reason}") from error
+        raise hub.failure(f"encoder.name: {config.name} {problem}: {reason}", error) from error

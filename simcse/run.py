@@ -33,6 +33,7 @@ from simcse.evaluation.table import collapse_lines, score_table
 from simcse.evaluation.tasks import Task
 from simcse.files import write_atomically
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
+from simcse.push import PushCheckpoints
 from simcse.runs import CONFIG_FILE, ITEMS_FILE, SCORES_FILE, read_json, save_items
 from simcse.settings import Config
 from simcse.teacher import teacher_embeddings
@@ -89,6 +90,7 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
                 f"{run}: it has scores, but its model is damaged or missing; remove {SCORES_FILE} "
                 "there and start again to repeat what is needed"
             )
+        write_atomically(run / CONFIG_FILE, to_yaml(config))  # its section hub may be new
         print(f"{run} is finished:")
         print_scores(scores)
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # a kill may have left some
@@ -117,6 +119,8 @@ def _train_in(
     trainer = SimCSETrainer(
         config, arguments, model, prepared.rows, prepared.dev, run, prepared.loss
     )
+    if config.hub.push_checkpoints is not None:
+        trainer.add_callback(PushCheckpoints(config.hub.push_checkpoints))
     checkpoint = newest_checkpoint(run)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}")
@@ -307,7 +311,11 @@ def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[s
                 "start anew with output=FOLDER"
             )
         return
-    found = {**environment(config.seed, command), "text": text}
+    found = {
+        **environment(config.seed, command),
+        "encoder_commit": encoder.hub_commit(prepared.model),
+        "text": text,
+    }
     write_atomically(path, json.dumps(found, indent=2) + "\n")
 
 

@@ -28,6 +28,7 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 from mteb.results import TaskResult
 from sentence_transformers import SentenceTransformer
 
+from simcse import hub
 from simcse.encoder import fingerprint
 from simcse.errors import UserError, first_line
 from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest
@@ -202,9 +203,10 @@ def _load(task: AbsTask) -> None:
         task.load_data()
     except (OSError, ValueError, RuntimeError) as error:
         where = task.metadata.dataset
-        raise UserError(
+        raise hub.failure(
             f"task {MTEB}{task.metadata.name}: cannot load {where['path']} at "
-            f"{where['revision']}: {first_line(error)}"
+            f"{where['revision']}: {first_line(error)}",
+            error,
         ) from error
 
 
