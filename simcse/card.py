@@ -213,14 +213,17 @@ def _facts(published: Published, environment: dict[str, Any]) -> Iterator[tuple[
     yield "training text", f"{_data(config)}{licence}"
     yield "rows", f"{text['rows']:,} (SHA-256 of the text read: `{text['counts']['sha256']}`)"
     training = config.training
-    yield "steps", f"{dev['steps']:,} of {training.batch_size} rows; the checkpoint is step " + (
-        f"{dev['best_step']:,}"
+    yield (
+        "steps",
+        f"{dev['steps']:,} of {training.batch_size} rows; the checkpoint is step "
+        + (f"{dev['best_step']:,}"),
     )
     minutes = read_json(published.run.folder / SCORES_FILE).get("minutes")
     device = f"{environment['device']}, {environment['threads']} threads"
     yield "hardware", device if "cpu" in device.lower() else device.replace("x86_64", "x86-64 CPU")
-    yield "duration", (
-        f"{minutes:.1f} minutes, dev scores included" if minutes else "not known: it was resumed"
+    yield (
+        "duration",
+        (f"{minutes:.1f} minutes, dev scores included" if minutes else "not known: it was resumed"),
     )
     libraries = ", ".join(f"{name} {v}" for name, v in environment["libraries"].items())
     yield "software", f"simcse-trainer {environment['simcse']}, {libraries}"
@@ -243,7 +246,11 @@ def _limitations(published: Published) -> Iterator[str]:
     limit = model.max_seq_length
     yield (
         f"It was trained on texts of at most {config.data.max_length} tokens"
-        + (f"; it reads up to {limit}, beyond its training" if limit != config.data.max_length else "")
+        + (
+            f"; it reads up to {limit}, beyond its training"
+            if limit != config.data.max_length
+            else ""
+        )
         + "."
     )
     languages = ", ".join(config.hub.language)
@@ -259,8 +266,7 @@ def _limitations(published: Published) -> Iterator[str]:
     if len(published.runs.runs) == 1:
         yield "One seed was run; scores of such models differ between seeds by a point or so."
     yield (
-        "A high cosine similarity says that two texts are about the same, not that one follows from "
-        "the other; opposites can be similar."
+        "A high cosine similarity says that two texts are about the same, not that one follows "
+        "from the other; opposites can be similar."
     )
     yield "What it has taken over from the text of its training, bias too, was not examined."
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +10,14 @@ from typing import TypeVar
 import httpx2
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from simcse.errors import HubUnreachableError, UserError, first_line
-from simcse.settings import HUB_NAME
 
 LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
@@ -33,8 +33,14 @@ def check_name(name: str) -> None:
     Raises:
         UserError: It is not.
     """
-    if not re.fullmatch(HUB_NAME, name) or ".." in name or "--" in name:
-        raise UserError(f"{name!r}: expected the name of a repository, such as me/quickstart")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(
+            f"{name!r}: expected the name of a repository: {first_line(error)}"
+        ) from error
+    if "/" not in name:
+        raise UserError(f"{name!r}: expected the name of a repository, such as me/{name}")
 
 
 def failure(message: str, error: BaseException) -> UserError:
@@ -102,7 +108,8 @@ def _passes(error: BaseException) -> bool:
     if (status := _status(error)) is not None:
         return status in _PASSING_STATUS
     return not any(
-        isinstance(cause, OfflineModeIsEnabled | LocalTokenNotFoundError) for cause in _causes(error)
+        isinstance(cause, OfflineModeIsEnabled | LocalTokenNotFoundError)
+        for cause in _causes(error)
     )
 
 
@@ -121,9 +128,11 @@ def _reason(error: BaseException) -> str | None:
             return f"no token; {_LOG_IN}"
         if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
             return f"the Hub cannot be reached ({type(cause).__name__}: {first_line(cause)})"
-    # hf_xet, which carries large files, has no error of its own for connections.
-    module = type(error).__module__.partition(".")[0]
-    return first_line(error) if module in ("hf_xet", "huggingface_hub") else None
+    # What the client finds wrong with a transfer is an OSError without number (the system's have
+    # one), and hf_xet, which carries large files, has no error of its own for connections.
+    own = type(error).__module__.partition(".")[0] in ("hf_xet", "huggingface_hub")
+    transfer = isinstance(error, OSError) and error.errno is None
+    return first_line(error) if own or transfer else None
 
 
 def _http_error(error: BaseException) -> BaseException:

@@ -148,9 +148,7 @@ def _compare(sent: Path, arrived: Path, *, trust_remote_code: bool) -> float:
         )
     sentences = [text for a, b, _ in read_pairs() for text in (a, b)][:_SENTENCES]
     before = load_trained(sent, trust_remote_code=trust_remote_code).encode(sentences)
-    stock = SentenceTransformer(
-        str(arrived), device="cpu", trust_remote_code=trust_remote_code
-    )
+    stock = SentenceTransformer(str(arrived), device="cpu", trust_remote_code=trust_remote_code)
     difference = float(np.abs(before - stock.encode(sentences)).max())
     if not difference <= TOLERANCE:  # so that NaN counts
         raise UserError(
