@@ -61,7 +61,7 @@ def model_card(published: Published) -> ModelCard:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701  Markdown
+        autoescape=False,
     ).from_string((_ASSETS / "card.md").read_text(encoding="utf-8"))
     text = template.render(
         card_data=_metadata(published, environment).to_yaml(),

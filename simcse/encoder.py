@@ -173,10 +173,11 @@ def transformer_of(model: SentenceTransformer) -> Transformer:
     return first.sub_modules[QUERY][0] if isinstance(first, Router) else first
 
 
-def hub_commit(model: SentenceTransformer) -> str | None:
-    """Commit of the Hub repository that the encoder was loaded from; ``None`` for a folder."""
-    found = getattr(transformer_of(model).config, "_commit_hash", None)
-    return None if found is None else str(found)
+def hub_commit(config: EncoderConfig) -> str | None:
+    """Commit of the Hub repository that the encoder is loaded from; ``None`` for a folder."""
+    if Path(source_of(config.name)).exists():
+        return None
+    return hub.cached_commit(config.name, config.revision)
 
 
 def width(model: SentenceTransformer) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import httpx2
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -55,6 +57,13 @@ def failure(message: str, error: BaseException) -> UserError:
     found = any(isinstance(cause, (*unreachable, ConnectionError)) for cause in _causes(error))
     status = _status(error)
     return (HubUnreachableError if found or (status or 0) >= 500 else UserError)(message)
+
+
+def cached_commit(name: str, revision: str | None = None) -> str | None:
+    """Commit of a model as it is in the client's cache; ``None`` where it is not there."""
+    file = try_to_load_from_cache(name, "config.json", revision=revision)
+    # The client keeps files as …/snapshots/<commit>/config.json.
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def with_retries(call: Callable[[], Result], what: str, attempts: int) -> Result:

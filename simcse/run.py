@@ -313,7 +313,7 @@ def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[s
         return
     found = {
         **environment(config.seed, command),
-        "encoder_commit": encoder.hub_commit(prepared.model),
+        "encoder_commit": encoder.hub_commit(config.encoder),
         "text": text,
     }
     write_atomically(path, json.dumps(found, indent=2) + "\n")

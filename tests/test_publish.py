@@ -8,11 +8,9 @@ import pytest
 from conftest import SENTENCES
 from hub_server import HANG_UP, TOKEN, commits, start_hub, tree
 from huggingface_hub import ModelCard, constants
-from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 
 from simcse.cli import main
-from simcse.plots import Picture
 
 pytestmark = pytest.mark.shared
 NAME = "me/small"
@@ -20,24 +18,13 @@ SLOW = pytest.mark.slow
 LFS = r"^/lfs/"
 
 
-@pytest.fixture(scope="module")
-def seeds(tiny, text_file, tmp_path_factory):
-    """Two seeds of four steps."""
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    settings = [f"encoder.name={tiny}", f"data.train={text_file}", "training.steps=4"]
-    settings += ["training.batch_size=8", "evaluation.dev=pairs", "evaluation.tasks=pairs"]
-    settings += ["evaluation.raw_poolings=mean", "seeds=0,1", f"output={folder}"]
-    assert main(["train", "quickstart", *settings]) == 0
-    return folder
+@pytest.fixture
+def run(two_seeds):
+    return two_seeds / "seed-0"
 
 
 @pytest.fixture
-def run(seeds):
-    return seeds / "seed-0"
-
-
-@pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch, one_picture):
     """A Hub, the client told to use it and nothing else, and no waiting between attempts."""
     hub = start_hub(lfs_bytes=1 << 16)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -46,9 +33,6 @@ def hub(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    # Drawing is the slowest part, and tested elsewhere.
-    figure = [Picture("loss", "Training loss", "", Figure(), [], [])]
-    monkeypatch.setattr("simcse.export.pictures", lambda runs: figure)
     hub.waited = []
     monkeypatch.setattr(time, "sleep", hub.waited.append)
     yield hub
@@ -121,11 +105,11 @@ def test_branch_and_public(hub, run, capsys):
     assert hub.private == set()
 
 
-def test_the_best_seed_by_dev_with_the_scores_of_all(hub, seeds):
-    assert publish(seeds) == 0
+def test_the_best_seed_by_dev_with_the_scores_of_all(hub, two_seeds):
+    assert publish(two_seeds) == 0
     files = tree(hub, NAME)
     assert files["model.safetensors"] in [
-        (seeds / f"seed-{n}" / "model.safetensors").read_bytes() for n in (0, 1)
+        (two_seeds / f"seed-{n}" / "model.safetensors").read_bytes() for n in (0, 1)
     ]
     assert "2 seeds" in files["README.md"].decode()
 

@@ -18,7 +18,6 @@ from typing import Any, get_args
 import mteb
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub import try_to_load_from_cache
 from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.sts import AbsTaskSTS
@@ -176,9 +175,7 @@ def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
             answer is the Hub's commit, as on mteb's leaderboard. Else it is
             :func:`~simcse.encoder.fingerprint`.
     """
-    file = try_to_load_from_cache(hub_name, "config.json") if hub_name else None
-    # The Hub client keeps files as …/snapshots/<commit>/config.json.
-    return Path(file).parent.name if isinstance(file, str) else fingerprint(model)
+    return (hub.cached_commit(hub_name) if hub_name else None) or fingerprint(model)
 
 
 def fill_from(data: Path | None, task: AbsTask) -> bool:
