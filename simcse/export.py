@@ -11,7 +11,8 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 
 from simcse import encoder
-from simcse.card import Published, model_card
+from simcse.card import model_card
+from simcse.card_facts import Published
 from simcse.errors import UserError, first_line
 from simcse.evaluation.hub_results import eval_results, pinned_results
 from simcse.evaluation.protocol import Scores

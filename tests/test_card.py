@@ -211,11 +211,13 @@ def test_the_section_hub_fills_the_card_and_may_change_later(export, one_picture
 
 def test_several_seeds_show_mean_and_interval(export, two_seeds, one_picture):
     text = (export(two_seeds) / "README.md").read_text()
-    assert "| 2 seeds |" in text
+    assert "| mean ± std of 2 seeds | 95% interval of the mean |" in text
     summary = json.loads((two_seeds / "summary.json").read_text())["test"]["pairs"]
     found = summary["cosine_spearman"]
     low, high = 100 * found["low"], 100 * found["high"]
-    assert f"{100 * found['mean']:.2f} ± {100 * found['std']:.2f} [{low:.2f} to {high:.2f}]" in text
+    assert (
+        f"{100 * found['mean']:.2f} ± {100 * found['std']:.2f} | {low:.2f} to {high:.2f} |" in text
+    )
     best = json.loads((two_seeds / "summary.json").read_text())["dev"]["best_seed"]
     assert f"seed {best}." in text
     assert "One seed" not in text
