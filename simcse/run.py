@@ -90,7 +90,7 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
                 f"{run}: it has scores, but its model is damaged or missing; remove {SCORES_FILE} "
                 "there and start again to repeat what is needed"
             )
-        write_atomically(run / CONFIG_FILE, to_yaml(config))  # its section hub may be new
+        _keep_hub_settings(run / CONFIG_FILE, config)
         print(f"{run} is finished:")
         print_scores(scores)
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # a kill may have left some
@@ -294,6 +294,13 @@ def _is_finished(run: Path, config: Config) -> bool:
             "choose another with output=FOLDER, or remove it"
         )
     return (run / SCORES_FILE).is_file()
+
+
+def _keep_hub_settings(path: Path, config: Config) -> None:
+    """Note down a section ``hub`` that has changed since the run was made; the rest stays."""
+    old = validate(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+    if old.hub != config.hub:
+        write_atomically(path, to_yaml(old.model_copy(update={"hub": config.hub})))
 
 
 def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[str]) -> None:
