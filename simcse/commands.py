@@ -85,7 +85,7 @@ def publish(parsed: argparse.Namespace, arguments: list[str]) -> None:
 def how_to_fetch(parsed: argparse.Namespace) -> str:
     """What to do where something is missing and the Hub does not answer."""
     if parsed.run is not train:
-        return "repeat the command when the Hub answers; what it has fetched is kept"
+        return "repeat the command when the Hub answers"
     name, overrides = _config_words(parsed)
     command = shlex.join(["simcse", "prefetch", name, *overrides])
     return f"fetch it when the Hub answers, with: {command}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import get_session, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -21,6 +21,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from simcse.errors import HubUnreachableError, UserError, first_line
 
+TIMEOUT = httpx2.Timeout(120.0, connect=15.0)
+"""Of each read, write and connection; the client alone would wait for ever."""
 LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -78,6 +80,7 @@ def with_retries(call: Callable[[], Result], what: str, attempts: int) -> Result
         UserError: The Hub refuses, or did not answer in the last attempt either.
     """
     for attempt in range(1, attempts + 1):
+        get_session().timeout = TIMEOUT  # anew: the client drops its session after some errors
         try:
             return call()
         except Exception as error:  # the client wraps errors of connections in several ways

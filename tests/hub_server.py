@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import socket
+import threading
 
 import pytest
 from conftest import ROOT
@@ -11,13 +12,14 @@ from conftest import ROOT
 SERVER = ROOT.parent / "shared" / "tools" / "hub_server.py"
 TOKEN = "hf_test"
 HANG_UP = "hang up"
+SILENCE = "silence"
 
 
 def start_hub(**settings):
     """A server on the loopback address; skips where the shared tools are not at hand.
 
     ``faults[METHOD, path-regex]`` is a list of what happens to the next calls that match: a status,
-    :data:`HANG_UP` (in the middle of what the client sends) or None for nothing.
+    :data:`HANG_UP` (in the middle of what the client sends), :data:`SILENCE` or None for nothing.
     ``tamper[end of a path]`` changes what is downloaded.
     """
     if not SERVER.is_file():
@@ -40,6 +42,11 @@ class LikeTheReal:
         if action == HANG_UP:
             self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
             self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return None
+        if action == SILENCE:
+            self.body()
+            threading.Event().wait(3)
             self.close_connection = True
             return None
         if action is not None:

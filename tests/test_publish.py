@@ -3,10 +3,11 @@
 import hashlib
 import time
 
+import httpx2
 import numpy as np
 import pytest
 from conftest import SENTENCES
-from hub_server import HANG_UP, TOKEN, commits, start_hub, tree
+from hub_server import HANG_UP, SILENCE, TOKEN, commits, start_hub, tree
 from huggingface_hub import ModelCard, constants
 from sentence_transformers import SentenceTransformer
 
@@ -141,6 +142,14 @@ def test_what_passes_is_tried_again(hub, run, faults, capsys):
     assert not any(faults.values())
     assert hub.waited
     assert "verified" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("call", [("POST", "/repos/create"), ("POST", "/commit/")])
+def test_a_hub_that_says_nothing_is_not_waited_for(hub, run, monkeypatch, capsys, call):
+    monkeypatch.setattr("simcse.hub.TIMEOUT", httpx2.Timeout(0.5))
+    hub.faults = {call: [SILENCE]}
+    assert publish(run) == 0
+    assert "cannot be reached (ReadTimeout: " in capsys.readouterr().err
 
 
 def test_interrupted_for_good_and_repeated(hub, run, capsys):
