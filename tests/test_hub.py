@@ -205,7 +205,11 @@ def test_mteb_tasks_and_a_model_by_name(client, hub, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("encoder.name=someone/nothing", "encoder.name: someone/nothing is neither a model folder"),
+        pytest.param(
+            "encoder.name=someone/nothing",
+            "encoder.name: someone/nothing is neither a model folder",
+            marks=pytest.mark.slow,  # tests/test_publish.py asks in one process
+        ),
         pytest.param(
             "data.train=someone/nothing",
             "data.train: someone/nothing is no file here",

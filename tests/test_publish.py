@@ -266,6 +266,16 @@ def test_training_goes_on_without_a_hub(hub, arguments, run_folder, capsys):
     np.testing.assert_array_equal(pushed, plain)
 
 
+def test_what_the_hub_does_not_have_is_not_to_be_fetched(hub, tmp_path, capsys):
+    words = ["encoder.name=someone/nothing", f"output={tmp_path / 'run'}"]
+    assert main(["train", *words]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "encoder.name: someone/nothing is neither a model folder" in line
+    assert "prefetch" not in line
+    assert any("someone/nothing" in path for _, path, _ in hub.log)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def run_folder(tmp_path):
     return tmp_path / "run"
