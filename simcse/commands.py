@@ -42,6 +42,7 @@ def prefetch(parsed: argparse.Namespace, arguments: list[str]) -> None:
     """Download what a config needs."""
     config = load_config(*_config_words(parsed))
     _quiet_libraries()
+    _show_transfers()
     from simcse.prefetch import prefetch
 
     prefetch(config)
@@ -66,6 +67,7 @@ def export(parsed: argparse.Namespace, arguments: list[str]) -> None:
 def publish(parsed: argparse.Namespace, arguments: list[str]) -> None:
     """Push a run to the Hub, or show what would be pushed."""
     _quiet_libraries()
+    _show_transfers()
     from simcse import publish
 
     run = Path(parsed.run_folder)
@@ -304,6 +306,14 @@ def _quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bar()
+
+
+def _show_transfers() -> None:
+    """The Hub client's progress bars, on a terminal; transformers turns them off with its own."""
+    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
+
+    if sys.stderr.isatty():
+        enable_progress_bars()
 
 
 def _file_name(model: str) -> str:
