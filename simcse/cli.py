@@ -1,4 +1,4 @@
-"""The command line: ``simcse train | evaluate | compare | report | encode | search``.
+"""The command line: ``simcse train | evaluate | encode | publish …``, see ``simcse --help``.
 
 Thin: parse, call the package, turn errors into one line and an exit status. torch is imported only
 once a command has valid arguments.
@@ -15,7 +15,7 @@ from typing import get_args
 
 from simcse import __version__, commands
 from simcse.config import config_names
-from simcse.errors import Terminated, UserError, first_line
+from simcse.errors import HubUnreachableError, Terminated, UserError, first_line
 from simcse.settings import Pooling, Role
 
 EXIT_USER_ERROR = 2
@@ -48,13 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True, errors="replace")
     parser = _parser()
     parsed, extra = parser.parse_known_args(arguments)
-    if extra and (parsed.run is not commands.train or not all("=" in word for word in extra)):
+    takes_settings = parsed.run in (commands.train, commands.prefetch)
+    if extra and (not takes_settings or not all("=" in word for word in extra)):
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
     if extra:  # --training.batch_size=128 means the same as training.batch_size=128
         parsed.words += extra
     try:
         command: Callable[[argparse.Namespace, list[str]], None] = parsed.run
         command(parsed, arguments)
+    except HubUnreachableError as error:
+        return _fail(f"{error}; {commands.how_to_fetch(parsed)}", EXIT_USER_ERROR)
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -90,14 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train from a config",
         description="Train a sentence encoder. The same command resumes an unfinished run.",
     )
-    train.add_argument(
-        "words",
-        nargs="*",
-        metavar="CONFIG | key=value",
-        help=f"a YAML file or one of {', '.join(config_names())} (default quickstart), "
-        "and settings such as training.batch_size=128",
-    )
-    train.add_argument("--config", metavar="FILE", help="the config, as an option")
+    _add_config_words(train)
     train.add_argument(
         "--dry-run", action="store_true", help="print config, data counts, parameters, time"
     )
@@ -105,6 +101,15 @@ def _parser() -> argparse.ArgumentParser:
         "--schema", action="store_true", help="print the JSON schema of a config and stop"
     )
     train.set_defaults(run=commands.train)
+
+    prefetch = subcommands.add_parser(
+        "prefetch",
+        help="download what a config needs",
+        description="Download encoder, text and teacher of a config, so that its run works with "
+        "the network off.",
+    )
+    _add_config_words(prefetch)
+    prefetch.set_defaults(run=commands.prefetch)
 
     evaluate = subcommands.add_parser(
         "evaluate", help="score a model", description="Score a model."
@@ -154,6 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=commands.report)
 
+    _add_publishing(subcommands)
+
     encode = subcommands.add_parser(
         "encode", help="embed a file", description="Embed every row of a file."
     )
@@ -201,6 +208,61 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_publishing(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = subcommands.add_parser(
+        "export",
+        help="write a model for other libraries",
+        description="Write a finished run's model with its card, as `publish` would push it, or "
+        "as an ONNX graph.",
+    )
+    export.add_argument("run_folder", metavar="RUN", help="run folder, or folder of seeds")
+    export.add_argument("output", metavar="OUT", help="folder that is new or empty")
+    export.add_argument(
+        "--format",
+        choices=("sentence-transformers", "onnx"),
+        default="sentence-transformers",
+        help="onnx needs the extra onnx (default: %(default)s)",
+    )
+    export.set_defaults(run=commands.export)
+
+    publish = subcommands.add_parser(
+        "publish",
+        help="push a model to the Hub",
+        description="Create or update a repository on the Hugging Face Hub from a finished run, "
+        "then download it and compare embeddings. The token is HF_TOKEN or that of "
+        "`hf auth login`. The same command again finishes what was interrupted.",
+    )
+    publish.add_argument(
+        "run_folder", metavar="RUN", help="run folder, or folder of seeds (the best by dev)"
+    )
+    publish.add_argument("name", metavar="user/name", help="the repository")
+    publish.add_argument("--public", action="store_true", help="a new one is private without this")
+    publish.add_argument("--revision", metavar="BRANCH", help="push to this branch, not to main")
+    publish.add_argument("--message", help="of the commit")
+    publish.add_argument(
+        "--dry-run", action="store_true", help="print files, sizes and card; send nothing"
+    )
+    publish.add_argument(
+        "--retries",
+        type=_not_negative,
+        default=5,
+        metavar="N",
+        help="how often to try again while the Hub does not answer (default: %(default)s)",
+    )
+    publish.set_defaults(run=commands.publish)
+
+
+def _add_config_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG | key=value",
+        help=f"a YAML file or one of {', '.join(config_names())} (default quickstart), "
+        "and settings such as training.batch_size=128",
+    )
+    parser.add_argument("--config", metavar="FILE", help="the config, as an option")
+
+
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--pooling", choices=get_args(Pooling), help="for a plain encoder only")
     parser.add_argument("--device", help="such as cpu or cuda:0")
@@ -211,6 +273,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not a positive number")
+    return number
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
     return number
 
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import get_args
@@ -24,12 +25,7 @@ def train(parsed: argparse.Namespace, arguments: list[str]) -> None:
     if parsed.schema:
         print(json.dumps(json_schema(), indent=2))
         return
-    positional = [word for word in parsed.words if "=" not in word]
-    overrides = [word for word in parsed.words if "=" in word]
-    named = [*positional, *([parsed.config] if parsed.config else [])]
-    if len(named) > 1:
-        raise UserError(f"one config at a time, got {' and '.join(named)}")
-    config = load_config(named[0] if named else "quickstart", overrides)
+    config = load_config(*_config_words(parsed))
     _quiet_libraries()
     from simcse import run, seeds
 
@@ -42,9 +38,65 @@ def train(parsed: argparse.Namespace, arguments: list[str]) -> None:
         run.train(config, command)
 
 
+def prefetch(parsed: argparse.Namespace, arguments: list[str]) -> None:
+    """Download what a config needs."""
+    config = load_config(*_config_words(parsed))
+    _quiet_libraries()
+    _show_transfers()
+    from simcse.prefetch import prefetch
+
+    prefetch(config)
+
+
+def export(parsed: argparse.Namespace, arguments: list[str]) -> None:
+    """Write the model as others load it, or as an ONNX graph."""
+    _quiet_libraries()
+    from simcse.export import export, new_folder
+
+    run, output = Path(parsed.run_folder), Path(parsed.output)
+    with new_folder(output) as folder:
+        if parsed.format == "onnx":
+            from simcse.onnx_export import export_onnx
+
+            export_onnx(run, folder)
+        else:
+            export(run, output.absolute().name, folder)
+    print(f"written to {output}")
+
+
+def publish(parsed: argparse.Namespace, arguments: list[str]) -> None:
+    """Push a run to the Hub, or show what would be pushed."""
+    _quiet_libraries()
+    _show_transfers()
+    from simcse import publish
+
+    run = Path(parsed.run_folder)
+    if parsed.dry_run:
+        publish.dry_run(run, parsed.name, public=parsed.public, revision=parsed.revision)
+        return
+    publish.publish(
+        run,
+        parsed.name,
+        public=parsed.public,
+        revision=parsed.revision,
+        message=parsed.message,
+        attempts=parsed.retries + 1,
+    )
+
+
+def how_to_fetch(parsed: argparse.Namespace) -> str:
+    """What to do where something is missing and the Hub does not answer."""
+    if parsed.run is not train:
+        return "repeat the command when the Hub answers"
+    name, overrides = _config_words(parsed)
+    command = shlex.join(["simcse", "prefetch", name, *overrides])
+    return f"fetch it when the Hub answers, with: {command}"
+
+
 def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     """Score a model and print the table."""
     _quiet_libraries()
+    from simcse.encoder import fingerprint
     from simcse.encoding import encode_by_length
     from simcse.evaluation import published
     from simcse.evaluation.protocol import PROTOCOL, Remembering
@@ -60,7 +112,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
         raise UserError(f"--data {data}: no such folder")
     rivals = published.find(parsed.against) if parsed.against else []
     name = str(parsed.model or DEFAULT_MODEL)
-    output = _score_file(parsed.output or f"outputs/evaluation/{_file_name(name)}/scores.json")
+    output = _score_file(parsed.output or str(_evaluation_folder(name) / "scores.json"))
     ours, theirs = _split_tasks(parsed.tasks, has_data=data is not None)
     names, missing = task_names(ours, data)
     tasks = [load_task(task, data) for task in names]
@@ -93,7 +145,12 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
         )
         scores["geometry"] = geometry
     save_items(output.with_suffix(".npz"), evaluation.items)
-    result = {"model": name, "protocol": PROTOCOL, "scores": scores}
+    result = {
+        "model": name,
+        "fingerprint": fingerprint(model),
+        "protocol": PROTOCOL,
+        "scores": scores,
+    }
     write_atomically(output, json.dumps(result, indent=2) + "\n")
     columns = {_base_name(name): scores}
     print(score_table(columns))
@@ -189,6 +246,15 @@ def search(parsed: argparse.Namespace, arguments: list[str]) -> None:
             print(f"  nothing at or above --threshold {parsed.threshold}")
 
 
+def _config_words(parsed: argparse.Namespace) -> tuple[str, list[str]]:
+    """Name of the config and the settings given beside it."""
+    positional = [word for word in parsed.words if "=" not in word]
+    named = [*positional, *([parsed.config] if parsed.config else [])]
+    if len(named) > 1:
+        raise UserError(f"one config at a time, got {' and '.join(named)}")
+    return named[0] if named else "quickstart", [word for word in parsed.words if "=" in word]
+
+
 _OURS = {name.lower(): name for name in (*get_args(TaskName), *TASK_ALIASES, *GROUPS)}
 
 
@@ -219,6 +285,13 @@ def _score_file(name: str) -> Path:
     return path
 
 
+def _evaluation_folder(model: str) -> Path:
+    """In a run folder, where its card finds the scores; elsewhere under ``outputs``."""
+    if (Path(model) / "scores.json").is_file() and (Path(model) / "config.yaml").is_file():
+        return Path(model) / "evaluation"
+    return Path("outputs") / "evaluation" / _file_name(model)
+
+
 def _base_name(model: str) -> str:
     return Path(model).absolute().name
 
@@ -232,6 +305,14 @@ def _quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bar()
+
+
+def _show_transfers() -> None:
+    """The Hub client's progress bars, on a terminal; transformers turns them off with its own."""
+    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
+
+    if sys.stderr.isatty():
+        enable_progress_bars()
 
 
 def _file_name(model: str) -> str:

@@ -128,9 +128,16 @@ def to_yaml(config: Config) -> str:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Lines ``key: old -> new`` for every setting in which two configs differ."""
+    """Lines ``key: old -> new`` for every setting in which two configs differ.
+
+    The section ``hub`` does not count: it says nothing about the model.
+    """
     before, after = old.settings(), new.settings()
-    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+    return [
+        f"{key}: {before[key]} -> {after[key]}"
+        for key in before
+        if before[key] != after[key] and not key.startswith("hub.")
+    ]
 
 
 def json_schema() -> dict[str, Any]:

@@ -29,8 +29,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from simcse import hub
 from simcse.errors import UserError
 from simcse.files import give_usual_mode
+from simcse.layout import use_common_layout
 from simcse.settings import EncoderConfig
 from simcse.settings import Pooling as PoolingName
 
@@ -46,7 +48,6 @@ QUERY, DOCUMENT = "query", "document"
 # Of a transformers config: what says nothing about the embeddings.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
-_TRANSFORMER_SETTINGS = "sentence_bert_config.json"
 # Dropout of heads that a sentence encoder does not have.
 _HEAD_DROPOUT = ("classif", "summary", "qa_", "pooler")
 
@@ -88,7 +89,7 @@ def build(config: EncoderConfig) -> SentenceTransformer:
         config_kwargs = dict.fromkeys(names, config.dropout)
     if config.pooling == "avg_first_last":
         config_kwargs["output_hidden_states"] = True
-    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     # A masked language model has no pooler: transformers would make one up at random and save it.
     model_class = MODEL_MAPPING.get(type(settings), None)
     has_pooler = inspect.isclass(model_class) and (
@@ -98,12 +99,12 @@ def build(config: EncoderConfig) -> SentenceTransformer:
         transformer = Transformer(
             source_of(config.name),
             model_kwargs={
-                **hub,
+                **source,
                 "dtype": torch.float32,  # the default is whatever the checkpoint was stored in
                 **({"add_pooling_layer": False} if has_pooler else {}),
             },
-            config_kwargs={**hub, **config_kwargs},
-            processor_kwargs=dict(hub),
+            config_kwargs={**source, **config_kwargs},
+            processor_kwargs=dict(source),
         )
     modules: list[nn.Module] = [transformer, *pooling_modules(transformer, config.pooling)]
     if config.towers == "two":
@@ -172,6 +173,13 @@ def transformer_of(model: SentenceTransformer) -> Transformer:
     return first.sub_modules[QUERY][0] if isinstance(first, Router) else first
 
 
+def hub_commit(config: EncoderConfig) -> str | None:
+    """Commit of the Hub repository that the encoder is loaded from; ``None`` for a folder."""
+    if Path(source_of(config.name)).exists():
+        return None
+    return hub.cached_commit(config.name, config.revision)
+
+
 def width(model: SentenceTransformer) -> int:
     """Width of the embeddings."""
     return int(model.get_embedding_dimension())
@@ -221,16 +229,17 @@ def exported(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def save(model: SentenceTransformer, folder: Path) -> None:
-    """Save in sentence-transformers' layout, safetensors only, without a model card."""
+    """Save in the layout that sentence-transformers 5 and 6 read, safetensors only, no card."""
     model.save_pretrained(str(folder), create_model_card=False)
     for weights in folder.rglob("*.safetensors"):
         give_usual_mode(weights)
-    if getattr(transformer_of(model).model, "pooler", True) is None:
-        # Without this a reader would make up a pooler at random and warn about it.
-        for path in folder.rglob(_TRANSFORMER_SETTINGS):
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            settings["model_args"] = {"add_pooling_layer": False}
-            path.write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
+    network = transformer_of(model).model
+    use_common_layout(
+        folder,
+        max_length=model.max_seq_length,
+        pooler=getattr(network, "pooler", True) is not None,
+        token_types="token_type_ids" in inspect.signature(network.forward).parameters,
+    )
 
 
 def is_intact(folder: Path) -> bool:
@@ -298,4 +307,4 @@ def _loading(config: EncoderConfig) -> Iterator[None]:
             problem = "is a folder, but not an encoder that can be loaded"
         else:
             problem = "is neither a model folder here nor could it be had from the Hugging Face Hub"
-        raise UserError(f"encoder.name: {config.name} {problem}: {reason}") from error
+        raise hub.failure(f"encoder.name: {config.name} {problem}: {reason}", error) from error

@@ -22,6 +22,13 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as ``KeyboardInterrupt`` is Ctrl-C."""
 
 
+class HubUnreachableError(UserError):
+    """Not on this machine, and the Hub does not answer or may not be asked (``HF_HUB_OFFLINE``).
+
+    The command line adds the command that fetches it.
+    """
+
+
 def first_line(error: BaseException) -> str:
     """First line of an exception's message, or its type's name where there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset
 
-from simcse import docstrings
+from simcse import docstrings, hub
 from simcse.errors import UserError, first_line
-from simcse.settings import COLUMNS, DataConfig
+from simcse.settings import COLUMNS, HUB_NAME, DataConfig
 
 EMBEDDED_TEXT = "docstrings"
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
@@ -306,6 +306,17 @@ def find_sources(name: str, config: DataConfig) -> Iterator[Source]:
         yield from _from_hub(name, config)
 
 
+def hub_repository(name: str) -> str | None:
+    """The data set's repository in an entry of ``data.train``; ``None`` for files and docstrings.
+
+    Tells by the name alone, so that it holds where the files are not.
+    """
+    repository, file_follows, _ = name.partition(":")
+    if not re.fullmatch(HUB_NAME, repository):
+        return None
+    return repository if file_follows or not _has_data_suffix(Path(name)) else None
+
+
 def _from_hub(name: str, config: DataConfig) -> Iterator[Source]:
     """``user/name`` is a data set, ``user/name:file`` one file of its repository, read as it is."""
     from datasets import load_dataset
@@ -324,9 +335,10 @@ def _from_hub(name: str, config: DataConfig) -> Iterator[Source]:
     except UserError:
         raise
     except Exception as error:  # every kind of network, authentication and lookup error
-        raise UserError(
+        raise hub.failure(
             f"data.train: {name} is no file here and could not be had from the Hugging Face Hub: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"{type(error).__name__}: {first_line(error)}",
+            error,
         ) from error
 
 

@@ -35,6 +35,7 @@ from simcse.evaluation.tasks import Task
 from simcse.files import filling, write_atomically
 from simcse.interruption import StopSignals
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
+from simcse.push import PushCheckpoints
 from simcse.runs import CONFIG_FILE, ITEMS_FILE, SCORES_FILE, read_json, save_items
 from simcse.settings import Config
 from simcse.teacher import teacher_embeddings
@@ -91,6 +92,7 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
                 f"{run}: it has scores, but its model is damaged or missing; remove {SCORES_FILE} "
                 "there and start again to repeat what is needed"
             )
+        _keep_hub_settings(run / CONFIG_FILE, config)
         print(f"{run} is finished:")
         print_scores(scores)
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)  # a kill may have left some
@@ -121,6 +123,8 @@ def _train_in(
     trainer = SimCSETrainer(
         config, arguments, model, prepared.rows, prepared.dev, run, prepared.loss
     )
+    if config.hub.push_checkpoints is not None:
+        trainer.add_callback(PushCheckpoints(config.hub.push_checkpoints))
     trainer.add_callback(stop)  # last: the others have done their part when it stops the run
     checkpoint = newest_checkpoint(run / CHECKPOINTS, lambda line: print(f"warning: {line}"))
     if checkpoint is not None:
@@ -305,6 +309,13 @@ def _is_finished(run: Path, config: Config) -> bool:
     return (run / SCORES_FILE).is_file()
 
 
+def _keep_hub_settings(path: Path, config: Config) -> None:
+    """Note down a section ``hub`` that has changed since the run was made; the rest stays."""
+    old = validate(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+    if old.hub != config.hub:
+        write_atomically(path, to_yaml(old.model_copy(update={"hub": config.hub})))
+
+
 def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[str]) -> None:
     """Write down what the run is made from; on resume check that the text is still the same."""
     run.mkdir(parents=True, exist_ok=True)
@@ -320,7 +331,11 @@ def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[s
                 "start anew with output=FOLDER"
             )
         return
-    found = {**environment(config.seed, command), "text": text}
+    found = {
+        **environment(config.seed, command),
+        "encoder_commit": encoder.hub_commit(config.encoder),
+        "text": text,
+    }
     write_atomically(path, json.dumps(found, indent=2) + "\n")
 
 

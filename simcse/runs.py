@@ -25,6 +25,8 @@ SCORES_FILE = "scores.json"
 ITEMS_FILE = "scores.npz"
 LOG_FILE = "log.jsonl"
 SEED_PREFIX = "seed-"
+EVALUATION_FOLDER = "evaluation"
+"""In a run folder: what ``simcse evaluate`` found later."""
 SUMMARY_FILE = "summary.json"
 
 _OBJECTS = ("trained", "raw", "dev", "scores")  # keys of scores.json that hold objects

@@ -19,6 +19,7 @@ from simcse.runs import (
     CONFIG_FILE,
     SEED_PREFIX,
     SUMMARY_FILE,
+    Run,
     RunSet,
     load_runs,
     seed_folders,
@@ -77,7 +78,7 @@ def seed_config(config: Config, seed: int) -> Config:
 
 def summary_of(runs: RunSet) -> dict[str, Any]:
     """Mean, standard deviation, range and 95% interval of every score, as JSON values."""
-    best = _best_by_dev(runs)
+    best = best_by_dev(runs).config
     return {
         "seeds": [run.config.seed for run in runs.runs if run.config],
         "dev": {
@@ -113,7 +114,7 @@ def summary_text(runs: RunSet) -> str:
         f"dev ({dev['task']}, {LABELS[dev['metric']]}), which chose the checkpoints: "
         f"{dev_cells[0]}, {dev_cells[1]}",
     ]
-    if (best := _best_by_dev(runs)) and len(runs.runs) > 1:
+    if (best := best_by_dev(runs).config) and len(runs.runs) > 1:
         lines.append(
             f"best of {len(runs.runs)} seeds by dev: seed {best.seed}; quote its scores as "
             f"best of {len(runs.runs)}, never as what a run gives"
@@ -136,9 +137,9 @@ def summary_cells(key: str, summary: Summary) -> list[str]:
     ]
 
 
-def _best_by_dev(runs: RunSet) -> Config | None:
-    best = max(runs.runs, key=lambda run: run.dev["best"] if run.dev else -1)
-    return best.config
+def best_by_dev(runs: RunSet) -> Run:
+    """The seed whose checkpoint has the best dev score; test scores choose nothing."""
+    return max(runs.runs, key=lambda run: run.dev["best"] if run.dev else -1)
 
 
 def _dev_summary(runs: RunSet) -> Summary:

@@ -26,6 +26,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Role = Literal["query", "document"]
 """Which side of a search a text is on: models with two encoders or prompts embed them apart."""
 DevTaskName = Literal["pairs", "docstrings", "STSB"]
+HUB_NAME = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
+"""A repository of the Hugging Face Hub: ``user/name``."""
 TASK_ALIASES = {"STSBenchmark": "STSB", "STS-B": "STSB", "SICKRelatedness": "SICK-R"}
 
 
@@ -272,6 +274,8 @@ class ObjectiveConfig(_Section):
     dino: DinoConfig = DinoConfig()
     teacher: PathText | None = None
     """For ``distill_l2`` and ``distill_similarity``: any sentence-transformers model."""
+    teacher_revision: str | None = None
+    """Branch, tag or commit of a Hub teacher."""
     teacher_temperature: PositiveNumber = 0.05
     """Of the teacher's similarities in ``distill_similarity``."""
 
@@ -355,6 +359,32 @@ class EvaluationConfig(_Section):
         return self
 
 
+class HubConfig(_Section):
+    """What the Hugging Face Hub is told; nothing here changes the model.
+
+    A token is never a setting: it comes from ``HF_TOKEN`` or from ``hf auth login``.
+    """
+
+    push_checkpoints: Annotated[str, Field(pattern=HUB_NAME)] | None = None
+    """``user/name`` of a private repository whose branch ``checkpoints`` gets the model with every
+    checkpoint; training goes on when the Hub does not answer."""
+    license: str | None = None
+    """Licence of the weights, such as ``apache-2.0``, for the model card."""
+    data_license: str | None = None
+    """Licence of the training text, for the model card."""
+    language: Annotated[list[str], BeforeValidator(_list_from_one)] = []
+    """ISO 639 codes of the text, for the model card."""
+    widget: Annotated[list[str], BeforeValidator(_list_from_one)] = []
+    """Sentences of your own for the widget of the model's page: the first is compared with the
+    others. Training sentences are never taken."""
+
+    @model_validator(mode="after")
+    def _widget_compares(self) -> HubConfig:
+        if len(self.widget) == 1:
+            raise ValueError("widget: needs two sentences or more, the first is compared with them")
+        return self
+
+
 class Config(_Section):
     """One training run; every field has a default, so an empty file is a valid config."""
 
@@ -374,6 +404,7 @@ class Config(_Section):
     objective: Annotated[ObjectiveConfig, BeforeValidator(objective_from_terms)] = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    hub: HubConfig = HubConfig()
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted key, in declaration order."""

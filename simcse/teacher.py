@@ -11,14 +11,32 @@ from datasets import Dataset
 from numpy.lib.format import open_memmap
 from sentence_transformers import SentenceTransformer
 
+from simcse import hub
 from simcse.data import TextCounts, texts_of
 from simcse.encoder import fingerprint, source_of
 from simcse.encoding import encode_by_length
 from simcse.errors import UserError, first_line
 from simcse.files import cache_folder, replacing
-from simcse.settings import Config
+from simcse.settings import Config, ObjectiveConfig
 
 _CHUNK = 4096
+
+
+def load_teacher(config: ObjectiveConfig) -> SentenceTransformer:
+    """The teacher of a config that names one.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    try:
+        name = source_of(str(config.teacher))
+        return SentenceTransformer(name, revision=config.teacher_revision)
+    except Exception as error:  # every kind of network, lookup and format error
+        raise hub.failure(
+            f"objective.teacher: {config.teacher} is no sentence-transformers model that can be "
+            f"loaded: {first_line(error)}",
+            error,
+        ) from error
 
 
 def teacher_embeddings(
@@ -37,14 +55,8 @@ def teacher_embeddings(
     Raises:
         UserError: The teacher cannot be loaded.
     """
+    teacher = load_teacher(config.objective)
     name = str(config.objective.teacher)
-    try:
-        teacher = SentenceTransformer(source_of(name))
-    except Exception as error:  # every kind of network, lookup and format error
-        raise UserError(
-            f"objective.teacher: {name} is no sentence-transformers model that can be loaded: "
-            f"{first_line(error)}"
-        ) from error
     chosen = np.ascontiguousarray(np.asarray(rows.with_format("numpy")["row_hash"]))
     parts = f"{fingerprint(teacher)} {counts.sha256}".encode(), chosen.tobytes(), needed.tobytes()
     key = hashlib.sha256(b"".join(parts)).hexdigest()[:24]

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from matplotlib.figure import Figure
 from transformers import AutoModel
 
 from simcse import checkpoints
+from simcse.plots import Picture
 
 ROOT = Path(__file__).parent.parent
 MINI_BERT = ROOT / "simcse" / "assets" / "mini-bert"
@@ -79,6 +81,26 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [f"The {s} {v} {o}." for s in subjects for v in verbs for o in objects]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def two_seeds(tiny: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of two finished seeds of four steps; copy it before changing anything."""
+    from simcse.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    settings = [f"encoder.name={tiny}", f"data.train={text_file}", "training.steps=4"]
+    settings += ["training.batch_size=8", "evaluation.dev=pairs", "evaluation.tasks=pairs"]
+    settings += ["evaluation.raw_poolings=mean", "seeds=0,1", f"output={folder}"]
+    assert main(["train", "quickstart", *settings]) == 0
+    return folder
+
+
+@pytest.fixture
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports draw one empty figure: drawing is the slowest part of them."""
+    picture = Picture("loss", "Training loss", "", Figure(), [], [])
+    monkeypatch.setattr("simcse.export.pictures", lambda runs: [picture])
 
 
 @pytest.fixture(autouse=True)

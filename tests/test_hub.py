@@ -1,19 +1,21 @@
 """Encoders and data sets by Hub name, from a Hub server on the loopback address."""
 
 import gzip
-import importlib.util
+import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT, SENTENCES, make_encoder
+from hub_server import start_hub
 
 from simcse import SimCSE
+from simcse.cli import main
 
-SERVER = ROOT.parent / "shared" / "tools" / "hub_server.py"
 ENCODER = "someone/tiny-bert"
 TOKEN = "hf_doNotShowThisToAnybody"
 RELEASE = "princeton-nlp/sup-simcse-bert-base-uncased"
@@ -24,18 +26,21 @@ pytestmark = pytest.mark.shared
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, text_file):
     """Serves an encoder, a released checkpoint, the paper's text file and a plain data set."""
-    if not SERVER.is_file():
-        pytest.skip("needs ../shared/tools/hub_server.py")
-    spec = importlib.util.spec_from_file_location("hub_server", SERVER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    server = module.Hub(any_revision=True)  # mteb asks for the revisions it pins
+    server = start_hub(any_revision=True)  # mteb asks for the revisions it pins
     folder = make_encoder(tmp_path_factory.mktemp("hub"))
     files = {path.name: (path.read_bytes(), None) for path in folder.iterdir()}
     for name in (ENCODER, RELEASE):
         server.commit(server.create("model", name), "main", files, "add")
     text = text_file.read_bytes()
-    server.add_dataset("princeton-nlp/datasets-for-simcse", {"wiki1m_for_simcse.txt": text})
+    lines = text.decode().splitlines()
+    triplets = "".join(f"{a},{a[4:]},{b}\n" for a, b in itertools.pairwise(lines))
+    server.add_dataset(
+        "princeton-nlp/datasets-for-simcse",
+        {
+            "wiki1m_for_simcse.txt": text,
+            "nli_for_simcse.csv": f"sent0,sent1,hard_neg\n{triplets}".encode(),
+        },
+    )
     rows = "".join(json.dumps({"text": line}) + "\n" for line in text.decode().splitlines())
     server.add_dataset("someone/sentences", {"train.jsonl": rows.encode()})
     server.add_dataset("someone/packed", {"part.txt.gz": gzip.compress(text)})
@@ -74,34 +79,96 @@ SETTINGS = [
 ]
 
 
+CLI = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("config", "more", "expected"),
     [
-        pytest.param(None, id="paper"),
-        pytest.param("someone/sentences", id="rows", marks=pytest.mark.slow),
-        pytest.param("someone/packed:part.txt.gz", id="file", marks=pytest.mark.slow),
+        pytest.param("unsup_bert_base", [], "96 rows with text", id="paper, unsupervised"),
+        pytest.param(
+            "sup_bert_base", [], "95 rows with text", id="paper, supervised", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "unsup_bert_base",
+            [
+                "data.train=someone/sentences",
+                "data.revision={data}",
+                "encoder.revision={encoder}",
+                "objective.terms=distill_l2",
+                f"objective.teacher={ENCODER}",
+                "objective.teacher_revision={encoder}",
+            ],
+            "96 rows with text",
+            id="rows and teacher, pinned",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "unsup_bert_base",
+            ["data.train=someone/packed:part.txt.gz"],
+            "96 rows with text",
+            id="file",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_a_run_with_hub_names(client, tmp_path, text):
+def test_prefetch_then_a_run_with_the_network_off(client, hub, tmp_path, config, more, expected):
+    server, _ = hub
+    pins = {
+        "encoder": server.repos["model", ENCODER]["refs"]["main"],
+        "data": server.repos["dataset", "someone/sentences"]["refs"]["main"],
+    }
     settings = [*SETTINGS, f"encoder.name={ENCODER}", "training.precision=float32"]
-    settings += [f"data.train={text}"] if text else []
-    command = ["train.py", "unsup_bert_base", *settings, f"output={tmp_path / 'run'}"]
-    answer = client(*command, HF_TOKEN=TOKEN)
+    settings += [setting.format(**pins) for setting in more]
+    answer = client(*CLI, "prefetch", config, *settings, HF_TOKEN=TOKEN)
     assert answer.returncode == 0, answer.stderr
-    assert "96 rows with text, 0 empty" in answer.stdout
+    assert "all that the config needs is on this machine" in answer.stdout
+    calls = len(server.log)
+    settings.append(f"output={tmp_path / 'run'}")
+    answer = client("train.py", config, *settings, HF_HUB_OFFLINE="1", HF_TOKEN=TOKEN)
+    assert answer.returncode == 0, answer.stderr
+    assert expected in answer.stdout
     assert (tmp_path / "run" / "scores.json").is_file()
+    assert len(server.log) == calls
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert TOKEN not in answer.stdout + answer.stderr
     assert not any(TOKEN.encode() in content for content in written)
+    found = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert found["encoder_commit"] == pins["encoder"]
+
+
+def test_what_is_missing_offline_is_named_with_what_fetches_it(tmp_path, capsys):
+    words = ["unsup_bert_base", *SETTINGS, "training.precision=float32"]
+    words.append(f"output={tmp_path / 'run'}")
+    assert main(["train", *words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: encoder.name: bert-base-uncased is neither a model folder here")
+    assert line.endswith(
+        f"fetch it when the Hub answers, with: simcse prefetch {shlex.join(words)}"
+    )
+    words = [*words, "encoder.name=mini-bert"]
+    assert main(["train", *words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: data.train: princeton-nlp/datasets-for-simcse:wiki1m_for_simcse")
+    assert "with: simcse prefetch unsup_bert_base" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_prefetch_names_the_evaluation_data_that_are_not_here(tmp_path, capsys, text_file):
+    words = [f"data.train={text_file}", "evaluation.data=nowhere", "evaluation.dev=STSB"]
+    assert main(["prefetch", *words]) == 2
+    output = capsys.readouterr()
+    assert "encoder  mini-bert" in output.out
+    assert "nowhere" in output.err
+    assert "evaluation data are yours; all else is here" in output.err
 
 
 def test_released_checkpoint_by_name_and_again_offline(client, hub, tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(SENTENCES) + "\n")
-    encode = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
     arguments = ["encode", tmp_path / "a.txt", "--model", RELEASE, "--keep-length", "-o"]
-    answer = client(*encode, *arguments, tmp_path / "online.npy")
+    answer = client(*CLI, *arguments, tmp_path / "online.npy")
     assert answer.returncode == 0, answer.stderr
-    answer = client(*encode, *arguments, tmp_path / "offline.npy", HF_HUB_OFFLINE="1")
+    answer = client(*CLI, *arguments, tmp_path / "offline.npy", HF_HUB_OFFLINE="1")
     assert answer.returncode == 0, answer.stderr
     online, offline = (np.load(tmp_path / f"{name}.npy") for name in ("online", "offline"))
     np.testing.assert_array_equal(online, offline)
@@ -142,7 +209,11 @@ def test_mteb_tasks_and_a_model_by_name(client, hub, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("encoder.name=someone/nothing", "encoder.name: someone/nothing is neither a model folder"),
+        pytest.param(
+            "encoder.name=someone/nothing",
+            "encoder.name: someone/nothing is neither a model folder",
+            marks=pytest.mark.slow,  # tests/test_publish.py asks in one process
+        ),
         pytest.param(
             "data.train=someone/nothing",
             "data.train: someone/nothing is no file here",

@@ -12,15 +12,16 @@ from simcse.config import load_config
 from simcse.settings import EncoderConfig
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PUBLISHING = (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    fences = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language, text=README):
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     return [text for name, text in fences if name == language]
 
 
 def commands():
-    for block in blocks("bash"):
+    for block in [*blocks("bash"), *blocks("bash", PUBLISHING)]:
         for line in block.splitlines():
             if words := shlex.split(line, comments=True):
                 yield words

@@ -18,7 +18,6 @@ from typing import Any, get_args
 import mteb
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub import try_to_load_from_cache
 from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.sts import AbsTaskSTS
@@ -28,6 +27,7 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 from mteb.results import TaskResult
 from sentence_transformers import SentenceTransformer
 
+from simcse import hub
 from simcse.encoder import fingerprint
 from simcse.errors import UserError, first_line
 from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest
@@ -175,9 +175,7 @@ def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
             answer is the Hub's commit, as on mteb's leaderboard. Else it is
             :func:`~simcse.encoder.fingerprint`.
     """
-    file = try_to_load_from_cache(hub_name, "config.json") if hub_name else None
-    # The Hub client keeps files as …/snapshots/<commit>/config.json.
-    return Path(file).parent.name if isinstance(file, str) else fingerprint(model)
+    return (hub.cached_commit(hub_name) if hub_name else None) or fingerprint(model)
 
 
 def fill_from(data: Path | None, task: AbsTask) -> bool:
@@ -202,9 +200,10 @@ def _load(task: AbsTask) -> None:
         task.load_data()
     except (OSError, ValueError, RuntimeError) as error:
         where = task.metadata.dataset
-        raise UserError(
+        raise hub.failure(
             f"task {MTEB}{task.metadata.name}: cannot load {where['path']} at "
-            f"{where['revision']}: {first_line(error)}"
+            f"{where['revision']}: {first_line(error)}",
+            error,
         ) from error
 
 

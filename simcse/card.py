@@ -1,0 +1,150 @@
+"""The model card, written from a run folder alone: nothing is downloaded, no training text read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from simcse import encoder
+from simcse.card_facts import (
+    ASSETS,
+    Published,
+    base_model,
+    facts,
+    limitations,
+    temperature,
+    terms,
+    training_text,
+    without_folders,
+)
+from simcse.evaluation.hub_results import is_commit, model_index
+from simcse.evaluation.names import MTEB
+from simcse.evaluation.protocol import PROTOCOL, Scores
+from simcse.evaluation.statistics import summarize
+from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
+from simcse.readers import hub_repository
+from simcse.run import ENVIRONMENT_FILE
+from simcse.runs import read_json
+from simcse.seeds import summary_cells
+
+_TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "simcse"]
+_PAIRS = "; pairs: 252 sentence pairs, written and graded for simcse-trainer"
+
+
+def model_card(published: Published) -> ModelCard:
+    """Metadata and text; huggingface_hub has parsed the result."""
+    config, model = published.config, published.model
+    environment = read_json(published.run.folder / ENVIRONMENT_FILE, "libraries", "text")
+    dense = [i for i, m in enumerate(model) if type(m).__name__ == "Dense"]
+    template = Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        autoescape=False,
+    ).from_string((ASSETS / "card.md").read_text(encoding="utf-8"))
+    text = template.render(
+        card_data=_metadata(published, environment).to_yaml(),
+        name=published.name,
+        base=base_model(config, environment),
+        data=training_text(config),
+        width=encoder.width(model),
+        max_length=model.max_seq_length,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        pooling=config.encoder.pooling,
+        pooling_words=f"{config.encoder.pooling} pooling"
+        + (", then a dense layer with tanh" if config.encoder.projection == "always" else ""),
+        dense=f"{dense[0]}_Dense" if dense else None,
+        towers=config.encoder.towers == "two",
+        score_note=_score_note(published),
+        score_table=_markdown(_score_rows(published)),
+        warnings=collapse_lines({"this model": published.run.scores}),
+        protocol=PROTOCOL + (_PAIRS if "pairs" in published.run.scores else ""),
+        mteb_note=_mteb_note(published.scored_later),
+        pictures=published.pictures,
+        facts=list(facts(published, environment)),
+        terms=list(terms(config, environment)),
+        temperature=temperature(config),
+        config=yaml.safe_dump(without_folders(config), sort_keys=False, allow_unicode=True),
+        limitations=list(limitations(published)),
+    )
+    return ModelCard(text)
+
+
+def _metadata(published: Published, environment: dict[str, Any]) -> ModelCardData:
+    config = published.config
+    datasets = [name for entry in config.data.train if (name := hub_repository(entry))]
+    extra: dict[str, Any] = {}
+    if config.hub.widget:
+        first, *others = config.hub.widget
+        extra["widget"] = [{"source_sentence": first, "sentences": others}]
+    return ModelCardData(
+        language=config.hub.language or None,
+        license=config.hub.license,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=[*_TAGS, f"loss:{'+'.join(config.objective.terms)}"],
+        base_model=config.encoder.name if environment.get("encoder_commit") else None,
+        datasets=datasets or None,
+        model_name=published.name.rpartition("/")[2],
+        eval_results=model_index({**published.run.scores, **published.scored_later}),
+        **extra,
+    )
+
+
+def _score_note(published: Published) -> str:
+    runs, dev = published.runs.runs, published.run.dev or {}
+    chosen = (
+        f"The checkpoint was chosen on {dev['task']}"
+        f" ({LABELS[dev['metric']]} {cell(dev['metric'], dev['best'])}); "
+        "the scores below chose nothing."
+    )
+    if len(runs) == 1:
+        return (
+            f"{chosen} One seed ({published.config.seed}), so there is no interval: what another "
+            "seed would give is not known. Spearman, recall and accuracy ×100; ↓ lower is better."
+        )
+    seeds = ", ".join(str(run.config.seed) for run in runs if run.config)
+    return (
+        f"{chosen} The weights here are the best by that dev score of {len(runs)} seeds ({seeds}): "
+        f"seed {published.run.config.seed if published.run.config else ''}. What a run gives is "
+        "the mean over the seeds, with its standard deviation and interval. "
+        "Spearman, recall and accuracy ×100; ↓ lower is better."
+    )
+
+
+def _score_rows(published: Published) -> list[list[str]]:
+    run, several = published.run, len(published.runs.runs) > 1
+    head = ["task", "score", *(f"untrained, {pooling}" for pooling in run.raw), "**this model**"]
+    if several:
+        head += [f"mean ± std of {len(published.runs.runs)} seeds", "95% interval of the mean"]
+    rows = [head]
+    for task, key in shown_scores({**run.scores, **published.scored_later}):
+        values = run.scores.get(task) or published.scored_later[task]
+        raw = [scores.get(task, {}).get(key) for scores in run.raw.values()]
+        row = [task_label(task, values), LABELS[key]]
+        row += ["" if value is None else cell(key, value) for value in raw]
+        row.append(f"**{cell(key, values[key])}**")
+        if several:
+            found = published.runs.values(task, key)
+            row += summary_cells(key, summarize(found))[::2] if found else ["", ""]
+        rows.append(row)
+    return rows
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    rule = ["---", "---", *["---:"] * (len(rows[0]) - 2)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
+
+
+def _mteb_note(scores: Scores) -> str | None:
+    named = {
+        task.removeprefix(MTEB): str(values["dataset"])
+        for task, values in scores.items()
+        if task.startswith(MTEB) and "dataset" in values
+    }
+    pinned = [f"{k} ({v})" for k, v in named.items() if is_commit(v.rpartition(" ")[2])]
+    return f"Unmodified tasks of mteb: {', '.join(pinned)}." if pinned else None

@@ -1,0 +1,154 @@
+"""What a model card says in words: where a model comes from, how it was made, what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sentence_transformers import SentenceTransformer
+
+from simcse.encoder import EMBEDDED_ENCODER
+from simcse.evaluation.names import MTEB_STS, STS
+from simcse.evaluation.protocol import Scores
+from simcse.plots import Picture
+from simcse.readers import EMBEDDED_TEXT, hub_repository
+from simcse.runs import SCORES_FILE, Run, RunSet, read_json
+from simcse.seeds import best_by_dev
+from simcse.settings import Config
+
+ASSETS = Path(__file__).parent / "assets"
+_HUB = "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a card describes."""
+
+    name: str
+    """``user/name``."""
+    runs: RunSet
+    config: Config
+    model: SentenceTransformer
+    """Of :attr:`run`, as it is published."""
+    scored_later: Scores
+    """Of the same weights, by ``simcse evaluate``; empty where there are none."""
+    pictures: Sequence[Picture]
+
+    @property
+    def run(self) -> Run:
+        """The run whose weights these are: the only one, or the best seed by dev."""
+        return best_by_dev(self.runs)
+
+
+def base_model(config: Config, environment: dict[str, Any]) -> str:
+    """The encoder that training began with, as a phrase that may go on."""
+    name = config.encoder.name
+    if name == EMBEDDED_ENCODER:
+        return "mini-bert, the small encoder that comes with simcse-trainer (CC BY-SA 4.0),"
+    if commit := environment.get("encoder_commit"):
+        return f"[{name}]({_HUB}/{name}/tree/{commit})"
+    return _without_folder(name)
+
+
+def training_text(config: Config) -> str:
+    """The sources of the text, data sets of the Hub with a link, files without their folders."""
+    return ", ".join(
+        f"[{entry}]({_HUB}/datasets/{repository})"
+        if (repository := hub_repository(entry))
+        else "the docstrings of Python packages"
+        if entry == EMBEDDED_TEXT
+        else Path(entry).name
+        for entry in config.data.train
+    )
+
+
+def _without_folder(name: str) -> str:
+    """The last part of a path; a name with at most one slash may be of the Hub and stays."""
+    return name if name.count("/") <= 1 and not name.startswith((".", "/")) else Path(name).name
+
+
+def facts(published: Published, environment: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Label and value of what a stranger needs to judge the training."""
+    config, text = published.config, environment["text"]
+    dev = published.run.dev or {}
+    yield "base model", base_model(config, environment).rstrip(",")
+    licence = f", licence: {config.hub.data_license}" if config.hub.data_license else ""
+    yield "training text", f"{training_text(config)}{licence}"
+    yield "rows", f"{text['rows']:,} (SHA-256 of the text read: `{text['counts']['sha256']}`)"
+    steps = f"{dev['steps']:,} of {config.training.batch_size} rows"
+    yield "steps", f"{steps}; the weights are those of step {dev['best_step']:,}"
+    yield "optimiser", f"AdamW, learning rate {config.training.learning_rate:g}, linear decay"
+    minutes = read_json(published.run.folder / SCORES_FILE).get("minutes")
+    device = f"{environment['device']}, {environment['threads']} threads"
+    yield "hardware", device if "cpu" in device.lower() else device.replace("x86_64", "x86-64 CPU")
+    known = f"{minutes:.1f} minutes, scoring included" if minutes else "not known: it was resumed"
+    yield "duration", known
+    libraries = ", ".join(f"{name} {v}" for name, v in environment["libraries"].items())
+    yield "software", f"simcse-trainer {environment['simcse']}, {libraries}"
+    if commit := environment.get("commit"):
+        yield "source", f"commit `{commit}`"
+
+
+def terms(config: Config, environment: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Name, weight, formula and source of each term of the objective."""
+    known = yaml.safe_load((ASSETS / "objectives.yaml").read_text(encoding="utf-8"))
+    columns = environment["text"]["counts"]["texts"] / max(environment["text"]["counts"]["rows"], 1)
+    for name, weight in config.objective.terms.items():
+        about = known[name]
+        hard = columns > 2 and "with_hard_negatives" in about
+        formula = about["with_hard_negatives" if hard else "formula"]
+        yield {"name": name, "weight": weight, "formula": formula, "source": about["source"]}
+
+
+def temperature(config: Config) -> str:
+    """The settings of τ in words."""
+    wanted = config.objective.temperature
+    if wanted.schedule == "learnable":
+        return f"τ is learned, from {wanted.start:g}"
+    if wanted.end is not None:
+        return f"τ goes from {wanted.start:g} to {wanted.end:g} ({wanted.schedule})"
+    return f"τ = {wanted.start:g}"
+
+
+def limitations(published: Published) -> Iterator[str]:
+    """What a user should know before using the model; a sentence each."""
+    config, limit = published.config, published.model.max_seq_length
+    trained = f"It was trained on texts of at most {config.data.max_length} tokens"
+    beyond = f"; it reads up to {limit}, beyond its training"
+    yield f"{trained}{beyond if limit != config.data.max_length else ''}."
+    languages = ", ".join(config.hub.language)
+    yield (
+        f"Language of the training text: {languages}; others were not tried."
+        if languages
+        else "The language of the training text is not stated."
+    )
+    if EMBEDDED_TEXT in config.data.train:
+        yield "Docstrings are technical English; it has seen no other text since its pre-training."
+    scored = {*published.run.scores, *published.scored_later}
+    if not scored & {*STS, *MTEB_STS}:
+        yield "It was not scored on the STS tasks, so it cannot be compared with published models."
+    if len(published.runs.runs) == 1:
+        yield "One seed was run; scores of such models differ between seeds by a point or so."
+    yield (
+        "A high cosine similarity says that two texts are about the same, not that one follows "
+        "from the other; opposites can be similar."
+    )
+    yield "What it has taken over from the text of its training, bias too, was not examined."
+
+
+def without_folders(config: Config) -> dict[str, Any]:
+    """Every setting that made the model; files without their folders, which tell of a machine."""
+    values: dict[str, Any] = config.model_dump(exclude={"output", "seeds", "hub"})
+    values["data"]["train"] = [
+        name if hub_repository(name) else Path(name).name for name in config.data.train
+    ]
+    del values["data"]["cache"]
+    if config.evaluation.data is not None:
+        values["evaluation"]["data"] = Path(config.evaluation.data).name
+    for section, key in (("encoder", "name"), ("objective", "teacher")):
+        if values[section][key] is not None:
+            values[section][key] = _without_folder(values[section][key])
+    return values

@@ -1,0 +1,102 @@
+"""The folder that is published: the model, its card, the figures, results that the Hub shows."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from simcse import encoder
+from simcse.card import model_card
+from simcse.card_facts import Published
+from simcse.errors import UserError, first_line
+from simcse.evaluation.hub_results import eval_results, pinned_results
+from simcse.evaluation.protocol import Scores
+from simcse.plots import pictures
+from simcse.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_runs, read_json
+from simcse.seeds import best_by_dev
+
+CARD_FILE = "README.md"
+FIGURES = "figures"
+RESULTS = ".eval_results"
+
+
+def export(run: Path, name: str, folder: Path) -> None:
+    """Write the folder, and nothing but what belongs to it.
+
+    Args:
+        run: Run folder, or a folder of seeds: then the best by dev, with the scores of all.
+        name: What the card calls the model, ``user/name``.
+        folder: Empty or not there.
+
+    Raises:
+        UserError: The run is not finished or damaged, or was made by no training run.
+    """
+    runs = load_runs(run)
+    best = best_by_dev(runs)
+    if best.config is None:
+        raise UserError(f"{run}: holds scores of a model, not a training run")
+    model = load_trained(best.folder, trust_remote_code=best.config.encoder.trust_remote_code)
+    fingerprint = encoder.fingerprint(model)
+    drawn = pictures([RunSet(name.rpartition("/")[2], runs.runs)])
+    later = _scored_later(best.folder, fingerprint)
+    card = model_card(Published(name, runs, best.config, model, later, drawn))
+    encoder.save(model, folder)
+    for picture in drawn:
+        (folder / FIGURES).mkdir(exist_ok=True)
+        (folder / FIGURES / f"{picture.name}.png").write_bytes(picture.png())
+    for path in (best.folder / EVALUATION_FOLDER).glob(f"mteb/results/*/{fingerprint}"):
+        for result in pinned_results(path):
+            (folder / RESULTS).mkdir(exist_ok=True)
+            file = folder / RESULTS / f"{result.task_name}.yaml"
+            file.write_text(eval_results(result), encoding="utf-8")
+    card.save(folder / CARD_FILE)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` that takes its place when the block ends without an error.
+
+    Raises:
+        UserError: There is something at ``folder`` already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already; name a folder that is new or empty")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as outer:
+        inner = Path(outer) / "folder"
+        inner.mkdir()
+        yield inner
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(inner, folder)
+
+
+def load_trained(folder: Path, *, trust_remote_code: bool = False) -> SentenceTransformer:
+    """The model of a run folder.
+
+    Raises:
+        UserError: It is damaged or missing.
+    """
+    if not encoder.is_intact(folder):
+        raise UserError(f"{folder}: its model is damaged or missing")
+    try:
+        return SentenceTransformer(str(folder), trust_remote_code=trust_remote_code, device="cpu")
+    except Exception as error:  # a damaged folder fails in many ways, deep in the libraries
+        raise UserError(f"{folder}: cannot be loaded: {first_line(error)}") from error
+
+
+def _scored_later(run: Path, fingerprint: str) -> Scores:
+    """What ``simcse evaluate`` has found for these very weights."""
+    path = run / EVALUATION_FOLDER / SCORES_FILE
+    if not path.is_file():
+        return {}
+    found = read_json(path, "scores", "fingerprint")
+    if found["fingerprint"] != fingerprint:
+        return {}
+    scores: Scores = found["scores"]
+    return scores

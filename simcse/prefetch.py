@@ -1,0 +1,43 @@
+"""Downloads all that a config names, so that its run works with the network off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simcse import encoder
+from simcse.errors import UserError
+from simcse.evaluation.sources import load_dev_task, load_task
+from simcse.readers import find_sources
+from simcse.settings import Config
+from simcse.teacher import load_teacher
+
+
+def prefetch(config: Config) -> None:
+    """Fetch encoder, training text and teacher by the very calls that a run makes.
+
+    Raises:
+        UserError: Something is neither here nor to be had from the Hub. What could be fetched is
+            kept, so the command can be repeated.
+    """
+    encoder.load_tokenizer(config.encoder)
+    encoder.build(config.encoder)
+    print(f"encoder  {_named(config.encoder.name, config.encoder.revision)}", flush=True)
+    for name in config.data.train:
+        for _ in find_sources(name, config.data):
+            pass
+        print(f"text     {_named(name, config.data.revision)}", flush=True)
+    if config.objective.teacher is not None:
+        load_teacher(config.objective)
+        print(f"teacher  {_named(config.objective.teacher, config.objective.teacher_revision)}")
+    data = Path(config.evaluation.data) if config.evaluation.data else None
+    try:
+        load_dev_task(config.evaluation.dev, data)
+        for task in config.evaluation.tasks:
+            load_task(task, data)
+    except UserError as error:
+        raise UserError(f"{error} (evaluation data are yours; all else is here)") from error
+    print("all that the config needs is on this machine")
+
+
+def _named(name: str, revision: str | None) -> str:
+    return f"{name} at {revision}" if revision else name

@@ -1,0 +1,62 @@
+"""ONNX graphs: onnxruntime's embeddings are torch's, for batches that were not traced."""
+
+import re
+
+import numpy as np
+import pytest
+from conftest import ROOT, SENTENCES, make_encoder
+from sentence_transformers import SentenceTransformer
+
+from simcse import encoder
+from simcse.cli import main
+from simcse.onnx_export import write_graph
+from simcse.settings import EncoderConfig
+
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+CASES = [
+    pytest.param("bert", "mean", "always", marks=pytest.mark.slow),
+    pytest.param("bert", "cls", "none", marks=pytest.mark.slow),
+    pytest.param("bert", "avg_first_last", "none", marks=pytest.mark.slow),
+    pytest.param("roberta", "mean", "none", marks=pytest.mark.slow),
+    pytest.param("distilbert", "mean", "none", marks=pytest.mark.slow),
+    pytest.param("mpnet", "cls", "none", marks=pytest.mark.slow),
+    pytest.param("modernbert", "mean", "none", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("architecture", "pooling", "projection"), CASES)
+def test_graph_equals_torch(tmp_path, architecture, pooling, projection):
+    source = make_encoder(tmp_path / "source", architecture)
+    config = EncoderConfig(name=str(source), pooling=pooling, projection=projection)
+    model = encoder.build(config)
+    folder = tmp_path / "graph"
+    folder.mkdir()
+    assert write_graph(model, folder) < 1e-5
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    batch = model.tokenizer(SENTENCES, padding=True, return_tensors="np")
+    [found] = session.run(None, dict(batch))
+    np.testing.assert_allclose(found, model.encode(SENTENCES), atol=1e-5)
+    assert [output.name for output in session.get_outputs()] == ["sentence_embedding"]
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["export", str(tmp_path), str(tmp_path / "out"), "--format", "onnx"]) == 2
+    assert "pip install 'simcse-trainer[onnx]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_the_docs_runs(two_seeds, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = two_seeds / "seed-0"
+    assert main(["export", str(run), "quickstart-onnx", "--format", "onnx"]) == 0
+    docs = (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    names = {}
+    exec(example, names)
+    expected = SentenceTransformer(str(run), device="cpu").encode(
+        ["The cat sleeps.", "A cat is asleep."]
+    )
+    np.testing.assert_allclose(names["embeddings"], expected, atol=1e-5)
