@@ -59,7 +59,7 @@ GEOMETRY = ("alignment", "uniformity", "mean_cosine", "effective_rank")
 AVERAGES_FILE = "averages.safetensors"
 
 
-_MEMORY = ("training.mini_batch_size", "training.batch_size", "data.max_length")
+_MEMORY = ("training.mini_batch_size (gradient caching)", "training.batch_size", "data.max_length")
 
 
 class DevEvaluator(BaseEvaluator):

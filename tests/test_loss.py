@@ -88,6 +88,8 @@ def settings(name, request):
         return [f"encoder.name={model}", "objective.terms=[{info_nce: 1.0}, {mlm: 0.1}]"]
     if name == "views":
         return ["views=[{dropout: 0.2}, {repeat: 0.3, cutoff: 0.2, shuffle: true}]"]
+    if name == "cached":
+        return ["objective.terms=clip", "training.mini_batch_size=3"]
     if name == "dino":
         return ["objective.terms=dino", "objective.dino.prototypes=16"]
     return [f"objective.terms={name}"]
@@ -95,7 +97,7 @@ def settings(name, request):
 
 NAMES = [
     "nt_xent", "decoupled", "clip", "dino", "mlm", "sup_con", "groups", "triplets", "towers",
-    "distill_l2", "distill_similarity", "views",
+    "distill_l2", "distill_similarity", "views", "cached",
 ]  # fmt: skip
 
 

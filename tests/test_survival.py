@@ -438,7 +438,8 @@ def test_want_of_memory_names_the_settings(arguments, run, monkeypatch, capsys, 
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert message.startswith(
-        "error: out of memory while training; lower training.batch_size or data.max_length ("
+        "error: out of memory while training; lower training.mini_batch_size (gradient caching) or "
+        "training.batch_size or data.max_length ("
     )
     assert message.count("\n") == 1
     assert newest_checkpoint(run).name == "checkpoint-4"

@@ -1,9 +1,10 @@
-"""Every objective, view option, and source of supervision on the shipped encoder.
+r"""Every objective, view option, and source of supervision on the shipped encoder.
 
-    python docs/studies/objectives.py WIKI.txt SENTEVAL CAPTIONS.tsv TRIPLETS.csv TEACHER [SEEDS]
+    python docs/studies/objectives.py WIKI.txt SENTEVAL CAPTIONS.tsv TRIPLETS.csv TEACHER \
+        [SEEDS] [ROWS]
 
 Each row changes configs/unsup_wiki_mini.yaml as it says: 250 steps of 64, 16,000 sentences, one
-run a seed (default 0). Runs lie below outputs/studies/objectives; finished ones are not repeated,
+run a seed (default 0); with ROWS only the first so many rows. Runs lie below outputs/studies/objectives; finished ones are not repeated,
 so the script can be stopped and started again, and given more seeds. It writes objectives.table.md
 beside itself; rows that were not run stay blank.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ RATES = "views=[{dropout: 0.05}, {dropout: 0.15}]"
 CONSERT = "views=[{shuffle: true}, {cutoff: 0.15}]"
 TEMPLATE = "views=[{template: 'The sentence {} has a meaning.'}, {template: 'It says: {}'}]"
 CLIP = ["objective.terms=clip", "objective.temperature={start: 0.07, schedule: learnable}"]
+LONG = ["training.steps=1000", "evaluation.every=100"]
 PLAIN = "encoder.projection=none"
 
 
@@ -43,6 +46,9 @@ def rows(captions: str, triplets: str, teacher: str) -> dict[str, list[str]]:
         "distill_similarity": [*taught, "objective.terms=distill_similarity"],
         "caption groups, sup_con": [*groups, "objective.terms=sup_con"],
         "caption groups, info_nce": groups,
+        "1,000 steps: info_nce": LONG,
+        "1,000 steps: NLI triplets": [*nli, "data.columns=[sent0, sent1, hard_neg]", *LONG],
+        "1,000 steps: distill_l2": [*taught, "objective.terms=distill_l2", *LONG],
         "nt_xent": ["objective.terms=nt_xent"],
         "decoupled": ["objective.terms=decoupled"],
         "clip, temperature learned": CLIP,
@@ -64,14 +70,15 @@ def rows(captions: str, triplets: str, teacher: str) -> dict[str, list[str]]:
 
 def main() -> int:
     """Run what is missing seed by seed, rewriting the table after every run."""
-    if len(sys.argv) not in (6, 7):
+    if len(sys.argv) not in (6, 7, 8):
         print(__doc__, file=sys.stderr)
         return 2
     text, senteval, captions, triplets, teacher = sys.argv[1:6]
-    seeds = [int(seed) for seed in (sys.argv[6] if len(sys.argv) == 7 else "0").split(",")]
+    seeds = [int(seed) for seed in (sys.argv[6] if len(sys.argv) > 6 else "0").split(",")]
+    most = int(sys.argv[7]) if len(sys.argv) > 7 else None
     everything = rows(captions, triplets, teacher)
     for seed in seeds:
-        for name, settings in everything.items():
+        for name, settings in islice(everything.items(), most):
             common = [f"data.train={text}", f"evaluation.data={senteval}"]
             common += ["evaluation.raw_poolings=[]", "evaluation.tasks=[STS12, STS13]"]
             output = f"output={folder(name, seed)}"
