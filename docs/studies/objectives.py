@@ -4,9 +4,10 @@ r"""Every objective, view option, and source of supervision on the shipped encod
         [SEEDS] [ROWS]
 
 Each row changes configs/unsup_wiki_mini.yaml as it says: 250 steps of 64, 16,000 sentences, one
-run a seed (default 0); with ROWS only the first so many rows. Runs lie below outputs/studies/objectives; finished ones are not repeated,
-so the script can be stopped and started again, and given more seeds. It writes objectives.table.md
-beside itself; rows that were not run stay blank.
+run a seed (default 0); with ROWS only the first so many rows. Runs lie below
+outputs/studies/objectives; finished ones are not repeated, so the script can be stopped and started
+again, and given more seeds. It writes objectives.table.md beside itself; rows that were not run
+stay blank.
 """
 
 from __future__ import annotations
