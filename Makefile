@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test soak lint format
+.PHONY: install quickstart test soak bench lint format
 
 install: .venv/installed
 
@@ -21,6 +21,16 @@ test: .venv/installed
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak --capture=no tests/test_survival.py
+
+# WIKI is a text of one sentence a line, SENTEVAL a folder in SentEval's layout.
+WIKI ?= ../shared/data/corpus/wiki500k.txt.gz
+SENTEVAL ?= ../shared/data/senteval
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/startup.py $(WIKI)
+	$(BIN)/python benchmarks/encoding.py $(WIKI) $(SENTEVAL) mini-bert
+	$(BIN)/python benchmarks/memory.py --largest 1024 --rounds 1
+	$(BIN)/python benchmarks/training.py $(WIKI)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,0 +1,92 @@
+"""Encoding throughput: this project's route against SentenceTransformer.encode.
+
+    python benchmarks/encoding.py WIKI.txt SENTEVAL MODEL [MODEL ...] [--rounds 5] [--texts 3000]
+
+Same model, texts, batch size 64, threads and process; in each round every way encodes all texts,
+one after the other. "mixed lengths" are distinct texts of one to six Wikipedia sentences, the worst
+case for nothing but its padding; "STS sentences" are distinct sentences of STS12, STS13 and STS-B;
+"STS pairs" are the same tasks' sentences as they stand, repeats and all. Vectors must agree to
+1e-5. Writes results/encoding.json and results/encoding.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from measure import Measured, quiet, write_results
+from sentence_transformers import SentenceTransformer
+from training import first_lines
+
+from simcse.encoding import encode_by_length
+from simcse.evaluation.sources import load_task
+from simcse.loading import load_model
+
+BATCH = 64
+PEER = "SentenceTransformer.encode"
+
+
+def main() -> int:
+    """Run the rounds, check the vectors, print and write the tables."""
+    parser = argparse.ArgumentParser(description="Encoding throughput against the peer's.")
+    parser.add_argument("text", type=Path, help="one sentence a line, also .gz")
+    parser.add_argument("senteval", type=Path)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=3000)
+    parsed = parser.parse_args()
+    quiet()
+    tables = {}
+    for name in parsed.models:
+        model = load_model(name, "mean" if name == "mini-bert" else None, None)
+        for title, texts in corpora(parsed.text, parsed.senteval, parsed.texts).items():
+            heading = f"{Path(name).name or name}, {title} ({len(texts):,} texts)"
+            tables[heading] = measure(model, texts, parsed.rounds)
+    write_results("encoding", tables, __doc__, PEER)
+    return 0
+
+
+def corpora(wiki: Path, senteval: Path, count: int) -> dict[str, list[str]]:
+    """Texts by what they are."""
+    generator = np.random.default_rng(0)
+    sentences = first_lines(wiki, 4 * count)
+    mixed, place = [], 0
+    for size in generator.integers(1, 7, count):
+        mixed.append(" ".join(sentences[place : place + size]))
+        place += int(size)
+    tasks = [load_task(name, senteval) for name in ("STS12", "STS13", "STSB")]
+    repeated = [text for task in tasks for text in task.texts()]
+    chosen = [repeated[i] for i in generator.permutation(len(repeated))]
+    distinct = list(dict.fromkeys(chosen))
+    return {
+        "mixed lengths": [text for text in mixed if text],
+        "STS sentences": distinct[:count],
+        "STS pairs": chosen[: 2 * count],
+    }
+
+
+def measure(model: SentenceTransformer, texts: list[str], rounds: int) -> dict[str, Measured]:
+    """Texts a second of both ways."""
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        PEER: lambda: model.encode(texts, batch_size=BATCH, show_progress_bar=False),
+        "ours": lambda: encode_by_length(model, texts, BATCH),
+    }
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    model.encode(texts[:BATCH])
+    for _ in range(rounds):
+        found = {}
+        for way, encode in ways.items():
+            started = time.perf_counter()
+            found[way] = encode()
+            rates[way].append(len(texts) / (time.perf_counter() - started))
+        gap = float(np.abs(found["ours"] - found[PEER]).max())
+        if gap > 1e-5:
+            raise SystemExit(f"vectors differ by {gap:.1e}")
+    return {way: Measured("texts/s", r, higher_is_better=True) for way, r in rates.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
