@@ -132,6 +132,34 @@ def test_no_forward_pass_is_larger_than_a_mini_batch(masked, tmp_path, monkeypat
     assert widths[0] < widths[4]
 
 
+def kept_bytes(folder, tmp_path, monkeypatch, mini_batch_size):
+    """Bytes that each forward pass of a step keeps for its gradient."""
+    passes = []
+    original = TrainingLoss._pass
+
+    def pack(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            passes[-1] += tensor.nbytes
+        return tensor
+
+    def spy(self, *args, **options):
+        passes.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            return original(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoss, "_pass", spy)
+        gradients("info_nce", folder, tmp_path, mini_batch_size, 0.1)
+    return passes
+
+
+def test_what_is_kept_for_the_gradient_is_of_a_mini_batch(masked, tmp_path, monkeypatch):
+    [whole] = kept_bytes(masked, tmp_path, monkeypatch, None)
+    passes = kept_bytes(masked, tmp_path, monkeypatch, MINI_BATCH)
+    assert passes[:5] == [0] * 5  # the loss is computed from embeddings alone
+    assert 0 < max(passes[5:]) < 0.3 * whole  # 5 of 24 texts
+
+
 MEMORY = """
 import resource, sys, torch
 from simcse import encoder
@@ -150,6 +178,7 @@ print(peak(16), peak(None))
 """
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_mini_batch():
     """256 texts at once and 16 at a time, in a process of their own; kilobytes."""
     found = subprocess.run(
