@@ -47,9 +47,6 @@ def rows(captions: str, triplets: str, teacher: str) -> dict[str, list[str]]:
         "distill_similarity": [*taught, "objective.terms=distill_similarity"],
         "caption groups, sup_con": [*groups, "objective.terms=sup_con"],
         "caption groups, info_nce": groups,
-        "1,000 steps: info_nce": LONG,
-        "1,000 steps: NLI triplets": [*nli, "data.columns=[sent0, sent1, hard_neg]", *LONG],
-        "1,000 steps: distill_l2": [*taught, "objective.terms=distill_l2", *LONG],
         "nt_xent": ["objective.terms=nt_xent"],
         "decoupled": ["objective.terms=decoupled"],
         "clip, temperature learned": CLIP,
@@ -66,6 +63,9 @@ def rows(captions: str, triplets: str, teacher: str) -> dict[str, list[str]]:
         "temperature 0.2 to 0.05, cosine": [
             "objective.temperature={start: 0.2, schedule: cosine, end: 0.05}"
         ],
+        "1,000 steps: info_nce": LONG,
+        "1,000 steps: NLI triplets": [*nli, "data.columns=[sent0, sent1, hard_neg]", *LONG],
+        "1,000 steps: distill_l2": [*taught, "objective.terms=distill_l2", *LONG],
     }  # fmt: skip
 
 
