@@ -14,6 +14,8 @@ from simcse.card_facts import (
     Published,
     base_model,
     facts,
+    languages,
+    licence,
     limitations,
     temperature,
     terms,
@@ -68,7 +70,9 @@ def model_card(published: Published) -> ModelCard:
         facts=list(facts(published, environment)),
         terms=list(terms(config, environment)),
         temperature=temperature(config),
-        config=yaml.safe_dump(without_folders(config), sort_keys=False, allow_unicode=True),
+        config=yaml.safe_dump(
+            without_folders(config, environment), sort_keys=False, allow_unicode=True
+        ),
         limitations=list(limitations(published)),
     )
     return ModelCard(text)
@@ -82,25 +86,26 @@ def _metadata(published: Published, environment: dict[str, Any]) -> ModelCardDat
         first, *others = config.hub.widget
         extra["widget"] = [{"source_sentence": first, "sentences": others}]
     return ModelCardData(
-        language=config.hub.language or None,
-        license=config.hub.license,
+        language=languages(config) or None,
+        license=licence(config),
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=[*_TAGS, f"loss:{'+'.join(config.objective.terms)}"],
         base_model=config.encoder.name if environment.get("encoder_commit") else None,
         datasets=datasets or None,
         model_name=published.name.rpartition("/")[2],
-        eval_results=model_index({**published.run.scores, **published.scored_later}),
+        eval_results=model_index({**published.scored_later, **published.run.scores}),
         **extra,
     )
 
 
 def _score_note(published: Published) -> str:
     runs, dev = published.runs.runs, published.run.dev or {}
+    shown = dev["task"] in published.run.scores
     chosen = (
         f"The checkpoint was chosen on {dev['task']}"
         f" ({LABELS[dev['metric']]} {cell(dev['metric'], dev['best'])}); "
-        "the scores below chose nothing."
+        + (f"of the scores below only {dev['task']} did." if shown else "none of those below did.")
     )
     if len(runs) == 1:
         return (

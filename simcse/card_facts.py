@@ -50,7 +50,7 @@ def base_model(config: Config, environment: dict[str, Any]) -> str:
         return "mini-bert, the small encoder that comes with simcse-trainer (CC BY-SA 4.0),"
     if commit := environment.get("encoder_commit"):
         return f"[{name}]({_HUB}/{name}/tree/{commit})"
-    return _without_folder(name)
+    return Path(name).name  # a folder
 
 
 def training_text(config: Config) -> str:
@@ -63,6 +63,18 @@ def training_text(config: Config) -> str:
         else Path(entry).name
         for entry in config.data.train
     )
+
+
+def licence(config: Config) -> str | None:
+    """Of the weights: as the config says, or of the shipped encoder, whose licence passes on."""
+    own = "cc-by-sa-4.0" if config.encoder.name == EMBEDDED_ENCODER else None
+    return config.hub.license or own
+
+
+def languages(config: Config) -> list[str]:
+    """Of the training text: as the config says; docstrings are English."""
+    own = ["en"] if config.data.train == [EMBEDDED_TEXT] else []
+    return config.hub.language or own
 
 
 def _without_folder(name: str) -> str:
@@ -82,9 +94,12 @@ def facts(published: Published, environment: dict[str, Any]) -> Iterator[tuple[s
     yield "steps", f"{steps}; the weights are those of step {dev['best_step']:,}"
     yield "optimiser", f"AdamW, learning rate {config.training.learning_rate:g}, linear decay"
     minutes = read_json(published.run.folder / SCORES_FILE).get("minutes")
-    device = f"{environment['device']}, {environment['threads']} threads"
+    threads = environment["threads"]
+    device = f"{environment['device']}, {threads} thread{'s' * (threads != 1)}"
     yield "hardware", device if "cpu" in device.lower() else device.replace("x86_64", "x86-64 CPU")
-    known = f"{minutes:.1f} minutes, scoring included" if minutes else "not known: it was resumed"
+    known = (
+        f"{minutes:.1f} minutes, dev scores included" if minutes else "not known: it was resumed"
+    )
     yield "duration", known
     libraries = ", ".join(f"{name} {v}" for name, v in environment["libraries"].items())
     yield "software", f"simcse-trainer {environment['simcse']}, {libraries}"
@@ -119,10 +134,10 @@ def limitations(published: Published) -> Iterator[str]:
     trained = f"It was trained on texts of at most {config.data.max_length} tokens"
     beyond = f"; it reads up to {limit}, beyond its training"
     yield f"{trained}{beyond if limit != config.data.max_length else ''}."
-    languages = ", ".join(config.hub.language)
+    known = ", ".join(languages(config))
     yield (
-        f"Language of the training text: {languages}; others were not tried."
-        if languages
+        f"Language of the training text: {known}; others were not tried."
+        if known
         else "The language of the training text is not stated."
     )
     if EMBEDDED_TEXT in config.data.train:
@@ -139,7 +154,7 @@ def limitations(published: Published) -> Iterator[str]:
     yield "What it has taken over from the text of its training, bias too, was not examined."
 
 
-def without_folders(config: Config) -> dict[str, Any]:
+def without_folders(config: Config, environment: dict[str, Any]) -> dict[str, Any]:
     """Every setting that made the model; files without their folders, which tell of a machine."""
     values: dict[str, Any] = config.model_dump(exclude={"output", "seeds", "hub"})
     values["data"]["train"] = [
@@ -148,7 +163,8 @@ def without_folders(config: Config) -> dict[str, Any]:
     del values["data"]["cache"]
     if config.evaluation.data is not None:
         values["evaluation"]["data"] = Path(config.evaluation.data).name
-    for section, key in (("encoder", "name"), ("objective", "teacher")):
-        if values[section][key] is not None:
-            values[section][key] = _without_folder(values[section][key])
+    if not environment.get("encoder_commit"):
+        values["encoder"]["name"] = Path(config.encoder.name).name
+    if config.objective.teacher is not None:
+        values["objective"]["teacher"] = _without_folder(config.objective.teacher)
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import get_session, try_to_load_from_cache
+from huggingface_hub import get_session, get_token, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -129,13 +130,21 @@ def _reason(error: BaseException) -> str | None:
     """In one line; ``None`` for what is not the Hub's or the network's doing."""
     status = _status(error)
     if status in (401, 403):
+        if status == 401 and get_token() is None:
+            return f"no token; {_LOG_IN}"
         meaning = "the token is not valid" if status == 401 else "the token may not do this"
         return f"the Hub refused ({status}): {meaning}; {_LOG_IN}"
     if status is not None:
-        return f"the Hub answered {status}: {first_line(_http_error(error))}"
+        # What the Hub finds wrong with a card is in the client's own words, over several lines.
+        said = error if type(error) is ValueError else _http_error(error)
+        return f"the Hub answered {status}: {' '.join(str(said).split())[:500]}"
     for cause in _causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set; unset it to reach the Hub"
+        if isinstance(
+            cause, json.JSONDecodeError
+        ):  # an HTML page, of a proxy or a Hub that is down
+            return "the Hub's answer is not JSON"
         if isinstance(cause, LocalTokenNotFoundError):
             return f"no token; {_LOG_IN}"
         if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):

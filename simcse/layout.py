@@ -43,6 +43,11 @@ def use_common_layout(
     _edit(modules, lambda entries: [{**e, "type": _module_type(e["type"])} for e in entries])
     for entry in json.loads(modules.read_text(encoding="utf-8")):
         _edit_module(folder / entry["path"], entry["type"], max_length, pooler=pooler)
+    rewrite_tokenizers(folder, token_types=token_types)
+
+
+def rewrite_tokenizers(folder: Path, *, token_types: bool) -> None:
+    """Every ``tokenizer_config.json`` as transformers 4 reads it too."""
     for path in folder.rglob("tokenizer_config.json"):
         _edit(path, lambda settings: _tokenizer_settings(settings, token_types=token_types))
 

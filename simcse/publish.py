@@ -26,7 +26,10 @@ TOLERANCE = 1e-5
 """Largest difference of an embedding's value between what was sent and what came back."""
 _SENTENCES = 64
 # Of an earlier push, and not of this one: they would be shown or loaded beside what is new.
-_REPLACED = [f"{FIGURES}/*", f"{RESULTS}/*", "*.safetensors", "*.bin"]
+_MODULES = ("", "[0-9]_*/", "query_*/", "document_*/")
+_REPLACED = [f"{FIGURES}/*.png", f"{RESULTS}/*.yaml"]
+_REPLACED += [f"{folder}model*.safetensors" for folder in _MODULES]
+_REPLACED += [f"{folder}pytorch_model*.bin" for folder in _MODULES]
 
 
 def publish(
@@ -53,9 +56,7 @@ def publish(
         UserError: The run cannot be published, the Hub refuses or does not answer, or what came
             back is not what was sent.
     """
-    check_name(name)
-    if revision is not None and not re.fullmatch(r"(?!refs/)\w[\w./-]*", revision):
-        raise UserError(f"--revision {revision!r}: expected the name of a branch")
+    _check_names(name, revision)
     trusted = _trusts_remote_code(run)
     with tempfile.TemporaryDirectory(prefix="simcse-publish-") as temporary:
         folder = Path(temporary) / "model"
@@ -101,7 +102,7 @@ def dry_run(run: Path, name: str, *, public: bool = False, revision: str | None 
     Raises:
         UserError: The run cannot be published.
     """
-    check_name(name)
+    _check_names(name, revision)
     with tempfile.TemporaryDirectory(prefix="simcse-publish-") as temporary:
         folder = Path(temporary)
         export(run, name, folder)
@@ -111,6 +112,12 @@ def dry_run(run: Path, name: str, *, public: bool = False, revision: str | None 
         print((folder / CARD_FILE).read_text(encoding="utf-8"))
         kind = "public" if public else "private, unless it is there and public"
         print(f"dry run: nothing was sent to {name} ({revision or 'main'}; {kind})")
+
+
+def _check_names(name: str, revision: str | None) -> None:
+    check_name(name)
+    if revision is not None and not re.fullmatch(r"(?!refs/)\w[\w./-]*", revision):
+        raise UserError(f"--revision {revision!r}: expected the name of a branch")
 
 
 def _open_repository(api: HfApi, name: str, attempts: int, *, public: bool) -> None:

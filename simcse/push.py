@@ -9,11 +9,13 @@ from threading import Thread
 from typing import Any
 
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simcse import encoder
+from simcse.errors import UserError
 from simcse.hub import with_retries
 
 BRANCH = "checkpoints"
@@ -44,11 +46,13 @@ class PushCheckpoints(TrainerCallback):
         if self.thread is not None and self.thread.is_alive():
             tqdm.write(f"step {state.global_step:,}: not pushed, the push before is under way")
             return
-        folder = Path(tempfile.mkdtemp(prefix="simcse-push-"))
+        folder = None
         try:
+            folder = Path(tempfile.mkdtemp(prefix="simcse-push-"))
             encoder.save(encoder.exported(model), folder)
-        except OSError as error:  # no room for the copy
-            shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, SafetensorError) as error:  # no room for the copy
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             self._warn(state.global_step, error)
             return
         self.thread = Thread(target=self._push, args=(folder, state.global_step), daemon=True)
@@ -69,6 +73,11 @@ class PushCheckpoints(TrainerCallback):
                 f"create {self.repository}",
                 attempts=1,
             )
+            info = with_retries(
+                lambda: api.model_info(self.repository), f"look for {self.repository}", attempts=1
+            )
+            if not info.private:
+                raise UserError(f"{self.repository} is public; checkpoints go to private ones")
             with_retries(
                 lambda: api.create_branch(self.repository, branch=BRANCH, exist_ok=True),
                 f"make branch {BRANCH}",

@@ -320,7 +320,7 @@ def hub_repository(name: str) -> str | None:
 def _from_hub(name: str, config: DataConfig) -> Iterator[Source]:
     """``user/name`` is a data set, ``user/name:file`` one file of its repository, read as it is."""
     from datasets import load_dataset
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     repository, _, file = name.partition(":")
     try:
@@ -330,7 +330,9 @@ def _from_hub(name: str, config: DataConfig) -> Iterator[Source]:
             )
             yield _File(local, _suffix(Path(file)))
         else:
-            data = load_dataset(repository, split=config.split, revision=config.revision)
+            # By the client's cache: without the Hub, datasets takes any commit that it has read.
+            folder = snapshot_download(repository, repo_type="dataset", revision=config.revision)
+            data = load_dataset(folder, split=config.split)
             yield _HubDataset(repository, config.split, data)
     except UserError:
         raise

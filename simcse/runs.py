@@ -203,11 +203,17 @@ def _load(path: Path) -> Run:
     try:
         written = parse_yaml(config_path.read_text(encoding="utf-8"))
         config = validate(written, where=str(config_path))
-        if config.model_dump() != written:
-            raise ValueError(f"{CONFIG_FILE} does not hold every setting")
+        if missing := [key for key in config.settings() if not _holds(written, key)]:
+            more = f" and {len(missing) - 1} more settings" if len(missing) > 1 else ""
+            raise UserError(
+                f"{config_path}: without {missing[0]}{more}; cut short, or of another version of "
+                "simcse-trainer (environment.json names it)"
+            )
         log = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
         if not log or not all(isinstance(entry, dict) and "step" in entry for entry in log):
             raise ValueError(f"{LOG_FILE} does not hold steps")
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: missing from a finished run") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -218,6 +224,14 @@ def _load(path: Path) -> Run:
         folder.name, folder, with_averages(values["trained"]), _items(path), values["raw"],
         values["dev"], config, log,
     )  # fmt: skip
+
+
+def _holds(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def _planned(path: Path) -> list[int]:

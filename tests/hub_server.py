@@ -13,13 +13,14 @@ SERVER = ROOT.parent / "shared" / "tools" / "hub_server.py"
 TOKEN = "hf_test"
 HANG_UP = "hang up"
 SILENCE = "silence"
+PAGE = "page"
 
 
 def start_hub(**settings):
     """A server on the loopback address; skips where the shared tools are not at hand.
 
     ``faults[METHOD, path-regex]`` is a list of what happens to the next calls that match: a status,
-    :data:`HANG_UP` (in the middle of what the client sends), :data:`SILENCE` or None for nothing.
+    :data:`HANG_UP` (in the middle of what the client sends), :data:`SILENCE`, :data:`PAGE` or None for nothing.
     ``tamper[end of a path]`` changes what is downloaded.
     """
     if not SERVER.is_file():
@@ -49,6 +50,9 @@ class LikeTheReal:
             threading.Event().wait(3)
             self.close_connection = True
             return None
+        if action == PAGE:  # what a proxy says for a Hub that is down
+            self.body()
+            return self.send(503, b"<html>Sorry</html>")
         if action is not None:
             self.body()
             return self.err(action, "Injected", "injected failure")

@@ -137,6 +137,25 @@ def test_prefetch_then_a_run_with_the_network_off(client, hub, tmp_path, config,
     assert found["encoder_commit"] == pins["encoder"]
 
 
+@pytest.mark.slow
+def test_a_pinned_commit_of_the_text_is_that_commit_or_nothing(client, hub, tmp_path):
+    server, _ = hub
+    server.add_dataset("someone/moving", {"train.jsonl": b'{"text": "old"}\n' * 9})
+    old = server.repos["dataset", "someone/moving"]["refs"]["main"]
+    rows = "".join(json.dumps({"text": f"new {i}"}) + "\n" for i in range(40))
+    server.add_dataset("someone/moving", {"train.jsonl": rows.encode()})
+    new = server.repos["dataset", "someone/moving"]["refs"]["main"]
+    assert old != new
+    words = ["quickstart", *SETTINGS, "data.train=someone/moving"]
+    assert client(*CLI, "prefetch", *words, f"data.revision={new}").returncode == 0
+    words.append(f"output={tmp_path / 'run'}")
+    answer = client("train.py", *words, f"data.revision={old}", HF_HUB_OFFLINE="1")
+    assert answer.returncode == 2
+    assert "someone/moving is no file here and could not be had" in answer.stderr
+    answer = client("train.py", *words, f"data.revision={new}", HF_HUB_OFFLINE="1")
+    assert "40 rows with text" in answer.stdout
+
+
 def test_what_is_missing_offline_is_named_with_what_fetches_it(tmp_path, capsys):
     words = ["unsup_bert_base", *SETTINGS, "training.precision=float32"]
     words.append(f"output={tmp_path / 'run'}")

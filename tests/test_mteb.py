@@ -18,6 +18,7 @@ from simcse.encoding import encode_by_length
 from simcse.errors import UserError
 from simcse.evaluation.mteb_tasks import (
     EncodeOnce,
+    _check_commit,
     evaluate_mteb,
     find_tasks,
 )
@@ -242,3 +243,20 @@ def test_real_tasks_by_both_routes(senteval, tmp_path):
     theirs = score(model, ["STSBenchmark"], senteval, tmp_path)["mteb:STSBenchmark"]
     ours = evaluate(lambda t: encode_by_length(model, t, 64), [load_task("STSB", senteval)]).scores
     assert theirs["cosine_spearman"] == pytest.approx(ours["STSB"]["cosine_spearman"], abs=1e-6)
+
+
+def test_data_of_another_commit_than_mteb_pins_are_refused(tmp_path):
+    task = mteb.get_task("STS14")
+    for commit in (task.metadata.dataset["revision"], "0" * 40):
+        folder = tmp_path / commit
+        folder.mkdir()
+        Dataset.from_dict({"sentence1": ["a"]}).save_to_disk(tmp_path / "saved")
+        [file] = (tmp_path / "saved").glob("*.arrow")
+        task.dataset = DatasetDict(
+            {"test": Dataset.from_file(str(file.rename(folder / "a.arrow")))}
+        )
+        if commit == "0" * 40:
+            with pytest.raises(UserError, match=f"mteb:STS14: mteb/sts14-sts is here at {commit}"):
+                _check_commit(task)
+        else:
+            _check_commit(task)

@@ -7,7 +7,7 @@ import httpx2
 import numpy as np
 import pytest
 from conftest import SENTENCES
-from hub_server import HANG_UP, SILENCE, TOKEN, commits, start_hub, tree
+from hub_server import HANG_UP, PAGE, SILENCE, TOKEN, commits, start_hub, tree
 from huggingface_hub import ModelCard, constants
 from sentence_transformers import SentenceTransformer
 
@@ -80,6 +80,9 @@ def test_again_sends_nothing_and_a_change_only_itself(hub, run, capsys):
     stale = {
         "figures/old.png": (b"x", None),
         "notes.txt": (b"mine", None),
+        "data/my.bin": (b"mine", None),
+        "adapters/lora.safetensors": (b"mine", None),
+        "model-00001-of-00002.safetensors": (b"old weights", None),
         "README.md": (b"", None),
     }
     hub.commit(
@@ -88,7 +91,9 @@ def test_again_sends_nothing_and_a_change_only_itself(hub, run, capsys):
     assert publish(run) == 0
     files = tree(hub, NAME)
     assert "figures/old.png" not in files
-    assert files["notes.txt"] == b"mine"
+    assert "model-00001-of-00002.safetensors" not in files
+    for mine in ("notes.txt", "data/my.bin", "adapters/lora.safetensors"):
+        assert files[mine] == b"mine"
     assert len(files["README.md"]) > 1000
     assert sum(m == "PUT" for m, *_ in hub.log) == puts
 
@@ -134,6 +139,7 @@ def test_dry_run_sends_nothing(hub, run, capsys):
         pytest.param({("POST", "/commit/"): [HANG_UP, 500]}, id="commit", marks=SLOW),
         pytest.param({("GET", "/resolve/"): [HANG_UP, 503]}, id="download", marks=SLOW),
         pytest.param({("POST", "/preupload/"): [429]}, id="rate limit", marks=SLOW),
+        pytest.param({("POST", "validate-yaml"): [PAGE]}, id="HTML page", marks=SLOW),
     ],
 )
 def test_what_passes_is_tried_again(hub, run, faults, capsys):
@@ -250,6 +256,14 @@ def test_a_run_that_pushes_its_checkpoints(hub, arguments, run_folder):
     pulled = SentenceTransformer(str(run_folder.parent / "pulled"), device="cpu")
     assert pulled.encode(SENTENCES).shape == (6, 32)
     assert commits(hub, "me/backup") > 1
+
+
+@SLOW
+def test_checkpoints_go_to_no_public_repository(hub, arguments, run_folder, capsys):
+    hub.create("model", "me/shown")
+    assert main([*arguments, "hub.push_checkpoints=me/shown"]) == 0
+    assert "me/shown is public" in capsys.readouterr().out
+    assert "checkpoints" not in hub.repos["model", "me/shown"]["refs"]
 
 
 def test_training_goes_on_without_a_hub(hub, arguments, run_folder, capsys):

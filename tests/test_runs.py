@@ -219,9 +219,14 @@ def test_damaged_and_unfinished_runs_are_named(finished, tmp_path):
             load_runs(run)
     (run / "scores.json").write_text(text)
     config, log = (run / "config.yaml").read_text(), (run / "log.jsonl").read_text()
-    for name, values in (("config.yaml", config[: config.index("\ntraining:")]), ("log.jsonl", "")):
+    cut = config[: config.index("\ntraining:")]
+    for name, values, expected in (
+        ("config.yaml", cut, r"config\.yaml: without training\.batch_size and \d+ more settings"),
+        ("config.yaml", "a: [", r"damaged config\.yaml or log\.jsonl"),
+        ("log.jsonl", "", r"damaged config\.yaml or log\.jsonl: log\.jsonl"),
+    ):
         (run / name).write_text(values)
-        with pytest.raises(UserError, match=rf"damaged config\.yaml or log\.jsonl: {name}"):
+        with pytest.raises(UserError, match=expected):
             load_runs(run)
         (run / "config.yaml").write_text(config)
         (run / "log.jsonl").write_text(log)

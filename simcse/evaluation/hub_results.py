@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def model_index(scores: Scores) -> list[EvalResult]:
         name = task.removeprefix(MTEB)
         dataset, _, revision = str(values.get("dataset", "")).partition(" at ")
         for key in _SHOWN:
-            if key not in values or name.startswith("average of "):
+            if not math.isfinite(values.get(key, math.nan)) or name.startswith("average of "):
                 continue
             kind = "sentence-similarity" if key == "cosine_spearman" else "feature-extraction"
             found.append(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +30,7 @@ from sentence_transformers import SentenceTransformer
 
 from simcse import hub
 from simcse.encoder import fingerprint
-from simcse.errors import UserError, first_line
+from simcse.errors import HubUnreachableError, UserError, first_line
 from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest
 from simcse.evaluation.protocol import Encode, Scores, encode_once
 from simcse.evaluation.sources import is_here, read_sts, require_grades
@@ -205,6 +206,32 @@ def _load(task: AbsTask) -> None:
             f"{where['revision']}: {first_line(error)}",
             error,
         ) from error
+    _check_commit(task)
+
+
+def _check_commit(task: AbsTask) -> None:
+    """Without the Hub, datasets takes the commit that it read last, whichever was asked for.
+
+    Raises:
+        HubUnreachableError: The task's data are of another commit than mteb pins.
+    """
+    where = task.metadata.dataset
+    for data in _datasets(task.dataset):
+        for file in data.cache_files:
+            commit = Path(file["filename"]).parent.name
+            if re.fullmatch("[0-9a-f]{40}", commit) and commit != where["revision"]:
+                raise HubUnreachableError(
+                    f"task {MTEB}{task.metadata.name}: {where['path']} is here at {commit}, and "
+                    f"not at {where['revision']}"
+                )
+
+
+def _datasets(found: object) -> Iterator[Dataset]:
+    if isinstance(found, Dataset):
+        yield found
+    elif isinstance(found, dict):
+        for inner in found.values():
+            yield from _datasets(inner)
 
 
 def _is_done(task: AbsTask, encoder: EncodeOnce, cache: mteb.ResultCache) -> bool:
