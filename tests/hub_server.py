@@ -20,7 +20,8 @@ def start_hub(**settings):
     """A server on the loopback address; skips where the shared tools are not at hand.
 
     ``faults[METHOD, path-regex]`` is a list of what happens to the next calls that match: a status,
-    :data:`HANG_UP` (in the middle of what the client sends), :data:`SILENCE`, :data:`PAGE` or None for nothing.
+    :data:`HANG_UP` (in the middle of what the client sends), :data:`SILENCE`, :data:`PAGE`
+    or None for nothing.
     ``tamper[end of a path]`` changes what is downloaded.
     """
     if not SERVER.is_file():
