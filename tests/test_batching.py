@@ -74,5 +74,5 @@ def test_groups_are_paired_anew_each_epoch():
 
     assert pairs(1, 0) == pairs(1, 0)
     assert len(set(pairs(1, 0)) & set(pairs(1, 1))) < 60
-    with pytest.raises(ValueError, match="batch_size must be even, got 3"):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of 2, got 3"):
         GroupBatchSampler(GROUPS, 3, 0)
