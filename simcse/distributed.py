@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parameter import Parameter
 
 from simcse.errors import SaidElsewhereError, UserError, first_line
@@ -76,7 +77,7 @@ def session() -> Iterator[None]:
             f"process {local} of this machine has no GPU of its own, there are "
             f"{torch.accelerator.device_count()}; start as many processes as there are GPUs"
         )
-    store, number, processes = next(dist.rendezvous("env://", timeout=_STEP))
+    store, number, processes = next(rendezvous("env://", timeout=_STEP))
     dist.init_process_group(store=store, rank=number, world_size=processes, timeout=_STEP)
     _waiting = dist.new_group(backend="gloo", timeout=_WORK)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123
@@ -184,7 +185,7 @@ def average_gradients(parameters: Iterable[Parameter]) -> None:
         dist.all_reduce(flat)
         flat /= world()
         sizes = [p.numel() for p in bucket]
-        *means, shares = flat.split([*sizes, len(bucket)])
+        *means, shares = torch.split(flat, [*sizes, len(bucket)])
         for parameter, mean, share in zip(bucket, means, shares.tolist(), strict=True):
             if share:
                 if parameter.grad is None:
@@ -208,7 +209,7 @@ def _buckets(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
         yield bucket
 
 
-def _is_first_to_fail(store: dist.Store) -> bool:
+def _is_first_to_fail(store: Any) -> bool:
     try:
         return int(store.add("failed", 1)) == 1
     except Exception:  # whoever held the store is gone

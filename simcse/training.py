@@ -200,6 +200,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
         # The library's version also pickles the training arguments; config.yaml says it all.
+        if not distributed.is_first():
+            return
         folder = Path(output_dir or self.args.output_dir)
         encoder.save(self.model, folder)
         self.loss.state.save(folder, self.model)
@@ -231,7 +233,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # The loop asks for this after it has set the averages to zero, before the first step.
         super()._load_rng_state(checkpoint)
-        averages = load_file(Path(str(checkpoint)) / AVERAGES_FILE, str(self.args.device))
+        averages = load_file(Path(str(checkpoint)) / AVERAGES_FILE)
+        averages = {key: value.to(self._tr_loss.device) for key, value in averages.items()}
         self._tr_loss = averages.pop("loss")
         self._globalstep_last_logged = int(averages.pop("since"))
         self.accum_loss_components["train"] = {
