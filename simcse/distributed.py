@@ -7,10 +7,12 @@ environment. With one process every function here returns what it was given.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parameter import Parameter
 
-from simcse.errors import SaidElsewhereError, UserError, first_line
+from simcse.errors import SaidElsewhereError, Terminated, UserError, first_line
 
 # How long a step waits for a process that neither answers nor has ended (a machine that is off or
 # cut off; one that has ended is noticed at once), and how long work of the first one may take.
@@ -80,17 +82,20 @@ def session() -> Iterator[None]:
     store, number, processes = next(rendezvous("env://", timeout=_STEP))
     dist.init_process_group(store=store, rank=number, world_size=processes, timeout=_STEP)
     _waiting = dist.new_group(backend="gloo", timeout=_WORK)
+    signal.signal(signal.SIGTERM, _terminate)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123
         try:
             with redirect_stdout(nowhere) if number else nullcontext():
                 yield
         except BaseException as error:
+            # The launcher ends all processes once one has failed: not before it is said why.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if _EVALUATOR in str(error) or not _is_first_to_fail(store):
                 raise SaidElsewhereError("another process says what went wrong") from error
-            if isinstance(error, RuntimeError) and _is_gone(error):
+            if (reason := _gone(error)) is not None:
                 raise UserError(
                     "another process of this run has ended or does not answer "
-                    f"({first_line(error)[:200]}); the same command resumes from the last "
+                    f"({first_line(reason)[-120:]}); the same command resumes from the last "
                     "checkpoint"
                 ) from error
             raise
@@ -216,5 +221,16 @@ def _is_first_to_fail(store: Any) -> bool:
         return True
 
 
-def _is_gone(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or any(text in str(error) for text in _GONE)
+def _gone(error: BaseException | None) -> BaseException | None:
+    """The exception, among those that led to this one, that tells of the end of a process."""
+    while error is not None:
+        if isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and any(text in str(error) for text in _GONE)
+        ):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated

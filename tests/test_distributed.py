@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import distributed_worker as worker
+import psutil
 import pytest
 import torch
-from conftest import ROOT, make_encoder
+from conftest import ROOT, make_encoder, newest_checkpoint
 from conftest import log as log_of
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
@@ -119,3 +121,91 @@ def test_another_number_of_processes_is_refused(two, capsys, monkeypatch):
     finally:
         (folder / "kept").rename(scores)
     assert "was started with 2 processes, not 1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def launched(arguments):
+    """Starts the run of ``arguments`` with more steps in two processes, gives launcher and both."""
+    started = []
+
+    def start(*more):
+        command = [*LAUNCH, "2", "train.py", *arguments[1:], "training.steps=4000", *more]
+        launcher = subprocess.Popen(
+            command, cwd=ROOT, env=ENVIRONMENT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(launcher)
+        return launcher
+
+    yield start
+    for launcher in started:
+        launcher.kill()
+        launcher.communicate()
+
+
+def workers(launcher, run, lines=3):
+    """The two processes once the log has more lines, the first one first."""
+    deadline = time.monotonic() + 120
+    log = run / "log.jsonl"
+    while not (log.is_file() and log.read_text().count("\n") > lines):
+        assert launcher.poll() is None, launcher.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    found = psutil.Process(launcher.pid).children()
+    return sorted(found, key=lambda process: int(process.environ()["RANK"]))
+
+
+def errors(text):
+    """The lines that the command line itself wrote."""
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_the_other_with_one_line(rank, launched, run):
+    launcher = launched("evaluation.every=20")
+    workers(launcher, run)[rank].kill()
+    _, stderr = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    (line,) = errors(stderr)
+    assert "another process of this run has ended" in line
+    assert "File" not in stderr.split("torch/distributed/elastic")[0]  # no traceback of ours
+
+
+@pytest.mark.slow
+def test_a_stopped_launcher_leaves_a_checkpoint_that_the_same_number_resumes(launched, run):
+    launcher = launched("evaluation.every=1000")
+    workers(launcher, run)
+    launcher.terminate()
+    _, stderr = launcher.communicate(timeout=60)
+    (line,) = errors(stderr)
+    assert "with a checkpoint; the same command resumes" in line
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {
+        path.name for path in newest_checkpoint(run).iterdir()
+    }
+    again = launched("evaluation.every=1000")
+    lines = len(log_of(run))
+    workers(again, run, lines + 3)
+    again.terminate()
+    stdout, _ = again.communicate(timeout=60)
+    assert "resuming from" in stdout
+    steps = [entry["step"] for entry in log_of(run)]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.batch_size=7", "7 is for all 2 processes together and must be a multiple of 2"),
+        ("training.stps=7", "unknown key"),
+        ("data.train=/none.txt", "/none.txt"),
+    ],
+)
+def test_a_mistake_is_said_once(setting, message, launched, run):
+    launcher = launched(setting)
+    _, stderr = launcher.communicate(timeout=60)
+    (line,) = errors(stderr)
+    assert message in line
+    assert launcher.returncode == 1
+    assert not run.exists()
