@@ -234,7 +234,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         # The loop asks for this after it has set the averages to zero, before the first step.
         super()._load_rng_state(checkpoint)
         averages = load_file(Path(str(checkpoint)) / AVERAGES_FILE)
-        averages = {key: value.to(self._tr_loss.device) for key, value in averages.items()}
+        averages = {key: value.to(self.args.device) for key, value in averages.items()}
         self._tr_loss = averages.pop("loss")
         self._globalstep_last_logged = int(averages.pop("since"))
         self.accum_loss_components["train"] = {
