@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node 2 tests/distributed_worker.py FOLDER ENCODER
 
-The folder gets ``gradients-<rank>.pt`` and ``views-<rank>.pt`` and the runs ``sgd``, ``whole`` and
-``stopped``.
+The folder gets ``gradients-<rank>.pt``, ``uneven-<rank>.pt``, ``views-<rank>.pt`` and the runs
+``sgd``, ``whole`` and ``stopped``.
 """
 
 from __future__ import annotations
@@ -47,6 +47,16 @@ def views(config) -> torch.Tensor:
     set_seed(run._dropout_seed(config.seed))
     with torch.no_grad():
         return model(model.preprocess(["A text."] * 4))["sentence_embedding"]
+
+
+def uneven_gradients() -> list[torch.Tensor | None]:
+    """Means where both, one or none of the processes has a gradient."""
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad = torch.full((2,), 1.0 + distributed.rank())
+    if distributed.rank() == 1:
+        parameters[1].grad = torch.full((2,), 3.0)
+    distributed.average_gradients(parameters)
+    return [parameter.grad for parameter in parameters]
 
 
 def config_of(path: Path, **changes):
@@ -106,6 +116,7 @@ if __name__ == "__main__":
         found = all_gradients(folder / f"scratch-{own}", name)
         torch.save(found, folder / f"gradients-{own}.pt")
         torch.save(views(config_of(folder / "whole.json")), folder / f"views-{own}.pt")
+        torch.save(uneven_gradients(), folder / f"uneven-{own}.pt")
         train_with_sgd(folder / "sgd.json")
         run.train(config_of(folder / "whole.json"), [])
         train_with_a_stop(folder / "stopped.json")

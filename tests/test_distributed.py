@@ -18,7 +18,6 @@ from transformers import BertConfig, BertForMaskedLM
 from simcse.cli import main
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 TIMES = ("eval_runtime", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
@@ -55,7 +54,9 @@ def two(tmp_path_factory, text_file):
     for name in ("whole", "stopped"):
         config(folder, name, encoder, text_file, "sentences", steps=15)
     command = [*LAUNCH, "2", "tests/distributed_worker.py", str(folder), str(encoder)]
-    ran = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    caches = {"SIMCSE_CACHE": str(tmp_path_factory.getbasetemp() / "cache"), **os.environ}
+    environment = {**caches, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder
 
@@ -71,6 +72,14 @@ def test_gradients_of_two_processes_are_those_of_one(two, tmp_path):
             for key, gradient in gradients.items():
                 place = f"{case}: {key}"
                 torch.testing.assert_close(own[key], gradient, rtol=1e-4, atol=1e-6, msg=place)
+
+
+def test_a_gradient_that_one_process_lacks_counts_as_zero(two):
+    for rank in (0, 1):
+        both, one, none = torch.load(two / f"uneven-{rank}.pt", weights_only=True)
+        assert both.tolist() == [1.5, 1.5]
+        assert one.tolist() == [1.5, 1.5]
+        assert none is None
 
 
 def test_weights_after_20_steps_of_gradient_descent_are_those_of_one_process(two):
@@ -127,11 +136,12 @@ def test_another_number_of_processes_is_refused(two, capsys, monkeypatch):
 def launched(arguments):
     """Starts the run of ``arguments`` with more steps in two processes, gives launcher and both."""
     started = []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def start(*more):
         command = [*LAUNCH, "2", "train.py", *arguments[1:], "training.steps=4000", *more]
         launcher = subprocess.Popen(
-            command, cwd=ROOT, env=ENVIRONMENT, text=True,
+            command, cwd=ROOT, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         started.append(launcher)
