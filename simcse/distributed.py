@@ -72,6 +72,8 @@ def session() -> Iterator[None]:
     global _waiting
     if named := [name for name in _SHARDED if os.environ.get(name, "").lower() == "true"]:
         kind = named[0].removeprefix("ACCELERATE_USE_")
+        if os.environ["RANK"] != "0":
+            raise SaidElsewhereError("the first process says what went wrong")
         raise UserError(f"accelerate: {kind} is not supported; every process holds the whole model")
     local, cpu = int(os.environ["LOCAL_RANK"]), not torch.accelerator.is_available()
     if not cpu and local >= torch.accelerator.device_count():

@@ -132,6 +132,17 @@ def test_another_number_of_processes_is_refused(two, capsys, monkeypatch):
     assert "was started with 2 processes, not 1" in capsys.readouterr().err
 
 
+def test_a_shared_out_model_is_refused_once(monkeypatch, capsys):
+    for name in ("LOCAL_RANK", "RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert main(["train"]) == 2
+    assert "accelerate: FSDP is not supported" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train"]) == 1
+    assert not capsys.readouterr().err
+
+
 @pytest.fixture
 def launched(arguments):
     """Starts the run of ``arguments`` with more steps in two processes, gives launcher and both."""
@@ -219,3 +230,29 @@ def test_a_mistake_is_said_once(setting, message, launched, run):
     assert message in line
     assert launcher.returncode == 1
     assert not run.exists()
+
+
+ONE_FAILS = """
+import sys, torch
+from simcse import cli, distributed, run
+from simcse.errors import UserError
+def train(config, command):
+    if distributed.rank() == int(sys.argv[1]):
+        raise UserError("only here")
+    distributed.gather(torch.ones(1))
+run.train = train
+sys.exit(cli.main(["train"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_mistake_that_one_process_alone_meets_ends_both(rank, tmp_path):
+    script = tmp_path / "one_fails.py"
+    script.write_text(ONE_FAILS)
+    ran = subprocess.run(
+        [*LAUNCH, "2", str(script), rank], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert errors(ran.stderr) == ["error: only here"]
+    assert ran.returncode == 1
