@@ -64,21 +64,24 @@ class ViewBatchSampler(BatchSampler):
 class GroupBatchSampler(BatchSampler):
     """Batches of pairs that share a label: first the anchors, then their positives.
 
-    Each epoch the rows of every label are paired anew at random; a row without a partner waits for
-    another epoch. A function of (seed, epoch) only.
+    For several processes a batch is laid out in as many parts, each of them so. Each epoch the rows
+    of every label are paired anew at random; a row without a partner waits for another epoch. A
+    function of (seed, epoch) only.
 
     Args:
         labels: Label of each row, shape ``(rows,)``.
-        batch_size: Rows in a batch, an even number.
+        batch_size: Rows in a batch, an even number in each part.
         seed: Non-negative.
+        parts: Into how many equal parts a batch will be cut; they do not change its pairs.
 
     Raises:
-        ValueError: ``batch_size`` is odd.
+        ValueError: A part of the batch is no whole or an odd number of rows.
     """
 
-    def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
-        if batch_size % 2:
-            raise ValueError(f"batch_size must be even, got {batch_size}")
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int, parts: int = 1) -> None:
+        if batch_size % (2 * parts):
+            raise ValueError(f"batch_size must be a multiple of {2 * parts}, got {batch_size}")
+        self.parts = parts
         self.order = np.argsort(labels, kind="stable")
         _, self.counts = np.unique(labels, return_counts=True)
         self.batch_size = batch_size
@@ -103,5 +106,6 @@ class GroupBatchSampler(BatchSampler):
         first = first[generator.permutation(len(first))]
         half = self.batch_size // 2
         for start in range(0, len(self) * half, half):
-            chosen = first[start : start + half]
-            yield [*shuffled[chosen].tolist(), *shuffled[chosen + 1].tolist()]
+            chosen = first[start : start + half].reshape(self.parts, -1)
+            pairs = np.concatenate([shuffled[chosen], shuffled[chosen + 1]], axis=1)
+            yield pairs.ravel().tolist()

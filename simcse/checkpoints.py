@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from simcse import distributed
 from simcse.files import sync_folder, write_atomically
 
 CHECKPOINTS = "checkpoints"
@@ -35,6 +36,8 @@ def place(root: Path, step: int) -> Path:
 def writing(root: Path, step: int) -> Iterator[Path]:
     """A scratch folder for ``checkpoint-<step>``, which takes its place when the block ends well.
 
+    Several processes enter and leave the block together; each may write files of its own.
+
     Args:
         root: Folder of the run's checkpoints.
         step: Of the checkpoint.
@@ -43,9 +46,17 @@ def writing(root: Path, step: int) -> Iterator[Path]:
         The folder to write ``checkpoint-<step>`` into.
     """
     scratch = root / _SCRATCH
+    if not distributed.is_first():
+        distributed.wait()  # until it is empty
+        yield scratch
+        distributed.wait()  # until everyone has written
+        distributed.wait()  # until it is in its place
+        return
     _clear(root)
     try:
+        distributed.wait()
         yield scratch
+        distributed.wait()
         new = place(scratch, step)
         _seal(new)
         if place(root, step).exists():
@@ -55,6 +66,7 @@ def writing(root: Path, step: int) -> Iterator[Path]:
         sync_folder(root)
     finally:
         _clear(root)  # after an error too: a full disk needs the room
+    distributed.wait()
 
 
 def newest_checkpoint(root: Path, report: Callable[[str], object] = lambda _: None) -> Path | None:

@@ -15,11 +15,18 @@ from typing import get_args
 
 from simcse import __version__, commands
 from simcse.config import config_names
-from simcse.errors import HubUnreachableError, Terminated, UserError, first_line
+from simcse.errors import (
+    HubUnreachableError,
+    SaidElsewhereError,
+    Terminated,
+    UserError,
+    first_line,
+)
 from simcse.settings import Pooling, Role
 
 EXIT_USER_ERROR = 2
 EXIT_NO_SPACE = 1
+EXIT_SAID_ELSEWHERE = 1  # one of several processes, ended by an error of another
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_TERMINATED = 143  # 128 + SIGTERM
 
@@ -60,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error}; {commands.how_to_fetch(parsed)}", EXIT_USER_ERROR)
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
+    except SaidElsewhereError:
+        return EXIT_SAID_ELSEWHERE
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stdout = None
         return 0

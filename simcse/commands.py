@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -17,7 +18,7 @@ from typing import get_args
 from simcse.config import json_schema, load_config
 from simcse.errors import UserError
 from simcse.evaluation.names import GROUPS, MTEB
-from simcse.settings import TASK_ALIASES, TaskName
+from simcse.settings import TASK_ALIASES, Config, TaskName
 
 
 def train(parsed: argparse.Namespace, arguments: list[str]) -> None:
@@ -25,14 +26,24 @@ def train(parsed: argparse.Namespace, arguments: list[str]) -> None:
     if parsed.schema:
         print(json.dumps(json_schema(), indent=2))
         return
-    config = load_config(*_config_words(parsed))
+    command = ["train", *arguments[1:]]
+    if "LOCAL_RANK" not in os.environ:
+        _train(load_config(*_config_words(parsed)), command, dry_run=parsed.dry_run)
+        return
+    _quiet_libraries()
+    from simcse import distributed  # takes torch, which a mistake in a config need not wait for
+
+    with distributed.session():
+        _train(load_config(*_config_words(parsed)), command, dry_run=parsed.dry_run)
+
+
+def _train(config: Config, command: list[str], *, dry_run: bool) -> None:
     _quiet_libraries()
     from simcse import run, seeds
 
-    command = ["train", *arguments[1:]]
     if config.seeds:
-        seeds.train_seeds(config, command, dry_run=parsed.dry_run)
-    elif parsed.dry_run:
+        seeds.train_seeds(config, command, dry_run=dry_run)
+    elif dry_run:
         run.dry_run(config)
     else:
         run.train(config, command)

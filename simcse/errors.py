@@ -29,6 +29,10 @@ class HubUnreachableError(UserError):
     """
 
 
+class SaidElsewhereError(RuntimeError):
+    """Ends one of several processes when another one prints what went wrong."""
+
+
 def first_line(error: BaseException) -> str:
     """First line of an exception's message, or its type's name where there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from simcse import distributed
 from simcse.errors import Terminated
 
 
@@ -20,6 +21,7 @@ class StopSignals(TrainerCallback):
     A signal that comes while training lets the step end and its checkpoint be written; the second
     one stops at once. (The Trainer's own answer to SIGTERM, ``enable_jit_checkpoint``, knows
     nothing of Ctrl-C, saves between gradient and weights, and lets the run end as if finished.)
+    Of several processes all stop where one was told to.
     """
 
     def __init__(self) -> None:
@@ -51,16 +53,16 @@ class StopSignals(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Ask for a checkpoint; without a line in the log, which must not know of the signal."""
-        if self.received is not None:
+        if self._agreed(args) is not None:
             control.should_save = True
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The checkpoint is written."""
-        if self.received is not None:
+        if (number := self._agreed(args)) is not None:
             self._stop(
-                self.received,
+                number,
                 f"interrupted after step {state.global_step:,}, with a checkpoint; the same "
                 "command resumes",
             )
@@ -70,13 +72,19 @@ class StopSignals(TrainerCallback):
     ) -> None:
         """Signals act at once again."""
         self.training = False
-        if self.received is not None:  # it came after the last checkpoint
-            self._stop(self.received)
+        if (number := self._agreed(args)) is not None:  # it came after the last checkpoint
+            self._stop(number)
+
+    def _agreed(self, args: TrainingArguments) -> int | None:
+        """The signal that any of the processes has received."""
+        return distributed.highest(self.received or 0, args.device) or None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self.training or self.received is not None:
             self._stop(number)
         self.received = number
+        if not distributed.is_first():
+            return
         # Not print: a signal may come in the middle of another print to the same stream.
         note = "\nstopping after this step, with a checkpoint; once more stops at once\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, note.encode())

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simcse import encoder
+from simcse import distributed, encoder
 from simcse.caching import Features, in_mini_batches
 from simcse.encoder import DOCUMENT, QUERY
 from simcse.objectives import (
@@ -71,6 +71,10 @@ class TrainingLoss(nn.Module):
         labels, rows = batch.pop("labels", None), batch.pop("rows", None)
         size = self.config.training.mini_batch_size
         views = self._embed(batch, identities.shape[1], size).view(*identities.shape, -1)
+        # From here on the batch is that of all processes, but for the features of `batch`.
+        views, identities = distributed.gather(views, 1), distributed.gather(identities, 1)
+        labels = None if labels is None else distributed.gather(labels)
+        rows = None if rows is None else distributed.gather(rows)
         mask = None
         if len(views) > 1 and self.config.objective.mask_identical:
             mask = same_text_mask(identities, labels)  # (batch, (columns - 1) * batch)
@@ -170,8 +174,8 @@ class TrainingLoss(nn.Module):
         batch: dict[str, Tensor],
     ) -> Tensor:
         objective, state = self.config.objective, self.state
-        size = views.shape[1]
-        square = None if mask is None else mask[:, :size]
+        square = None if mask is None else mask[:, : views.shape[1]]
+        own = len(batch["input_ids"]) // len(views)  # rows of this process
         hard = views[2:] if len(views) > 2 else None
         match name:
             case "info_nce" | "decoupled":
@@ -185,9 +189,10 @@ class TrainingLoss(nn.Module):
             case "sup_con" if labels is not None:
                 return sup_con(views[:2].flatten(0, 1), labels.repeat(2), state.temperature())
             case "dino" if state.self_teacher is not None:
-                return state.self_teacher.forward(views[:2], batch)
+                seen = {key: value[: 2 * own] for key, value in batch.items()}
+                return state.self_teacher.forward(views[:2], seen)
             case "mlm" if state.mlm is not None:
-                return state.mlm.forward(batch["input_ids"][:size], batch["attention_mask"][:size])
+                return state.mlm.forward(batch["input_ids"][:own], batch["attention_mask"][:own])
             case "distill_l2" | "distill_similarity" if self.teacher is not None:
                 return self._distill(name, views, rows)
         raise ValueError(f"{name} cannot be computed from this batch")

@@ -20,9 +20,9 @@ import yaml
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
-from transformers import set_seed
+from transformers import TrainerState, set_seed
 
-from simcse import encoder
+from simcse import distributed, encoder
 from simcse.checkpoints import CHECKPOINTS, newest_checkpoint
 from simcse.config import differences, parse_yaml, to_yaml, validate
 from simcse.data import TextCounts, load_training_data
@@ -85,7 +85,9 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
         UserError: Anything the user can mend; what is on disk stays as it was.
     """
     run = Path(str(config.output))
-    if _is_finished(run, config):
+    if distributed.from_first(lambda: _is_finished(run, config)):
+        if not distributed.is_first():
+            return
         scores = read_json(run / SCORES_FILE, "raw", "trained", "dev")
         if not encoder.is_intact(run):
             raise UserError(
@@ -100,7 +102,11 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
     arguments = training_arguments(config, run)
     with StopSignals() as stop:
         prepared = _prepare(config)
-        _open_folder(run, config, prepared, command)
+        with distributed.first():
+            _open_folder(run, config, prepared, command)
+        if not distributed.is_first():
+            _train_in(run, config, arguments, prepared, stop)
+            return
         if twin is not None and not (run / RAW_SCORES_FILE).is_file():
             text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
             write_atomically(run / RAW_SCORES_FILE, text)
@@ -118,20 +124,38 @@ def _train_in(
     prepared: _Prepared,
     stop: StopSignals,
 ) -> None:
-    raw = _raw_scores(run, config, prepared.tasks)
+    raw = distributed.from_first(lambda: _raw_scores(run, config, prepared.tasks))
     model = prepared.model
     trainer = SimCSETrainer(
         config, arguments, model, prepared.rows, prepared.dev, run, prepared.loss
     )
-    if config.hub.push_checkpoints is not None:
+    if config.hub.push_checkpoints is not None and distributed.is_first():
         trainer.add_callback(PushCheckpoints(config.hub.push_checkpoints))
     trainer.add_callback(stop)  # last: the others have done their part when it stops the run
-    checkpoint = newest_checkpoint(run / CHECKPOINTS, lambda line: print(f"warning: {line}"))
+    checkpoint = distributed.from_first(
+        lambda: newest_checkpoint(run / CHECKPOINTS, lambda line: print(f"warning: {line}"))
+    )
     if checkpoint is not None:
         print(f"resuming from {checkpoint}")
     started = time.monotonic()
-    set_seed(config.seed)  # dropout must not depend on what was computed above
+    set_seed(_dropout_seed(config.seed))  # which must not depend on what was computed above
     state = train_to_the_end(trainer, checkpoint)
+    if distributed.is_first():
+        minutes = None if checkpoint else round((time.monotonic() - started) / 60, 2)
+        _finish(run, config, prepared, raw, state, minutes)
+    distributed.wait()
+
+
+def _finish(
+    run: Path,
+    config: Config,
+    prepared: _Prepared,
+    raw: dict[str, Scores],
+    state: TrainerState,
+    minutes: float | None,
+) -> None:
+    """Export the best checkpoint, which the model holds, and score it."""
+    model = prepared.model
     with filling(run) as folder:
         encoder.save(encoder.exported(model), folder)
     # Scored as its users will load it: from disk, without mixed precision.
@@ -149,7 +173,7 @@ def _train_in(
             "best_step": state.best_global_step,
             "steps": state.global_step,
         },
-        "minutes": None if checkpoint else round((time.monotonic() - started) / 60, 2),
+        "minutes": minutes,
     }
     write_atomically(run / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
     shutil.rmtree(run / CHECKPOINTS)  # the model and its scores are safe now
@@ -157,12 +181,20 @@ def _train_in(
     print(f"model and scores are in {run}")
 
 
+def _dropout_seed(seed: int) -> int:
+    """The run's seed; in further processes another, so that each has dropout of its own."""
+    number = distributed.rank()
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) if number else seed
+
+
 def dry_run(config: Config) -> None:
     """Print what a run would do: config, data, parameters and an estimate of its time.
 
     Raises:
-        UserError: Whatever :func:`train` would refuse before it trains.
+        UserError: Whatever :func:`train` would refuse before it trains; several processes.
     """
+    if distributed.world() > 1:
+        raise UserError("--dry-run: measures one process; start it without a launcher")
     run = Path(str(config.output))
     finished = _is_finished(run, config)
     training_arguments(config, run)  # for what it refuses
@@ -198,9 +230,10 @@ def print_scores(scores: dict[str, Any]) -> None:
 
 def _prepare(config: Config) -> _Prepared:
     data = Path(config.evaluation.data) if config.evaluation.data else None
-    rows, counts = load_training_data(
-        config.data, encoder.load_tokenizer(config.encoder), config.seed
-    )
+    with distributed.first():
+        rows, counts = load_training_data(
+            config.data, encoder.load_tokenizer(config.encoder), config.seed
+        )
     print(f"text     {', '.join(config.data.train)}: {counts}")
     print(f"         {len(rows):,} rows for training", flush=True)
     if len(rows) < config.training.batch_size:
@@ -233,7 +266,8 @@ def _prepare(config: Config) -> _Prepared:
     teacher, used = None, None
     if config.objective.teacher is not None:
         used = rows_used(config, rows)
-        teacher = teacher_embeddings(config, rows, counts, used)
+        with distributed.first():
+            teacher = teacher_embeddings(config, rows, counts, used)
     loss = TrainingLoss(model, config, teacher)
     if used is not None and loss.has_map:
         chosen = np.flatnonzero(used)[:_MAP_ROWS]
@@ -317,13 +351,31 @@ def _keep_hub_settings(path: Path, config: Config) -> None:
 
 
 def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[str]) -> None:
-    """Write down what the run is made from; on resume check that the text is still the same."""
-    run.mkdir(parents=True, exist_ok=True)
+    """Write down what the run is made from; on resume check that it is still the same.
+
+    Raises:
+        UserError: Other text or another number of processes than the run was started with; a
+            folder that not all processes see.
+    """
     text = {"counts": asdict(prepared.counts), "rows": len(prepared.rows)}
-    path = run / ENVIRONMENT_FILE
-    write_atomically(run / CONFIG_FILE, to_yaml(config))  # first: it makes this a run folder
+    path, world = run / ENVIRONMENT_FILE, distributed.world()
+    if distributed.is_first():
+        run.mkdir(parents=True, exist_ok=True)
+        write_atomically(run / CONFIG_FILE, to_yaml(config))  # first: it makes this a run folder
+    elif not path.is_file():
+        raise UserError(
+            f"output: process {distributed.rank()} does not see {path}; all machines need the "
+            "same folder"
+        )
     if path.is_file():
-        old = read_json(path, "text")["text"]
+        before = read_json(path, "text", "processes")
+        if before["processes"] != world:
+            raise UserError(
+                f"output: {run} was started with {before['processes']} processes, not {world}; "
+                "batches and dropout would not be the same: start as many, or anew with "
+                "output=FOLDER"
+            )
+        old = before["text"]
         if old != text:
             raise UserError(
                 f"data.train: the text has changed since {run} was started (then "
@@ -334,6 +386,7 @@ def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[s
     found = {
         **environment(config.seed, command),
         "encoder_commit": encoder.hub_commit(config.encoder),
+        "processes": world,
         "text": text,
     }
     write_atomically(path, json.dumps(found, indent=2) + "\n")

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from simcse import distributed
 from simcse.config import validate
 from simcse.errors import UserError
 from simcse.evaluation.statistics import Summary, summarize
@@ -38,6 +39,33 @@ def train_seeds(config: Config, command: list[str], *, dry_run: bool = False) ->
         UserError: As :func:`simcse.run.train`; the folder holds a single run.
     """
     folder = Path(str(config.output))
+    planned = distributed.from_first(lambda: _planned(folder, config))
+    if not dry_run and distributed.is_first():
+        write_atomically(folder / SUMMARY_FILE, json.dumps({"planned": planned}) + "\n")
+    raw_scores: Path | None = None
+    for number, seed in enumerate(config.seeds, 1):
+        single = seed_config(config, seed)
+        if dry_run:
+            show(single)
+            print(f"times {len(config.seeds)}: seeds {', '.join(map(str, config.seeds))}")
+            return
+        print(f"\n== seed {seed} ({number} of {len(config.seeds)})")
+        train(single, command, raw_scores)
+        raw_scores = raw_scores or Path(str(single.output))
+    if not distributed.is_first():
+        return
+    runs = load_runs(folder, [str(seed) for seed in config.seeds])
+    summary = {"planned": planned, **summary_of(runs)}
+    write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    print(f"\n{summary_text(runs)}\nwritten to {folder / SUMMARY_FILE}")
+
+
+def _planned(folder: Path, config: Config) -> list[int]:
+    """Every seed that the folder will hold.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
     if (folder / CONFIG_FILE).is_file():
         raise UserError(
             f"output: {folder} holds a single run; choose another folder with output=FOLDER"
@@ -51,23 +79,7 @@ def train_seeds(config: Config, command: list[str], *, dry_run: bool = False) ->
                     "choose another folder with output=FOLDER"
                 )
     planned = [int(seed) for seed in seed_folders(folder)]
-    planned = sorted({*planned, *config.seeds})
-    if not dry_run:
-        write_atomically(folder / SUMMARY_FILE, json.dumps({"planned": planned}) + "\n")
-    raw_scores: Path | None = None
-    for number, seed in enumerate(config.seeds, 1):
-        single = seed_config(config, seed)
-        if dry_run:
-            show(single)
-            print(f"times {len(config.seeds)}: seeds {', '.join(map(str, config.seeds))}")
-            return
-        print(f"\n== seed {seed} ({number} of {len(config.seeds)})")
-        train(single, command, raw_scores)
-        raw_scores = raw_scores or Path(str(single.output))
-    runs = load_runs(folder, [str(seed) for seed in config.seeds])
-    summary = {"planned": planned, **summary_of(runs)}
-    write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-    print(f"\n{summary_text(runs)}\nwritten to {folder / SUMMARY_FILE}")
+    return sorted({*planned, *config.seeds})
 
 
 def seed_config(config: Config, seed: int) -> Config:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
-from simcse import encoder
+from simcse import distributed, encoder
 from simcse.caching import Features, in_mini_batches
 from simcse.errors import UserError, first_line
 from simcse.objectives import dino
@@ -105,14 +105,15 @@ class SelfTeacher(nn.Module):
         """DINO's loss.
 
         Args:
-            student: Embeddings of both views, shape ``(2, batch, dim)``.
-            features: What the student saw; the teacher sees it through dropout of its own.
+            student: Embeddings of both views, shape ``(2, batch, dim)``, of all processes.
+            features: What the student saw in this process, ``(2 * rows, length)``; the teacher
+                sees it through dropout of its own.
         """
         self.teacher.train()
         with torch.no_grad():
-            seen = {key: value[: student.shape[1] * 2] for key, value in features.items()}
-            embeddings = in_mini_batches(self._embed, seen, self.mini_batch_size)
+            embeddings = in_mini_batches(self._embed, features, self.mini_batch_size)
             scores = self.teacher_head(embeddings).view(2, -1, self.config.prototypes)
+            scores = distributed.gather(scores, 1)
         center = self.get_buffer("center")
         loss = dino(
             self.head(student),
@@ -178,7 +179,8 @@ class MaskedLanguageModel(nn.Module):
         hidden, labels = hidden.to(input_ids.device), labels.to(input_ids.device)
         features = {"input_ids": hidden, "attention_mask": attention_mask, "labels": labels}
         sums = in_mini_batches(self._sums, features, self.mini_batch_size)  # (texts, 1)
-        mean: Tensor = sums.sum() / (labels != _IGNORED).sum().clamp(min=1)
+        hidden_tokens = distributed.gather((labels != _IGNORED).sum(dim=1))
+        mean: Tensor = distributed.gather(sums).sum() / hidden_tokens.sum().clamp(min=1)
         return mean
 
     def _sums(self, features: Features) -> Tensor:

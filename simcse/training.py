@@ -39,7 +39,7 @@ from transformers.integrations import (
     get_available_reporting_integrations,
 )
 
-from simcse import checkpoints, encoder
+from simcse import checkpoints, distributed, encoder
 from simcse.batching import GroupBatchSampler, ViewBatchSampler
 from simcse.checkpoints import CHECKPOINTS, STATE_FILE
 from simcse.encoding import encode_by_length
@@ -127,14 +127,22 @@ class SimCSETrainer(SentenceTransformerTrainer):
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(run / "tensorboard")
         self.remove_callback(PrinterCallback)
-        self.add_callback(StateSteps(self.loss.state, model))
+        self.add_callback(StateSteps(self.loss.state, model, self.sampler))
         self.run_log = RunLog(run)
         self.add_callback(self.run_log)
-        self.add_callback(Progress())
+        if distributed.is_first():
+            self.add_callback(Progress())
+        distributed.share_weights(self.loss)
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, **_: Any) -> BatchSampler:
         """Our sampler instead of the library's."""
         return self.sampler
+
+    def _wrap_model(self, model: nn.Module, *_: Any, **__: Any) -> nn.Module:
+        # Without DistributedDataParallel: it averages gradients in one backward pass of one
+        # module, but gradient caching takes several, and the objective learns too.
+        prepared: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=True)
+        return prepared
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step; stops at a non-finite loss before it reaches the weights."""
@@ -144,6 +152,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 f"step {self.state.global_step + 1}: the loss is {loss.item()} ({self._place()}); "
                 "lower training.learning_rate, or use float32 for training.precision"
             )
+        distributed.average_gradients(self.loss.parameters())
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -191,6 +200,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
         # The library's version also pickles the training arguments; config.yaml says it all.
+        if not distributed.is_first():
+            return
         folder = Path(output_dir or self.args.output_dir)
         encoder.save(self.model, folder)
         self.loss.state.save(folder, self.model)
@@ -204,13 +215,16 @@ class SimCSETrainer(SentenceTransformerTrainer):
         with checkpoints.writing(root, step) as self.scratch:
             super()._save_checkpoint(model, trial)
             folder = checkpoints.place(self.scratch, step)
-            self._save_averages(folder)
             self.state.best_model_checkpoint = None  # a path; what counts is best_global_step
-            self.state.save_to_json(str(folder / STATE_FILE))
-        checkpoints.rotate(root, self.keep, self.state.best_global_step, step)
+            if distributed.is_first():
+                self._save_averages(folder)
+                self.state.save_to_json(str(folder / STATE_FILE))
+        if distributed.is_first():
+            checkpoints.rotate(root, self.keep, self.state.best_global_step, step)
 
     def _save_averages(self, folder: Path) -> None:
-        # A checkpoint for a signal lies between two lines of the log, whose averages span it.
+        # A checkpoint for a signal lies between two lines of the log, whose averages span it. Every
+        # process has the same, since each computes the loss of the whole batch.
         averages = {"loss": self._tr_loss, "since": torch.tensor(self._globalstep_last_logged)}
         for key, value in self.accum_loss_components["train"].items():
             averages[f"terms.{key}"] = value
@@ -219,7 +233,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # The loop asks for this after it has set the averages to zero, before the first step.
         super()._load_rng_state(checkpoint)
-        averages = load_file(Path(str(checkpoint)) / AVERAGES_FILE, str(self.args.device))
+        averages = load_file(Path(str(checkpoint)) / AVERAGES_FILE)
+        averages = {key: value.to(self.args.device) for key, value in averages.items()}
         self._tr_loss = averages.pop("loss")
         self._globalstep_last_logged = int(averages.pop("since"))
         self.accum_loss_components["train"] = {
@@ -232,10 +247,21 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
 
 class StateSteps(TrainerCallback):
-    """Tells the objective's state how far the run is, and that weights have moved."""
+    """Tells objective and sampler how far the run is, and the former that weights have moved."""
 
-    def __init__(self, objective: ObjectiveState, model: SentenceTransformer) -> None:
-        self.objective, self.model = objective, model
+    def __init__(
+        self,
+        objective: ObjectiveState,
+        model: SentenceTransformer,
+        sampler: ViewBatchSampler | GroupBatchSampler,
+    ) -> None:
+        self.objective, self.model, self.sampler = objective, model, sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The loop's own call does not reach the sampler of a resumed run of several processes."""
+        self.sampler.set_epoch(state.global_step // len(self.sampler))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -272,12 +298,15 @@ class RunLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Append the newest entry."""
+        if not distributed.is_first():
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_log_line(state.log_history[-1]))
 
     def write(self, state: TrainerState) -> None:
         """Write every entry that the Trainer's state holds."""
-        write_atomically(self.path, "".join(_log_line(entry) for entry in state.log_history))
+        if distributed.is_first():
+            write_atomically(self.path, "".join(_log_line(entry) for entry in state.log_history))
 
 
 class Progress(TrainerCallback):
@@ -345,9 +374,16 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
     """The Trainer's settings for a config.
 
     Raises:
-        UserError: A precision or tracker that this machine does not have, several processes.
+        UserError: A precision or tracker that this machine does not have, several GPUs in one
+            process, or a batch that the processes cannot share.
     """
-    training = config.training
+    training, world = config.training, distributed.world()
+    rows = 2 * world if config.data.form == "labelled" else world
+    if training.batch_size % rows:
+        raise UserError(
+            f"training.batch_size: {training.batch_size} is for all {world} processes together "
+            f"and must be a multiple of {rows}"
+        )
     if training.precision == "float16" and not torch.cuda.is_available():
         raise UserError(
             "training.precision: float16 needs a GPU; allowed here are float32, bfloat16"
@@ -362,7 +398,8 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
     try:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=str(run / CHECKPOINTS),
-            per_device_train_batch_size=training.batch_size,
+            per_device_train_batch_size=training.batch_size // world,
+            accelerator_config={"split_batches": world > 1},  # each process a part of each batch
             num_train_epochs=training.epochs,
             max_steps=training.steps or -1,
             learning_rate=training.learning_rate,
@@ -390,10 +427,10 @@ def training_arguments(config: Config, run: Path) -> SentenceTransformerTraining
         )
     except ValueError as error:  # bfloat16 on hardware without it
         raise UserError(f"training.precision: {error}") from error
-    if arguments.n_gpu > 1 or arguments.world_size > 1:
+    if arguments.n_gpu > 1:
         raise UserError(
-            "training on several GPUs or processes is not supported yet; start one process with "
-            "CUDA_VISIBLE_DEVICES=0"
+            f"there are {arguments.n_gpu} GPUs: start a process for each with torchrun "
+            "--nproc_per_node (docs/scaling.md), or use one with CUDA_VISIBLE_DEVICES=0"
         )
     return arguments
 
@@ -423,7 +460,8 @@ def batch_sampler(config: Config, rows: Dataset) -> ViewBatchSampler | GroupBatc
     """The sampler that fits a config's form of data."""
     training = config.training
     if config.data.form == "labelled":
-        return GroupBatchSampler(labels_of(rows), training.batch_size, config.seed)
+        parts = distributed.world()
+        return GroupBatchSampler(labels_of(rows), training.batch_size, config.seed, parts)
     lengths = np.asarray(rows.with_format("numpy")["length"])
     return ViewBatchSampler(lengths, training.batch_size, training.batching, config.seed)
 

@@ -74,5 +74,17 @@ def test_groups_are_paired_anew_each_epoch():
 
     assert pairs(1, 0) == pairs(1, 0)
     assert len(set(pairs(1, 0)) & set(pairs(1, 1))) < 60
-    with pytest.raises(ValueError, match="batch_size must be even, got 3"):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of 2, got 3"):
         GroupBatchSampler(GROUPS, 3, 0)
+
+
+def test_parts_of_a_grouped_batch_hold_its_pairs():
+    labels = np.arange(60) // 3
+    whole, cut = (GroupBatchSampler(labels, 12, 5, parts) for parts in (1, 3))
+    for batch, parts in zip(whole, cut, strict=True):
+        pairs = set(zip(batch[:6], batch[6:], strict=True))
+        each = [parts[start : start + 4] for start in (0, 4, 8)]
+        assert {pair for a, b, c, d in each for pair in ((a, c), (b, d))} == pairs
+        assert all(labels[a] == labels[b] for a, b in pairs)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of 6, got 14"):
+        GroupBatchSampler(labels, 14, 5, 3)

@@ -10,7 +10,7 @@ import torch
 from conftest import MINI_BERT, ROOT, SENTENCES, make_encoder
 from transformers import BertConfig, BertForMaskedLM
 
-from simcse import caching, encoder
+from simcse import caching, distributed, encoder
 from simcse.config import validate
 from simcse.loss import TrainingLoss
 from simcse.views import ViewCollator
@@ -32,6 +32,8 @@ OBJECTIVES = {
     "two_rates": {"views": [{"dropout": 0.05}, {"dropout": 0.15}]},
     "dino": {"objective": {"terms": "dino", "dino": {"prototypes": 16}}},
     "mlm": {"objective": {"terms": [{"info_nce": 1.0}, {"mlm": 0.1}]}},
+    "identical": {"columns": 3, "hashes": 9},
+    "distill_l2": {"objective": {"terms": "distill_l2"}, "teacher": True},
     "distill_similarity": {"objective": {"terms": "distill_similarity"}, "teacher": True},
 }
 
@@ -46,7 +48,10 @@ def masked(tmp_path_factory):
 
 
 def gradients(name, folder, tmp_path, mini_batch_size, dropout):
-    """Loss and gradients of one step over 12 sentences; random numbers start from one seed."""
+    """Loss and gradients of one step over 12 sentences; random numbers start from one seed.
+
+    Of several processes each takes its part of the sentences.
+    """
     case = OBJECTIVES[name]
     if "teacher" in case:
         teacher = tmp_path / "teacher.npy"
@@ -76,17 +81,22 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout):
     rows = [
         {
             "input_ids": ids[i : 12 * columns : 12],
-            "text_hash": [i + 12 * column for column in range(columns)],
+            "text_hash": [(i + 12 * column) % case.get("hashes", 99) for column in range(columns)],
             "label": i % 6 if labelled else 0,
             **({"row": i} if teacher else {}),
         }
         for i in range(12)
     ]
+    parts = np.array_split(np.arange(12).reshape(2, 6), distributed.world(), axis=1)
+    if not labelled:
+        parts = np.array_split(np.arange(12), distributed.world())
+    rows = [rows[i] for i in parts[distributed.rank()].ravel()]
     features = ViewCollator(0, paired=labelled).features(rows, model.device)
     torch.manual_seed(1)
     found = training_loss([features])
     total = torch.stack(list(found.values())).sum() if isinstance(found, dict) else found
     total.backward()
+    distributed.average_gradients(training_loss.parameters())
     named = training_loss.named_parameters()
     return float(total.detach()), {n: p.grad for n, p in named if p.grad is not None}
 

@@ -1,0 +1,122 @@
+"""What each of two processes does for ``test_distributed.py``: once, since starting takes longest.
+
+    torchrun --nproc_per_node 2 tests/distributed_worker.py FOLDER ENCODER
+
+The folder gets ``gradients-<rank>.pt``, ``uneven-<rank>.pt``, ``views-<rank>.pt`` and the runs
+``sgd``, ``whole`` and ``stopped``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_caching import MINI_BATCH, OBJECTIVES, gradients
+from transformers import DataCollatorForLanguageModeling, TrainerCallback, set_seed
+
+from simcse import commands, distributed, encoder, run
+from simcse.config import validate
+from simcse.errors import Terminated
+from simcse.training import SimCSETrainer
+
+CASES = [(name, size) for name in OBJECTIVES if name != "two_rates" for size in (None, MINI_BATCH)]
+
+
+def hide_every_fourth(collator, inputs, special_tokens_mask):
+    """In place of the random choice of tokens: one that does not depend on their batch."""
+    chosen = (inputs % 4 == 0) & ~special_tokens_mask
+    return inputs.masked_fill(chosen, 4), inputs.masked_fill(~chosen, -100)
+
+
+def all_gradients(folder: Path, name: Path) -> dict[str, object]:
+    """Loss and gradients of every case without dropout, ``(case, mini-batch) -> ...``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DataCollatorForLanguageModeling, "torch_mask_tokens", hide_every_fourth)
+        folder.mkdir(exist_ok=True)
+        return {f"{case} {size}": gradients(case, name, folder, size, 0.0) for case, size in CASES}
+
+
+def views(config) -> torch.Tensor:
+    """Embeddings of a text with the dropout that this process starts training with."""
+    model = encoder.build(config.encoder).train()
+    set_seed(run._dropout_seed(config.seed))
+    with torch.no_grad():
+        return model(model.preprocess(["A text."] * 4))["sentence_embedding"]
+
+
+def uneven_gradients() -> list[torch.Tensor | None]:
+    """Means where both, one or none of the processes has a gradient."""
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad = torch.full((2,), 1.0 + distributed.rank())
+    if distributed.rank() == 1:
+        parameters[1].grad = torch.full((2,), 3.0)
+    distributed.average_gradients(parameters)
+    return [parameter.grad for parameter in parameters]
+
+
+def config_of(path: Path, **changes):
+    """The config of a file with other values at its top."""
+    return validate({**json.loads(path.read_text()), **changes}, str(path))
+
+
+def train_with_sgd(path: Path) -> None:
+    """A run without dropout, by plain gradient descent."""
+    arguments_of = run.training_arguments
+
+    def with_sgd(*args):
+        arguments = arguments_of(*args)
+        arguments.optim = "sgd"
+        return arguments
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "training_arguments", with_sgd)
+        run.train(config_of(path), [])
+
+
+class Stop(TrainerCallback):
+    """SIGTERM for this process alone, in a step of the second epoch."""
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_with_a_stop(path: Path) -> None:
+    """Train, be told to stop on the second process only, and train on."""
+    init = SimCSETrainer.__init__
+
+    def init_with_stop(self, *args):
+        init(self, *args)
+        if distributed.rank() == 1:
+            self.add_callback(Stop())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimCSETrainer, "__init__", init_with_stop)
+        try:
+            run.train(config_of(path), [])
+        except Terminated as error:
+            if "after step 13, with a checkpoint" not in str(error):
+                raise
+        else:
+            raise AssertionError("the run was not stopped")
+    run.train(config_of(path), [])
+
+
+if __name__ == "__main__":
+    folder, name = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)
+    commands._quiet_libraries()
+    with distributed.session():
+        own = distributed.rank()
+        found = all_gradients(folder / f"scratch-{own}", name)
+        torch.save(found, folder / f"gradients-{own}.pt")
+        torch.save(views(config_of(folder / "whole.json")), folder / f"views-{own}.pt")
+        torch.save(uneven_gradients(), folder / f"uneven-{own}.pt")
+        train_with_sgd(folder / "sgd.json")
+        run.train(config_of(folder / "whole.json"), [])
+        train_with_a_stop(folder / "stopped.json")

@@ -1,0 +1,258 @@
+"""Two processes (gloo, on the CPU) against one."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import distributed_worker as worker
+import psutil
+import pytest
+import torch
+from conftest import ROOT, make_encoder, newest_checkpoint
+from conftest import log as log_of
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForMaskedLM
+
+from simcse.cli import main
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+TIMES = ("eval_runtime", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+
+
+def config(folder, name, encoder, text, form, **training):
+    """Write a run's config as JSON."""
+    path = folder / f"{name}.json"
+    values = {
+        "encoder": {"name": str(encoder), "projection": "train_only"},
+        "data": {"train": str(text), "form": form},
+        "training": {"batch_size": 8, "log_every": 1, "learning_rate": 1e-3, **training},
+        "evaluation": {"every": 5, "raw_poolings": [], "dev": "pairs", "tasks": ["pairs"]},
+        "output": str(folder / name),
+    }
+    if name.startswith("sgd"):
+        values["encoder"]["dropout"] = 0.0
+        values["evaluation"]["every"] = 20
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, text_file):
+    """Folder of what two processes have done."""
+    folder = tmp_path_factory.mktemp("two")
+    encoder = make_encoder(folder / "encoder")
+    torch.manual_seed(3)
+    BertForMaskedLM(BertConfig.from_pretrained(encoder)).save_pretrained(encoder)
+    lines = text_file.read_text().splitlines()
+    pairs = folder / "pairs.jsonl"
+    rows = zip(lines, lines[7:] + lines[:7], strict=True)
+    pairs.write_text("".join(json.dumps({"anchor": a, "positive": b}) + "\n" for a, b in rows))
+    for name in ("sgd", "sgd_one"):
+        config(folder, name, encoder, pairs, "pairs", steps=20, learning_rate=0.1)
+    for name in ("whole", "stopped"):
+        config(folder, name, encoder, text_file, "sentences", steps=15)
+    command = [*LAUNCH, "2", "tests/distributed_worker.py", str(folder), str(encoder)]
+    caches = {"SIMCSE_CACHE": str(tmp_path_factory.getbasetemp() / "cache"), **os.environ}
+    environment = {**caches, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return folder
+
+
+def test_gradients_of_two_processes_are_those_of_one(two, tmp_path):
+    expected = worker.all_gradients(tmp_path, two / "encoder")
+    found = [torch.load(two / f"gradients-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert len(expected) == len(worker.CASES)
+    for case, (loss, gradients) in expected.items():
+        for own_loss, own in (found[0][case], found[1][case]):
+            assert own_loss == pytest.approx(loss, abs=1e-6), case
+            assert own.keys() == gradients.keys(), case
+            for key, gradient in gradients.items():
+                place = f"{case}: {key}"
+                torch.testing.assert_close(own[key], gradient, rtol=1e-4, atol=1e-6, msg=place)
+
+
+def test_a_gradient_that_one_process_lacks_counts_as_zero(two):
+    for rank in (0, 1):
+        both, one, none = torch.load(two / f"uneven-{rank}.pt", weights_only=True)
+        assert both.tolist() == [1.5, 1.5]
+        assert one.tolist() == [1.5, 1.5]
+        assert none is None
+
+
+def test_weights_after_20_steps_of_gradient_descent_are_those_of_one_process(two):
+    worker.train_with_sgd(two / "sgd_one.json")
+    found, expected = (load_file(two / n / "model.safetensors") for n in ("sgd", "sgd_one"))
+    start = load_file(two / "encoder" / "model.safetensors")
+    moved = 0.0
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=key)
+        if f"bert.{key}" in start:
+            moved = max(moved, float((value - start[f"bert.{key}"]).abs().max()))
+    assert moved > 1e-3  # it has learned something that could differ
+    losses = [
+        [entry["loss"] for entry in log_of(two / n) if "loss" in entry] for n in ("sgd", "sgd_one")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_each_process_has_its_own_dropout(two):
+    first, second = (torch.load(two / f"views-{rank}.pt") for rank in (0, 1))
+    assert not torch.allclose(first, second, atol=1e-3)
+    torch.testing.assert_close(first, worker.views(worker.config_of(two / "whole.json")))
+
+
+def test_a_run_that_one_process_was_told_to_stop_ends_as_the_whole_one(two):
+    """In the second epoch; SIGTERM came to the second process alone."""
+    files = {path.name for path in (two / "whole").iterdir()}
+    assert files == {path.name for path in (two / "stopped").iterdir()}
+    assert {"model.safetensors", "scores.json", "log.jsonl", "environment.json"} <= files
+    assert "checkpoints" not in files
+    whole, stopped = (load_file(two / n / "model.safetensors") for n in ("whole", "stopped"))
+    assert whole.keys() == stopped.keys()
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+    logs = [
+        [{k: v for k, v in entry.items() if k not in TIMES} for entry in log_of(two / name)]
+        for name in ("whole", "stopped")
+    ]
+    assert logs[0] == logs[1]
+    assert [entry["step"] for entry in logs[0] if "loss" in entry] == list(range(1, 16))
+
+
+def test_another_number_of_processes_is_refused(two, capsys, monkeypatch):
+    folder = two / "whole"
+    scores = folder / "scores.json"
+    scores.rename(folder / "kept")  # an unfinished run
+    try:
+        assert main(["train", str(two / "whole.json")]) == 2
+    finally:
+        (folder / "kept").rename(scores)
+    assert "was started with 2 processes, not 1" in capsys.readouterr().err
+
+
+def test_a_shared_out_model_is_refused_once(monkeypatch, capsys):
+    for name in ("LOCAL_RANK", "RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert main(["train"]) == 2
+    assert "accelerate: FSDP is not supported" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train"]) == 1
+    assert not capsys.readouterr().err
+
+
+@pytest.fixture
+def launched(arguments):
+    """Starts the run of ``arguments`` with more steps in two processes, gives launcher and both."""
+    started = []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(*more):
+        command = [*LAUNCH, "2", "train.py", *arguments[1:], "training.steps=4000", *more]
+        launcher = subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(launcher)
+        return launcher
+
+    yield start
+    for launcher in started:
+        launcher.kill()
+        launcher.communicate()
+
+
+def workers(launcher, run, lines=3):
+    """The two processes once the log has more lines, the first one first."""
+    deadline = time.monotonic() + 120
+    log = run / "log.jsonl"
+    while not (log.is_file() and log.read_text().count("\n") > lines):
+        assert launcher.poll() is None, launcher.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    found = psutil.Process(launcher.pid).children()
+    return sorted(found, key=lambda process: int(process.environ()["RANK"]))
+
+
+def errors(text):
+    """The lines that the command line itself wrote."""
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_the_other_with_one_line(rank, launched, run):
+    launcher = launched("evaluation.every=20")
+    workers(launcher, run)[rank].kill()
+    _, stderr = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    (line,) = errors(stderr)
+    assert "another process of this run has ended" in line
+    assert "File" not in stderr.split("torch/distributed/elastic")[0]  # no traceback of ours
+
+
+@pytest.mark.slow
+def test_a_stopped_launcher_leaves_a_checkpoint_that_the_same_number_resumes(launched, run):
+    launcher = launched("evaluation.every=1000")
+    workers(launcher, run)
+    launcher.terminate()
+    _, stderr = launcher.communicate(timeout=60)
+    (line,) = errors(stderr)
+    assert "with a checkpoint; the same command resumes" in line
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {
+        path.name for path in newest_checkpoint(run).iterdir()
+    }
+    again = launched("evaluation.every=1000")
+    lines = len(log_of(run))
+    workers(again, run, lines + 3)
+    again.terminate()
+    stdout, _ = again.communicate(timeout=60)
+    assert "resuming from" in stdout
+    steps = [entry["step"] for entry in log_of(run)]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.batch_size=7", "7 is for all 2 processes together and must be a multiple of 2"),
+        ("training.stps=7", "unknown key"),
+        ("data.train=/none.txt", "/none.txt"),
+    ],
+)
+def test_a_mistake_is_said_once(setting, message, launched, run):
+    launcher = launched(setting)
+    _, stderr = launcher.communicate(timeout=60)
+    (line,) = errors(stderr)
+    assert message in line
+    assert launcher.returncode == 1
+    assert not run.exists()
+
+
+ONE_FAILS = """
+import sys, torch
+from simcse import cli, distributed, run
+from simcse.errors import UserError
+def train(config, command):
+    if distributed.rank() == int(sys.argv[1]):
+        raise UserError("only here")
+    distributed.gather(torch.ones(1))
+run.train = train
+sys.exit(cli.main(["train"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_mistake_that_one_process_alone_meets_ends_both(rank, tmp_path):
+    script = tmp_path / "one_fails.py"
+    script.write_text(ONE_FAILS)
+    ran = subprocess.run(
+        [*LAUNCH, "2", str(script), rank], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert errors(ran.stderr) == ["error: only here"]
+    assert ran.returncode == 1
