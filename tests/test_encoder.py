@@ -57,6 +57,7 @@ def test_saved_model_loads_with_stock_sentence_transformers(tmp_path, architectu
         assert not list((tmp_path / pooling).rglob("*.bin"))
 
 
+@pytest.mark.slow
 def test_saved_model_loads_where_simcse_cannot_be_imported(tmp_path, tiny):
     model = encoder.build(EncoderConfig(name=str(tiny), projection="train_only"))
     encoder.save(encoder.exported(model), tmp_path / "model")

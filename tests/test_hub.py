@@ -199,6 +199,7 @@ def test_released_checkpoint_by_name_and_again_offline(client, hub, tmp_path):
     assert not np.allclose(online, cls, atol=1e-3)  # the trained pooler comes on top
 
 
+@pytest.mark.slow
 def test_mteb_tasks_and_a_model_by_name(client, hub, tmp_path):
     server, _ = hub
     rows = [

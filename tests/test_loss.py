@@ -101,7 +101,12 @@ NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+SLOWER = ("nt_xent", "decoupled", "clip", "groups", "distill_l2", "distill_similarity", "views")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOWER else n for n in NAMES]
+)
 def test_a_stopped_run_resumes_to_the_same_weights_and_log(
     name, arguments, run, request, monkeypatch, capsys
 ):

@@ -52,6 +52,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, capsys
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_runs(two_seeds, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = two_seeds / "seed-0"

@@ -100,6 +100,7 @@ def test_last_step_is_scored_and_saved_too(arguments, run, capsys):
     assert [line.split()[1] for line in lines] == ["4", "6"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_user_as_one_line(arguments, run):
     settings = ["training.steps=100000", "evaluation.every=2"]
     command = [sys.executable, "train.py", *arguments[1:], *settings]

@@ -7,7 +7,8 @@ Each row changes configs/unsup_wiki_mini.yaml as it says: 250 steps of 64, 16,00
 run a seed (default 0); with ROWS only the first so many rows. Runs lie below
 outputs/studies/objectives; finished ones are not repeated, so the script can be stopped and started
 again, and given more seeds. It writes objectives.table.md beside itself; rows that were not run
-stay blank.
+stay blank. With `time` in place of SEEDS it measures instead the CPU seconds of a training step of
+each row (median of five steps on the run's first batches), and writes objectives.seconds.json.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import torch
+
+from simcse import run
 from simcse.cli import main as simcse
+from simcse.config import load_config
+from simcse.training import batch_sampler, view_collator
 
 FOLDER = Path("outputs/studies/objectives")
 TABLE = Path(__file__).with_name("objectives.table.md")
+SECONDS = Path(__file__).with_name("objectives.seconds.json")
 REPEAT = "views=[{}, {repeat: 0.32}]"
 RATES = "views=[{dropout: 0.05}, {dropout: 0.15}]"
 CONSERT = "views=[{shuffle: true}, {cutoff: 0.15}]"
@@ -75,19 +83,26 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     text, senteval, captions, triplets, teacher = sys.argv[1:6]
+    everything = rows(captions, triplets, teacher)
+    if sys.argv[6:7] == ["time"]:
+        seconds = {
+            name: step_seconds([*common(text, senteval), *settings])
+            for name, settings in everything.items()
+            if LONG[0] not in settings
+        }
+        SECONDS.write_text(json.dumps(seconds, indent=2) + "\n", encoding="utf-8")
+        TABLE.write_text(table(list(everything)), encoding="utf-8")
+        return 0
     seeds = [int(seed) for seed in (sys.argv[6] if len(sys.argv) > 6 else "0").split(",")]
     most = int(sys.argv[7]) if len(sys.argv) > 7 else None
-    everything = rows(captions, triplets, teacher)
     for seed in seeds:
         for name, settings in islice(everything.items(), most):
-            common = [f"data.train={text}", f"evaluation.data={senteval}"]
-            common += ["evaluation.raw_poolings=[]", "evaluation.tasks=[STS12, STS13]"]
             output = f"output={folder(name, seed)}"
             status = simcse(
                 [
                     "train",
                     "configs/unsup_wiki_mini.yaml",
-                    *common,
+                    *common(text, senteval),
                     *settings,
                     f"seed={seed}",
                     output,
@@ -99,6 +114,12 @@ def main() -> int:
     return 0
 
 
+def common(text: str, senteval: str) -> list[str]:
+    """Settings of every row."""
+    settings = [f"data.train={text}", f"evaluation.data={senteval}", "seed=0"]
+    return [*settings, "evaluation.raw_poolings=[]", "evaluation.tasks=[STS12, STS13]"]
+
+
 def folder(name: str, seed: int) -> Path:
     """Run folder of a row and seed."""
     return FOLDER / "".join(c if c.isalnum() else "-" for c in name) / f"seed-{seed}"
@@ -106,18 +127,18 @@ def folder(name: str, seed: int) -> Path:
 
 def table(names: list[str]) -> str:
     """Markdown: mean (± standard deviation over seeds) of each row."""
-    head = ["", "seeds", "STS-B dev", "STS12", "STS13", "alignment", "uniformity", "s a step"]
+    head = ["", "seeds", "STS-B dev", "STS12", "STS13", "alignment", "uniformity", "CPU s a step"]
+    seconds = json.loads(SECONDS.read_text(encoding="utf-8")) if SECONDS.is_file() else {}
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in names:
         paths = sorted(folder(name, 0).parent.glob("seed-*/scores.json"))
         found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        seconds = [step_seconds(path.parent) for path in paths]
         cells = [
             cell([run["dev"]["best"] for run in found], 100, 1),
             *(cell([r["trained"][t]["cosine_spearman"] for r in found], 100, 1) for t in _STS),
             cell([run["trained"]["geometry"]["alignment"] for run in found], 1, 3),
             cell([run["trained"]["geometry"]["uniformity"] for run in found], 1, 2),
-            cell(seconds, 1, 2),
+            cell([seconds[name]] if name in seconds else [], 1, 2),
         ]
         lines.append(f"| {name} | {len(found) or ''} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -126,11 +147,23 @@ def table(names: list[str]) -> str:
 _STS = ("STS12", "STS13")
 
 
-def step_seconds(run: Path) -> float:
-    """Seconds a training step, dev scores and checkpoints included."""
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    last: dict[str, Any] = json.loads(lines[-1])
-    return float(last["train_runtime"]) / int(last["step"])
+def step_seconds(settings: list[str]) -> float:
+    """CPU seconds of a training step, without the optimiser's."""
+    config = load_config("unsup_wiki_mini", settings)
+    prepared = run._prepare(config)
+    rows = prepared.rows
+    if prepared.loss.teacher is not None:
+        rows = rows.add_column("row", np.arange(len(rows)))
+    collator = view_collator(config, prepared.model)
+    prepared.model.train()
+    seconds = []
+    for indices in islice(batch_sampler(config, rows), 6):
+        started = time.process_time()
+        found = prepared.loss([collator.features([rows[i] for i in indices], torch.device("cpu"))])
+        total = torch.stack(list(found.values())).sum() if isinstance(found, dict) else found
+        total.backward()
+        seconds.append(time.process_time() - started)
+    return statistics.median(seconds[1:])
 
 
 def cell(values: list[float], scale: float, digits: int) -> str:
