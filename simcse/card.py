@@ -28,8 +28,7 @@ from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.statistics import summarize
 from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
 from simcse.readers import hub_repository
-from simcse.run import ENVIRONMENT_FILE
-from simcse.runs import read_json
+from simcse.runs import ENVIRONMENT_FILE, read_json
 from simcse.seeds import summary_cells
 
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "simcse"]

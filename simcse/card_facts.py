@@ -16,7 +16,6 @@ from simcse.evaluation.protocol import Scores
 from simcse.plots import Picture
 from simcse.readers import EMBEDDED_TEXT, hub_repository
 from simcse.runs import SCORES_FILE, Run, RunSet, read_json
-from simcse.seeds import best_by_dev
 from simcse.settings import Config
 
 ASSETS = Path(__file__).parent / "assets"
@@ -40,7 +39,7 @@ class Published:
     @property
     def run(self) -> Run:
         """The run whose weights these are: the only one, or the best seed by dev."""
-        return best_by_dev(self.runs)
+        return self.runs.best
 
 
 def base_model(config: Config, environment: dict[str, Any]) -> str:

@@ -30,7 +30,6 @@ def train(parsed: argparse.Namespace, arguments: list[str]) -> None:
     if "LOCAL_RANK" not in os.environ:
         _train(load_config(*_config_words(parsed)), command, dry_run=parsed.dry_run)
         return
-    _quiet_libraries()
     from simcse import distributed  # takes torch, which a mistake in a config need not wait for
 
     with distributed.session():

@@ -61,14 +61,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
             values out of range; one line names every problem.
     """
     path = find_config(name_or_path)
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"{_yaml_place(path, error)}: not valid YAML: {_yaml_problem(error)}"
-        ) from error
+    values = read_values(path)
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -77,6 +70,31 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply_override(values, override)
     return validate(values, where=str(path), default_output=f"outputs/{path.stem}")
+
+
+def read_config(path: Path) -> Config:
+    """The resolved config that a run folder holds.
+
+    Raises:
+        UserError: As :func:`load_config`.
+    """
+    return validate(read_values(path), where=str(path))
+
+
+def read_values(path: Path) -> Any:
+    """Plain values of a YAML file.
+
+    Raises:
+        UserError: It is not UTF-8 text or not YAML; with the line.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"{_yaml_place(path, error)}: not valid YAML: {_yaml_problem(error)}"
+        ) from error
 
 
 def validate(values: Any, where: str, default_output: str | None = None) -> Config:

@@ -18,7 +18,7 @@ from simcse.evaluation.hub_results import eval_results, pinned_results
 from simcse.evaluation.protocol import Scores
 from simcse.plots import pictures
 from simcse.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_runs, read_json
-from simcse.seeds import best_by_dev
+from simcse.settings import Config
 
 CARD_FILE = "README.md"
 FIGURES = "figures"
@@ -36,15 +36,13 @@ def export(run: Path, name: str, folder: Path) -> None:
     Raises:
         UserError: The run is not finished or damaged, or was made by no training run.
     """
-    runs = load_runs(run)
-    best = best_by_dev(runs)
-    if best.config is None:
-        raise UserError(f"{run}: holds scores of a model, not a training run")
-    model = load_trained(best.folder, trust_remote_code=best.config.encoder.trust_remote_code)
+    runs, config = trained_runs(run)
+    best = runs.best
+    model = load_trained(best.folder, trust_remote_code=config.encoder.trust_remote_code)
     fingerprint = encoder.fingerprint(model)
     drawn = pictures([RunSet(name.rpartition("/")[2], runs.runs)])
     later = _scored_later(best.folder, fingerprint)
-    card = model_card(Published(name, runs, best.config, model, later, drawn))
+    card = model_card(Published(name, runs, config, model, later, drawn))
     encoder.save(model, folder)
     for picture in drawn:
         (folder / FIGURES).mkdir(exist_ok=True)
@@ -74,6 +72,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rmdir()
         shutil.move(inner, folder)
+
+
+def trained_runs(run: Path) -> tuple[RunSet, Config]:
+    """A run, or all seeds of a folder, and the config of the best of them.
+
+    Raises:
+        UserError: Not finished or damaged, or made by no training run.
+    """
+    runs = load_runs(run)
+    if runs.best.config is None:
+        raise UserError(f"{run}: holds scores of a model, not a training run")
+    return runs, runs.best.config
 
 
 def load_trained(folder: Path, *, trust_remote_code: bool = False) -> SentenceTransformer:

@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from simcse.encoder import SENTENCE_EMBEDDING
 from simcse.errors import UserError
 from simcse.evaluation.sources import read_pairs
-from simcse.export import load_trained
+from simcse.export import load_trained, trained_runs
 from simcse.layout import rewrite_tokenizers
-from simcse.runs import load_runs
-from simcse.seeds import best_by_dev
 
 GRAPH = "model.onnx"
 TOLERANCE = 1e-5
@@ -59,12 +57,10 @@ def export_onnx(run: Path, folder: Path) -> None:
             f"--format onnx: {', '.join(missing)} not installed; install the extra: "
             "pip install 'simcse-trainer[onnx]'"
         )
-    best = best_by_dev(load_runs(run))
-    if best.config is None:
-        raise UserError(f"{run}: holds scores of a model, not a training run")
-    if best.config.encoder.towers == "two":
+    runs, config = trained_runs(run)
+    if config.encoder.towers == "two":
         raise UserError("--format onnx: a model with two towers has no single graph")
-    model = load_trained(best.folder, trust_remote_code=best.config.encoder.trust_remote_code)
+    model = load_trained(runs.best.folder, trust_remote_code=config.encoder.trust_remote_code)
     difference = write_graph(model, folder)
     print(f"onnxruntime and torch agree to {difference:.0e}")
 

@@ -17,10 +17,8 @@ from sentence_transformers import SentenceTransformer
 
 from simcse.errors import UserError
 from simcse.evaluation.sources import read_pairs
-from simcse.export import CARD_FILE, FIGURES, RESULTS, export, load_trained
+from simcse.export import CARD_FILE, FIGURES, RESULTS, export, load_trained, trained_runs
 from simcse.hub import check_name, with_retries
-from simcse.runs import load_runs
-from simcse.seeds import best_by_dev
 
 TOLERANCE = 1e-5
 """Largest difference of an embedding's value between what was sent and what came back."""
@@ -57,7 +55,7 @@ def publish(
             back is not what was sent.
     """
     _check_names(name, revision)
-    trusted = _trusts_remote_code(run)
+    trusted = trained_runs(run)[1].encoder.trust_remote_code
     with tempfile.TemporaryDirectory(prefix="simcse-publish-") as temporary:
         folder = Path(temporary) / "model"
         folder.mkdir()
@@ -163,11 +161,6 @@ def _compare(sent: Path, arrived: Path, *, trust_remote_code: bool) -> float:
             f"than {TOLERANCE:.0e}"
         )
     return difference
-
-
-def _trusts_remote_code(run: Path) -> bool:
-    config = best_by_dev(load_runs(run)).config
-    return config is not None and config.encoder.trust_remote_code
 
 
 def _files(folder: Path) -> list[Path]:

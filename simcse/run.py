@@ -10,13 +10,14 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
@@ -24,7 +25,7 @@ from transformers import TrainerState, set_seed
 
 from simcse import distributed, encoder
 from simcse.checkpoints import CHECKPOINTS, newest_checkpoint
-from simcse.config import differences, parse_yaml, to_yaml, validate
+from simcse.config import differences, read_config, to_yaml
 from simcse.data import TextCounts, load_training_data
 from simcse.environment import environment
 from simcse.errors import UserError
@@ -36,7 +37,14 @@ from simcse.files import filling, write_atomically
 from simcse.interruption import StopSignals
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
 from simcse.push import PushCheckpoints
-from simcse.runs import CONFIG_FILE, ITEMS_FILE, SCORES_FILE, read_json, save_items
+from simcse.runs import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    ITEMS_FILE,
+    SCORES_FILE,
+    read_json,
+    save_items,
+)
 from simcse.settings import Config
 from simcse.teacher import teacher_embeddings
 from simcse.training import (
@@ -56,12 +64,11 @@ from simcse.training import (
 _MAP_ROWS = 4096  # to fit a student's map to its teacher's width
 
 RAW_SCORES_FILE = "raw_scores.json"
-ENVIRONMENT_FILE = "environment.json"
 LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """Everything that is read before weights are trained."""
 
     rows: Dataset
@@ -101,7 +108,7 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
         return
     arguments = training_arguments(config, run)
     with StopSignals() as stop:
-        prepared = _prepare(config)
+        prepared = prepare(config)
         with distributed.first():
             _open_folder(run, config, prepared, command)
         if not distributed.is_first():
@@ -121,7 +128,7 @@ def _train_in(
     run: Path,
     config: Config,
     arguments: SentenceTransformerTrainingArguments,
-    prepared: _Prepared,
+    prepared: Prepared,
     stop: StopSignals,
 ) -> None:
     raw = distributed.from_first(lambda: _raw_scores(run, config, prepared.tasks))
@@ -149,7 +156,7 @@ def _train_in(
 def _finish(
     run: Path,
     config: Config,
-    prepared: _Prepared,
+    prepared: Prepared,
     raw: dict[str, Scores],
     state: TrainerState,
     minutes: float | None,
@@ -199,14 +206,14 @@ def dry_run(config: Config) -> None:
     finished = _is_finished(run, config)
     training_arguments(config, run)  # for what it refuses
     print(to_yaml(config))
-    prepared = _prepare(config)
+    prepared = prepare(config)
     steps = steps_of(config, prepared.rows)
-    step_seconds, dev_seconds = _measure(config, prepared)
+    step, dev = step_seconds(config, prepared), _dev_seconds(prepared)
     evaluations = -(-steps // config.evaluation.every)
-    minutes = (steps * step_seconds + evaluations * dev_seconds) / 60
+    minutes = (steps * step + evaluations * dev) / 60
     print(
         f"time     about {minutes:.1f} minutes on this machine: {steps:,} steps of "
-        f"{step_seconds:.3f} s, {evaluations} dev scores of {dev_seconds:.1f} s; "
+        f"{step:.3f} s, {evaluations} dev scores of {dev:.1f} s; "
         "the final scores come on top"
     )
     if finished:
@@ -228,7 +235,12 @@ def print_scores(scores: dict[str, Any]) -> None:
     )
 
 
-def _prepare(config: Config) -> _Prepared:
+def prepare(config: Config) -> Prepared:
+    """Read the text, build the model and its loss, and check that they fit; prints what was read.
+
+    Raises:
+        UserError: Whatever a run can be refused for before it trains.
+    """
     data = Path(config.evaluation.data) if config.evaluation.data else None
     with distributed.first():
         rows, counts = load_training_data(
@@ -268,12 +280,13 @@ def _prepare(config: Config) -> _Prepared:
         used = rows_used(config, rows)
         with distributed.first():
             teacher = teacher_embeddings(config, rows, counts, used)
+        rows = rows.add_column("row", np.arange(len(rows)))  # where its teacher's embedding is
     loss = TrainingLoss(model, config, teacher)
     if used is not None and loss.has_map:
         chosen = np.flatnonzero(used)[:_MAP_ROWS]
-        some = rows.select(chosen).add_column("row", chosen)
-        loss.fit_map(view_collator(config, model).features(list(some), model.device))
-    return _Prepared(rows, counts, model, tasks, dev, loss)
+        some = list(rows.select(chosen))
+        loss.fit_map(view_collator(config, model).features(some, model.device))
+    return Prepared(rows, counts, model, tasks, dev, loss)
 
 
 def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> None:
@@ -330,8 +343,8 @@ def _is_finished(run: Path, config: Config) -> bool:
             )
         return False
     try:
-        old = validate(parse_yaml(path.read_text(encoding="utf-8")), where=str(path))
-    except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
+        old = read_config(path)
+    except UserError as error:
         raise UserError(
             f"{path}: damaged; remove {run} or choose another with output=FOLDER"
         ) from error
@@ -345,12 +358,12 @@ def _is_finished(run: Path, config: Config) -> bool:
 
 def _keep_hub_settings(path: Path, config: Config) -> None:
     """Note down a section ``hub`` that has changed since the run was made; the rest stays."""
-    old = validate(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+    old = read_config(path)
     if old.hub != config.hub:
         write_atomically(path, to_yaml(old.model_copy(update={"hub": config.hub})))
 
 
-def _open_folder(run: Path, config: Config, prepared: _Prepared, command: list[str]) -> None:
+def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[str]) -> None:
     """Write down what the run is made from; on resume check that it is still the same.
 
     Raises:
@@ -406,24 +419,27 @@ def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Score
     return scores
 
 
-def _measure(config: Config, prepared: _Prepared) -> tuple[float, float]:
-    """Seconds of a training step (float32) and of a dev score, measured on a few real batches."""
-    model = prepared.model
-    rows = prepared.rows
-    if prepared.loss.teacher is not None:
-        rows = rows.add_column("row", np.arange(len(rows)))
+def step_seconds(
+    config: Config, prepared: Prepared, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of forward and backward pass (float32), the median of a few real batches."""
+    model, rows = prepared.model, prepared.rows
     collator = view_collator(config, model)
     loss = prepared.loss.to(model.device)
     model.train()
     seconds = []
-    for _, indices in zip(range(6), batch_sampler(config, rows), strict=False):
-        started = time.perf_counter()
+    for indices in islice(batch_sampler(config, rows), 6):
+        started = clock()
         found = loss([collator.features([rows[i] for i in indices], model.device)])
         total = torch.stack(list(found.values())).sum() if isinstance(found, dict) else found
         total.backward()
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def _dev_seconds(prepared: Prepared) -> float:
     started = time.perf_counter()
-    prepared.dev(model)
-    return sorted(seconds)[len(seconds) // 2], time.perf_counter() - started
+    prepared.dev(prepared.model)
+    return time.perf_counter() - started

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from simcse.config import differences, parse_yaml, validate
+from simcse.config import differences, read_values, validate
 from simcse.errors import UserError, first_line
 from simcse.evaluation.protocol import Items, Scores
 from simcse.evaluation.table import with_averages
@@ -28,6 +27,7 @@ SEED_PREFIX = "seed-"
 EVALUATION_FOLDER = "evaluation"
 """In a run folder: what ``simcse evaluate`` found later."""
 SUMMARY_FILE = "summary.json"
+ENVIRONMENT_FILE = "environment.json"
 
 _OBJECTS = ("trained", "raw", "dev", "scores")  # keys of scores.json that hold objects
 
@@ -55,6 +55,11 @@ class RunSet:
 
     name: str
     runs: list[Run]
+
+    @property
+    def best(self) -> Run:
+        """The only run, or the seed with the best dev score; test scores choose nothing."""
+        return max(self.runs, key=lambda run: run.dev["best"] if run.dev else -1)
 
     def values(self, task: str, key: str) -> list[float]:
         """A score of every run that has it, in the order of the seeds."""
@@ -201,25 +206,23 @@ def _load(path: Path) -> Run:
     values = read_json(path, "trained", "raw", "dev")
     config_path, log_path = folder / CONFIG_FILE, folder / LOG_FILE
     try:
-        written = parse_yaml(config_path.read_text(encoding="utf-8"))
+        written = read_values(config_path)
         config = validate(written, where=str(config_path))
-        if missing := [key for key in config.settings() if not _holds(written, key)]:
-            more = f" and {len(missing) - 1} more settings" if len(missing) > 1 else ""
-            raise UserError(
-                f"{config_path}: without {missing[0]}{more}; cut short, or of another version of "
-                "simcse-trainer (environment.json names it)"
-            )
         log = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
         if not log or not all(isinstance(entry, dict) and "step" in entry for entry in log):
             raise ValueError(f"{LOG_FILE} does not hold steps")
-    except UserError:
-        raise
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: missing from a finished run") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:  # a UserError too
         raise UserError(
             f"{folder}: damaged {CONFIG_FILE} or {LOG_FILE}: {first_line(error)}"
         ) from error
+    if missing := [key for key in config.settings() if not _holds(written, key)]:
+        more = f" and {len(missing) - 1} more settings" if len(missing) > 1 else ""
+        raise UserError(
+            f"{config_path}: without {missing[0]}{more}; cut short, or of another version of "
+            "simcse-trainer (environment.json names it)"
+        )
     return Run(
         folder.name, folder, with_averages(values["trained"]), _items(path), values["raw"],
         values["dev"], config, log,

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from simcse import distributed
-from simcse.config import validate
+from simcse.config import read_config
 from simcse.errors import UserError
 from simcse.evaluation.statistics import Summary, summarize
 from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
@@ -20,7 +18,6 @@ from simcse.runs import (
     CONFIG_FILE,
     SEED_PREFIX,
     SUMMARY_FILE,
-    Run,
     RunSet,
     load_runs,
     seed_folders,
@@ -71,13 +68,12 @@ def _planned(folder: Path, config: Config) -> list[int]:
             f"output: {folder} holds a single run; choose another folder with output=FOLDER"
         )
     for name, run in seed_folders(folder).items():
-        if (run / CONFIG_FILE).is_file():
-            old = validate(yaml.safe_load((run / CONFIG_FILE).read_text("utf-8")), str(run))
-            if found := setting_differences(old, config):
-                raise UserError(
-                    f"output: {folder} has seed {name} of another setting ({'; '.join(found)}); "
-                    "choose another folder with output=FOLDER"
-                )
+        path = run / CONFIG_FILE
+        if path.is_file() and (found := setting_differences(read_config(path), config)):
+            raise UserError(
+                f"output: {folder} has seed {name} of another setting ({'; '.join(found)}); "
+                "choose another folder with output=FOLDER"
+            )
     planned = [int(seed) for seed in seed_folders(folder)]
     return sorted({*planned, *config.seeds})
 
@@ -90,7 +86,7 @@ def seed_config(config: Config, seed: int) -> Config:
 
 def summary_of(runs: RunSet) -> dict[str, Any]:
     """Mean, standard deviation, range and 95% interval of every score, as JSON values."""
-    best = best_by_dev(runs).config
+    best = runs.best.config
     return {
         "seeds": [run.config.seed for run in runs.runs if run.config],
         "dev": {
@@ -126,7 +122,7 @@ def summary_text(runs: RunSet) -> str:
         f"dev ({dev['task']}, {LABELS[dev['metric']]}), which chose the checkpoints: "
         f"{dev_cells[0]}, {dev_cells[1]}",
     ]
-    if (best := best_by_dev(runs).config) and len(runs.runs) > 1:
+    if (best := runs.best.config) and len(runs.runs) > 1:
         lines.append(
             f"best of {len(runs.runs)} seeds by dev: seed {best.seed}; quote its scores as "
             f"best of {len(runs.runs)}, never as what a run gives"
@@ -147,11 +143,6 @@ def summary_cells(key: str, summary: Summary) -> list[str]:
         low_high,
         f"{cell(key, summary.low)} to {cell(key, summary.high)}",
     ]
-
-
-def best_by_dev(runs: RunSet) -> Run:
-    """The seed whose checkpoint has the best dev score; test scores choose nothing."""
-    return max(runs.runs, key=lambda run: run.dev["best"] if run.dev else -1)
 
 
 def _dev_summary(runs: RunSet) -> Summary:

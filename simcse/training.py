@@ -113,7 +113,6 @@ class SimCSETrainer(SentenceTransformerTrainer):
         self.keep = config.training.keep_checkpoints
         columns = ["input_ids", "text_hash", "label"]
         if loss.teacher is not None:
-            rows = rows.add_column("row", np.arange(len(rows)))
             columns.append("row")
         super().__init__(
             model=model,

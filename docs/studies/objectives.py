@@ -8,7 +8,7 @@ run a seed (default 0); with ROWS only the first so many rows. Runs lie below
 outputs/studies/objectives; finished ones are not repeated, so the script can be stopped and started
 again, and given more seeds. It writes objectives.table.md beside itself; rows that were not run
 stay blank. With `time` in place of SEEDS it measures instead the CPU seconds of a training step of
-each row (median of five steps on the run's first batches), and writes objectives.seconds.json.
+each row (median of six steps on the run's first batches), and writes objectives.seconds.json.
 """
 
 from __future__ import annotations
@@ -20,13 +20,9 @@ import time
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from simcse import run
 from simcse.cli import main as simcse
 from simcse.config import load_config
-from simcse.training import batch_sampler, view_collator
+from simcse.run import prepare, step_seconds
 
 FOLDER = Path("outputs/studies/objectives")
 TABLE = Path(__file__).with_name("objectives.table.md")
@@ -86,7 +82,7 @@ def main() -> int:
     everything = rows(captions, triplets, teacher)
     if sys.argv[6:7] == ["time"]:
         seconds = {
-            name: step_seconds([*common(text, senteval), *settings])
+            name: cpu_seconds([*common(text, senteval), *settings])
             for name, settings in everything.items()
             if LONG[0] not in settings
         }
@@ -147,23 +143,10 @@ def table(names: list[str]) -> str:
 _STS = ("STS12", "STS13")
 
 
-def step_seconds(settings: list[str]) -> float:
+def cpu_seconds(settings: list[str]) -> float:
     """CPU seconds of a training step, without the optimiser's."""
     config = load_config("unsup_wiki_mini", settings)
-    prepared = run._prepare(config)
-    rows = prepared.rows
-    if prepared.loss.teacher is not None:
-        rows = rows.add_column("row", np.arange(len(rows)))
-    collator = view_collator(config, prepared.model)
-    prepared.model.train()
-    seconds = []
-    for indices in islice(batch_sampler(config, rows), 6):
-        started = time.process_time()
-        found = prepared.loss([collator.features([rows[i] for i in indices], torch.device("cpu"))])
-        total = torch.stack(list(found.values())).sum() if isinstance(found, dict) else found
-        total.backward()
-        seconds.append(time.process_time() - started)
-    return statistics.median(seconds[1:])
+    return step_seconds(config, prepare(config), time.process_time)
 
 
 def cell(values: list[float], scale: float, digits: int) -> str:
