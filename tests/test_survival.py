@@ -253,6 +253,8 @@ def test_signals_outside_training_act_at_once(arguments, tmp_path, start):
 
 def test_handlers_are_given_back_and_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Python's own, which a shell that runs the tests in the background has taken away.
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         interrupt = signal.getsignal(signal.SIGINT)
         with StopSignals():
@@ -261,6 +263,7 @@ def test_handlers_are_given_back_and_ignored_signals_stay_ignored():
         assert signal.getsignal(signal.SIGINT) is interrupt
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, earlier)
     found = []
     thread = threading.Thread(target=lambda: found.append(StopSignals().__enter__()._before))
     thread.start()
