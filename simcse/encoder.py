@@ -167,10 +167,16 @@ def fingerprint(model: SentenceTransformer) -> str:
     return digest.hexdigest()[:40]
 
 
-def transformer_of(model: SentenceTransformer) -> Transformer:
-    """The transformer module; of two towers the queries'."""
+def transformer_of(model: SentenceTransformer, route: str = QUERY) -> Transformer:
+    """The transformer module; of two towers that of ``route``."""
     first = model[0]
-    return first.sub_modules[QUERY][0] if isinstance(first, Router) else first
+    return first.sub_modules[route][0] if isinstance(first, Router) else first
+
+
+def routes(model: SentenceTransformer) -> list[str | None]:
+    """What ``model`` can be asked for as ``task``: its towers, or nothing where it has one."""
+    first = model[0]
+    return list(first.sub_modules) if isinstance(first, Router) else [None]
 
 
 def hub_commit(config: EncoderConfig) -> str | None:

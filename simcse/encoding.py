@@ -12,9 +12,11 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
+from simcse.first_token import cut, find_cuts
 from simcse.settings import Role
 
 _CHUNK = 10_000
+_WORTH_CUTTING = 8  # batches; finding what can be left out costs a dozen small passes
 
 
 def encode_by_length(
@@ -41,25 +43,28 @@ def encode_by_length(
     Returns:
         float32, ``(texts, dim)``, in the order of the texts.
     """
-    encode = encoder_of(model, role)
     places: dict[str, int] = {}
     where = [places.setdefault(text, len(places)) for text in texts]
     distinct = list(places)
-    order = np.argsort(-token_lengths(model, distinct), kind="stable")
-    result: np.ndarray | None = None
+    lengths = token_lengths(model, distinct)
+    order = np.argsort(-lengths, kind="stable")
     starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, "encode", disable=not show_progress, unit="batch"):
-        chosen = order[start : start + batch_size]
-        found = encode(
-            [distinct[i] for i in chosen],
-            batch_size=len(chosen),
-            device=device,
-            normalize_embeddings=normalize,
-            show_progress_bar=False,
-        )
-        if result is None:
-            result = np.empty((len(distinct), found.shape[1]), dtype=np.float32)
-        result[chosen] = found
+    encode = encoder_of(model, role)
+    result: np.ndarray | None = None
+    cuts = find_cuts(model, int(lengths.max())) if len(starts) >= _WORTH_CUTTING else []
+    with cut(cuts):
+        for start in tqdm(starts, "encode", disable=not show_progress, unit="batch"):
+            chosen = order[start : start + batch_size]
+            found = encode(
+                [distinct[i] for i in chosen],
+                batch_size=len(chosen),
+                device=device,
+                normalize_embeddings=normalize,
+                show_progress_bar=False,
+            )
+            if result is None:
+                result = np.empty((len(distinct), found.shape[1]), dtype=np.float32)
+            result[chosen] = found
     if result is None:
         return np.empty((0, int(model.get_embedding_dimension())), dtype=np.float32)
     return result if len(distinct) == len(texts) else result[where]

@@ -11,9 +11,10 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simcse import distributed, encoder
+from simcse import distributed, encoder, first_token
 from simcse.caching import Features, in_mini_batches
 from simcse.encoder import DOCUMENT, QUERY
+from simcse.fast_dropout import FastDropout
 from simcse.objectives import (
     clip,
     decoupled,
@@ -60,6 +61,7 @@ class TrainingLoss(nn.Module):
         self.state = ObjectiveState(model, config, width)
         self.two_towers = config.encoder.towers == "two"
         self.dropouts = [view.dropout for view in config.views]
+        self.cuts = first_token.find_cuts(model, config.data.max_length)
         self.last: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
 
     def forward(
@@ -160,7 +162,7 @@ class TrainingLoss(nn.Module):
 
     def _pass(self, features: Features, rate: float | None, task: str | None) -> Tensor:
         route = {} if task is None else {"task": task}
-        with encoder.dropout(self.model, rate):
+        with first_token.cut(self.cuts), encoder.dropout(self.model, rate), FastDropout():
             embeddings: Tensor = self.model(dict(features), **route)[self.key]
         return embeddings.float()
 

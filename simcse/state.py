@@ -20,6 +20,7 @@ from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 from simcse import distributed, encoder
 from simcse.caching import Features, in_mini_batches
 from simcse.errors import UserError, first_line
+from simcse.fast_dropout import FastDropout
 from simcse.objectives import dino
 from simcse.settings import Config, Precision, TemperatureConfig
 
@@ -186,7 +187,7 @@ class MaskedLanguageModel(nn.Module):
     def _sums(self, features: Features) -> Tensor:
         """Cross-entropy of each text, summed over its hidden tokens, ``(texts, 1)``."""
         labels = features["labels"]
-        with mixed_precision(labels.device, self.precision):
+        with mixed_precision(labels.device, self.precision), FastDropout():
             logits: Tensor = self.full(
                 input_ids=features["input_ids"], attention_mask=features["attention_mask"]
             ).logits

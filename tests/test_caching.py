@@ -20,6 +20,7 @@ OBJECTIVES = {
     "info_nce": {},
     "hard_negatives": {"columns": 3, "objective": {"hard_negative_weight": 2.0}},
     "decoupled": {"objective": {"terms": "decoupled"}, "columns": 3},
+    "first_token": {"encoder": {"pooling": "cls"}},
     "nt_xent": {"objective": {"terms": "nt_xent"}},
     "clip": {"objective": {"terms": "clip", "temperature": {"schedule": "learnable"}}},
     "sup_con": {"objective": {"terms": "sup_con"}, "data": {"form": "labelled"}},
