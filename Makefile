@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test soak bench lint format
+.PHONY: install quickstart test soak bench bench-curves lint format
 
 install: .venv/installed
 
@@ -11,13 +11,13 @@ install: .venv/installed
 	touch $@
 
 # The development tools of pyproject.toml's group "dev"; their versions are in constraints.txt.
-DEV := build hypothesis mypy pre-commit pytest ruff types-pyyaml
+DEV := build hypothesis mypy pre-commit pytest pytest-xdist ruff types-pyyaml
 
 quickstart: .venv/installed
 	$(BIN)/python train.py
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak --capture=no tests/test_survival.py
@@ -30,7 +30,11 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/startup.py $(WIKI)
 	$(BIN)/python benchmarks/encoding.py $(WIKI) $(SENTEVAL) mini-bert
 	$(BIN)/python benchmarks/memory.py --largest 1024 --rounds 1
+	$(BIN)/python benchmarks/parts.py $(WIKI)
 	$(BIN)/python benchmarks/training.py $(WIKI)
+
+bench-curves: .venv/installed
+	$(BIN)/python benchmarks/curves.py $(WIKI)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

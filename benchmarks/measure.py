@@ -27,7 +27,7 @@ class Measured:
     unit: str
     values: list[float]
     extra: dict[str, float] = field(default_factory=dict)
-    """Further figures; names that end in ``share`` or say ``padding`` are printed in per cent."""
+    """Further figures; ``padding`` and names with ``share`` are printed in per cent."""
     higher_is_better: bool = False
 
     @property
@@ -43,20 +43,21 @@ class Measured:
 
 
 def markdown(ways: dict[str, Measured], peer: str) -> str:
-    """A table; every way against the first one that has its precision, else the peer."""
+    """A table; every way against the first one that has its precision, else the peer.
+
+    Without the peer among the ways it has neither ratios nor ranges.
+    """
     first = next(iter(ways.values()))
+    compared = peer in ways
     names = list(dict.fromkeys(name for way in ways.values() for name in way.extra))
-    head = ["", f"{first.unit} (median)", "range", f"times {peer}", *names]
+    head = ["", f"{first.unit} (median)", *(["range", f"times {peer}"] if compared else []), *names]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, way in ways.items():
-        rival = ways[peer + name[name.index(",") :] if _has_rival(name, ways, peer) else peer]
-        cells = [
-            name,
-            f"{way.median:.4g}",
-            f"{min(way.values):.4g} to {max(way.values):.4g}",
-            f"{way.ratio(rival):.2f}",
-            *(_figure(key, way.extra.get(key)) for key in names),
-        ]
+        cells = [name, f"{way.median:.4g}"]
+        if compared:
+            rival = ways[peer + name[name.index(",") :] if _has_rival(name, ways, peer) else peer]
+            cells += [f"{min(way.values):.4g} to {max(way.values):.4g}", f"{way.ratio(rival):.2f}"]
+        cells += [_figure(key, way.extra.get(key)) for key in names]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -68,7 +69,7 @@ def _has_rival(name: str, ways: dict[str, Measured], peer: str) -> bool:
 def _figure(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1%}" if name in ("padding", "share of peak") else f"{value:.3g}"
+    return f"{value:.1%}" if name == "padding" or "share" in name else f"{value:.3g}"
 
 
 def write_results(

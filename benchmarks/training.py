@@ -3,12 +3,12 @@
     python benchmarks/training.py WIKI.txt [--rounds 5] [--steps 12] [--small]
 
 The peer is what a user would run instead: SentenceTransformerTrainer with
-MultipleNegativesRankingLoss on (text, text) pairs. Same encoder, sentences, batch size 64, 32
-tokens at most, temperature, optimiser, threads and process. In each round every way trains the same
-number of steps, one after the other; the first steps of each are not timed. First it is checked
-that both sides compute the same loss and gradients on one batch without dropout. Encoders: the
-shipped mini-bert and a BERT of 6 layers, 384 wide, with random weights. Writes
-results/training.json and results/training.md beside itself.
+MultipleNegativesRankingLoss on (text, text) pairs. Same encoder, pooling, sentences, batch size 64,
+32 tokens at most, temperature, optimiser, threads and process. In each round every way trains the
+same number of steps, one after the other; the first steps of each are not timed. First it is
+checked that both sides compute the same loss and gradients on one batch without dropout. Encoders:
+the shipped mini-bert and a BERT of 6 layers, 384 wide, with random weights; mean pooling and the
+paper's CLS. Writes results/training.json and results/training.md beside itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,57 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from transformers import AutoTokenizer, BertConfig, BertModel, TrainerCallback
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PrinterCallback,
+    TrainerCallback,
+)
 
 from simcse import encoder
 from simcse.config import validate
 from simcse.data import load_training_data
 from simcse.evaluation.sources import load_dev_task, load_geometry
 from simcse.loss import TrainingLoss
-from simcse.settings import Config
+from simcse.settings import Config, EncoderConfig
 from simcse.training import DevEvaluator, SimCSETrainer, training_arguments, view_collator
 
-BATCH, LENGTH, TEMPERATURE, WARM = 64, 32, 0.05, 3
+BATCH, TEMPERATURE, WARM = 64, 0.05, 3
+PEER = "sentence-transformers"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides train, on the sentences of ``folder / "text.txt"``."""
+
+    encoder: EncoderConfig
+    folder: Path
+    steps: int
+    batch: int = BATCH
+    length: int = 32
+
+    def sentences(self) -> list[str]:
+        """The training text."""
+        return (self.folder / "text.txt").read_text(encoding="utf-8").splitlines()
+
+    def config(self, **training: Any) -> Config:
+        """Our run on it."""
+        return validate(
+            {
+                "encoder": self.encoder.model_dump(),
+                "data": {
+                    "train": str(self.folder / "text.txt"),
+                    "cache": str(self.folder),
+                    "max_length": self.length,
+                },
+                "objective": {"temperature": TEMPERATURE},
+                "training": {"batch_size": self.batch, **training},
+                "evaluation": {"every": 1_000_000},
+            },
+            "benchmark",
+            default_output=str(self.folder / "ours"),
+        )
 
 
 def main() -> int:
@@ -56,52 +98,49 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="the mini encoder alone")
     parsed = parser.parse_args()
     quiet()
-    steps = parsed.steps + WARM
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        sentences = first_lines(parsed.text, 200 * BATCH)
-        (work / "text.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+        write_lines(first_lines(parsed.text, 200 * BATCH), work)
         encoders = {"mini-bert (4 layers, 256 wide)": "mini-bert"}
         if not parsed.small:
             encoders["BERT, 6 layers, 384 wide"] = str(random_bert(work / "bert6"))
         tables = {}
         for title, name in encoders.items():
-            check_same(name, sentences[:BATCH], work)
-            tables[title] = measure(name, sentences, work, parsed.rounds, steps)
-    write_results("training", tables, __doc__, peer="sentence-transformers")
+            for pooling in ("mean", "cls"):
+                chosen = EncoderConfig(name=name, pooling=pooling)
+                setting = Setting(chosen, work, parsed.steps + WARM)
+                check_same(setting)
+                tables[f"{title}, {pooling} pooling"] = measure(setting, parsed.rounds)
+    write_results("training", tables, __doc__, peer=PEER)
     return 0
 
 
-def measure(
-    name: str, sentences: list[str], work: Path, rounds: int, steps: int
-) -> dict[str, Measured]:
+def measure(setting: Setting, rounds: int) -> dict[str, Measured]:
     """Sentences a second of every way."""
-    ways: dict[str, Callable[[], Clock]] = {
-        "sentence-transformers": lambda: peer(name, sentences, work, steps, "float32"),
-        "ours, random batches": lambda: ours(name, work, steps, "random", "float32"),
-        "ours": lambda: ours(name, work, steps, "length_grouped", "float32"),
-        "sentence-transformers, bfloat16": lambda: peer(name, sentences, work, steps, "bfloat16"),
-        "ours, bfloat16": lambda: ours(name, work, steps, "length_grouped", "bfloat16"),
-    }
+    ways: dict[str, Callable[[], Clock]] = {}
+    for end, precision in (("", "float32"), (", bfloat16", "bfloat16")):
+        ways[PEER + end] = partial(peer, setting, precision)
+        ways["ours, random batches" + end] = partial(ours, setting, "random", precision)
+        ways["ours" + end] = partial(ours, setting, "length_grouped", precision)
     found: dict[str, list[Clock]] = {way: [] for way in ways}
     peaks = []
     for _ in range(rounds):
         peaks.append(matmul_peak())
-        for way, run in ways.items():
-            found[way].append(run())
+        for way, train in ways.items():
+            found[way].append(train())
     peak = statistics.median(peaks)
     result = {}
     for way, clocks in found.items():
-        rates = [BATCH * clock.steps / clock.seconds for clock in clocks]
-        shares = [clock.operations / clock.seconds / peak for clock in clocks]
         extra = {
             "CPU ms a sentence": statistics.median(
-                1000 * clock.cpu / (BATCH * clock.steps) for clock in clocks
+                1000 * clock.cpu / (setting.batch * clock.steps) for clock in clocks
             ),
             "padding": statistics.median(clock.padding for clock in clocks),
         }
         if "bfloat16" not in way:
-            extra["share of peak"] = statistics.median(shares)
+            reached = statistics.median(clock.operations / clock.seconds for clock in clocks)
+            extra["share of peak"] = reached / peak
+        rates = [clock.rate for clock in clocks]
         result[way] = Measured("sentences/s", rates, extra, higher_is_better=True)
     return result
 
@@ -109,12 +148,15 @@ def measure(
 class Clock(TrainerCallback):
     """Times the steps after the first few, and counts the tokens that are computed."""
 
-    def __init__(self, model: SentenceTransformer) -> None:
+    def __init__(self, model: SentenceTransformer, batch: int, *, cut: bool) -> None:
         transformer = encoder.transformer_of(model)
         config = transformer.config
         layers, width = config.num_hidden_layers, config.hidden_size
-        self.weights = layers * (4 * width**2 + 2 * width * config.intermediate_size)
+        after_attention = width**2 + 2 * width * config.intermediate_size
+        self.weights = layers * (3 * width**2 + after_attention)
+        self.left_out = after_attention if cut else 0  # for all tokens but one, in the last layer
         self.attention = 2 * layers * width
+        self.batch = batch
         self.steps, self.operations, self.tokens, self.places = 0, 0.0, 0, 0
         self.seconds = self.cpu = 0.0
         self.hook = transformer.register_forward_pre_hook(self._count)
@@ -126,7 +168,8 @@ class Clock(TrainerCallback):
         self.places += mask.numel()
         # Two operations a weight and token, and for each pair of tokens in attention; the backward
         # pass costs twice the forward pass. Padding is not counted.
-        once = 2 * (self.weights * lengths.sum() + self.attention * lengths.square().sum())
+        products = self.weights * lengths.sum() - self.left_out * (lengths - 1).sum()
+        once = 2 * (products + self.attention * lengths.square().sum())
         self.operations += 3 * float(once)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -140,48 +183,39 @@ class Clock(TrainerCallback):
             self.seconds, self.cpu = now - self.started, cpu - self.cpu_started
 
     @property
+    def rate(self) -> float:
+        """Sentences a second."""
+        return self.batch * self.steps / self.seconds
+
+    @property
     def padding(self) -> float:
         """Share of the computed tokens that are padding."""
         return 1 - self.tokens / max(self.places, 1)
 
 
-def config_of(name: str, work: Path, **training: Any) -> Config:
-    """A run on the benchmark's sentences."""
-    return validate(
-        {
-            "encoder": {"name": name},
-            "data": {"train": str(work / "text.txt"), "cache": str(work), "max_length": LENGTH},
-            "objective": {"temperature": TEMPERATURE},
-            "training": {"batch_size": BATCH, **training},
-            "evaluation": {"every": 1_000_000},
-        },
-        "benchmark",
-        default_output=str(work / "ours"),
-    )
-
-
-def ours(name: str, work: Path, steps: int, batching: str, precision: str) -> Clock:
+def ours(setting: Setting, batching: str, precision: str) -> Clock:
     """Train with SimCSETrainer."""
-    config = config_of(name, work, batching=batching, steps=steps, precision=precision)
+    config = setting.config(batching=batching, steps=setting.steps, precision=precision)
+    output = setting.folder / "ours"
     rows, _ = load_training_data(config.data, encoder.load_tokenizer(config.encoder), 0)
     model = encoder.build(config.encoder)
     dev = DevEvaluator(load_dev_task("pairs", None), load_geometry(None, dev_only=True), 64)
-    arguments = training_arguments(config, work / "ours")
+    arguments = training_arguments(config, output)
     arguments.save_strategy = arguments.eval_strategy = "no"
-    (work / "ours").mkdir(exist_ok=True)
+    output.mkdir(exist_ok=True)
     loss = TrainingLoss(model, config)
-    trainer = SimCSETrainer(config, arguments, model, rows, dev, work / "ours", loss)
-    return run(trainer, model)
+    trainer = SimCSETrainer(config, arguments, model, rows, dev, output, loss)
+    return run(trainer, model, setting.batch, cut=bool(loss.cuts))
 
 
-def peer(name: str, sentences: list[str], work: Path, steps: int, precision: str) -> Clock:
+def peer(setting: Setting, precision: str) -> Clock:
     """Train with SentenceTransformerTrainer, as its documentation shows it for SimCSE."""
-    model = encoder.build(config_of(name, work).encoder)
-    model.max_seq_length = LENGTH
+    model = encoder.build(setting.encoder)
+    model.max_seq_length = setting.length
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(work / "peer"),
-        per_device_train_batch_size=BATCH,
-        max_steps=steps,
+        output_dir=str(setting.folder / "peer"),
+        per_device_train_batch_size=setting.batch,
+        max_steps=setting.steps,
         learning_rate=3e-5,
         bf16=precision == "bfloat16",
         use_cpu=not torch.accelerator.is_available(),
@@ -190,34 +224,37 @@ def peer(name: str, sentences: list[str], work: Path, steps: int, precision: str
         disable_tqdm=True,
         logging_strategy="no",
     )
+    sentences = setting.sentences()
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"anchor": sentences, "positive": sentences}),
         loss=MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE),
     )
-    return run(trainer, model)
+    return run(trainer, model, setting.batch, cut=False)
 
 
-def run(trainer: SentenceTransformerTrainer, model: SentenceTransformer) -> Clock:
+def run(
+    trainer: SentenceTransformerTrainer, model: SentenceTransformer, batch: int, *, cut: bool
+) -> Clock:
     """Train to the end."""
-    clock = Clock(model)
+    clock = Clock(model, batch, cut=cut)
     trainer.add_callback(clock)
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     clock.hook.remove()
     return clock
 
 
-def check_same(name: str, sentences: list[str], work: Path) -> None:
+def check_same(setting: Setting) -> None:
     """One batch without dropout: the same loss and gradients on both sides, to 1e-5."""
-    config = config_of(name, work)
-    config = config.model_copy(
-        update={"encoder": config.encoder.model_copy(update={"dropout": 0.0})}
-    )
+    chosen = setting.encoder.model_copy(update={"dropout": 0.0})
+    config = replace(setting, encoder=chosen).config()
+    sentences = setting.sentences()[: setting.batch]
     mine = encoder.build(config.encoder).train()
-    mine.max_seq_length = LENGTH
+    mine.max_seq_length = setting.length
     theirs = copy.deepcopy(mine)
-    ids = mine.tokenizer(sentences, truncation=True, max_length=LENGTH)["input_ids"]
+    ids = mine.tokenizer(sentences, truncation=True, max_length=setting.length)["input_ids"]
     rows = [{"input_ids": [i], "text_hash": [n], "label": 0} for n, i in enumerate(ids)]
     loss = TrainingLoss(mine, config)([view_collator(config, mine).features(rows, mine.device)])
     peer_loss = MultipleNegativesRankingLoss(theirs, scale=1 / TEMPERATURE)
@@ -228,25 +265,33 @@ def check_same(name: str, sentences: list[str], work: Path) -> None:
     pairs = zip(mine.parameters(), theirs.parameters(), strict=True)
     gaps = [(a.grad - b.grad).abs().max() for a, b in pairs if a.grad is not None]
     gap = max(float(abs(loss - other).detach()), *map(float, gaps))
-    print(f"{name}: loss and gradients of one batch without dropout differ by {gap:.1e}")
+    about = f"{chosen.name}, {chosen.pooling} pooling, one batch without dropout"
+    print(f"{about}: loss and gradients differ by {gap:.1e}")
     if gap > 1e-5:
         raise SystemExit("the two sides do not compute the same")
 
 
-def random_bert(folder: Path) -> Path:
-    """A BERT of MiniLM-L6's size with random weights and the shipped tokenizer."""
+def random_bert(folder: Path, layers: int = 6, width: int = 384, positions: int = 512) -> Path:
+    """A BERT with random weights and the shipped tokenizer; as given, of MiniLM-L6's size."""
     tokenizer = AutoTokenizer.from_pretrained(encoder.source_of("mini-bert"))
+    tokenizer.model_max_length = positions
     config = BertConfig(
         vocab_size=30_522,
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=12,
-        intermediate_size=1536,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32 if width < 768 else width // 64,
+        intermediate_size=4 * width,
+        max_position_embeddings=positions,
     )
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_lines(lines: list[str], folder: Path) -> None:
+    """The training text of a :class:`Setting`."""
+    (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def first_lines(path: Path, count: int) -> list[str]:

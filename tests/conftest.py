@@ -106,8 +106,11 @@ def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """One cache folder for the whole test run, unless the environment names one."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all workers
     if "SIMCSE_CACHE" not in os.environ:
-        monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        monkeypatch.setenv("SIMCSE_CACHE", str(base / "cache"))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from conftest import ROOT, SENTENCES, log, make_encoder, newest_checkpoint
 from filelock import FileLock
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from simcse import encoder, loss, training
 from simcse.cli import main
@@ -98,6 +99,35 @@ def test_last_step_is_scored_and_saved_too(arguments, run, capsys):
     assert [entry["step"] for entry in log(run) if "eval_dev_score" in entry] == [4, 6]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert [line.split()[1] for line in lines] == ["4", "6"]
+
+
+def test_one_pass_a_step_and_the_training_text_is_tokenised_once(
+    arguments, text_file, tmp_path, monkeypatch
+):
+    """Two epochs: a forward pass a step for both views, and not one call of the tokenizer."""
+    passes, texts = [], []
+    forward, tokenize = encoder.Transformer.forward, PreTrainedTokenizerFast._encode_plus
+
+    def counted_forward(self, features, **kwargs):
+        if self.training:
+            passes.append(features["attention_mask"])
+        return forward(self, features, **kwargs)
+
+    def counted_tokenize(self, text, *args, **kwargs):
+        texts.extend([text] if isinstance(text, str) else text)
+        return tokenize(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(encoder.Transformer, "forward", counted_forward)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "_encode_plus", counted_tokenize)
+    grouped = ["training.batching=length_grouped", "training.steps=24", f"data.cache={tmp_path}"]
+    assert main([*arguments, *grouped]) == 0
+    sentences = text_file.read_text().splitlines()
+    counts = Counter(texts)
+    assert [counts[sentence] for sentence in sentences] == [1] * 96
+    _, *views = passes  # the first is the look at whether views differ
+    assert [len(mask) for mask in views] == [16] * 24  # two views of 8 sentences
+    tokens = sum(int(mask.sum()) for mask in views)
+    assert 1 - tokens / sum(mask.numel() for mask in views) < 0.05
 
 
 @pytest.mark.slow
