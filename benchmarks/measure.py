@@ -18,6 +18,7 @@ from simcse.environment import environment
 from simcse.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
+QUOTING = Path(__file__).parent.parent / "docs" / "performance.md"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ def _figure(name: str, value: float | None) -> str:
 def write_results(
     name: str, tables: dict[str, dict[str, Measured]], about: str | None, peer: str
 ) -> None:
-    """Print the tables and write ``results/<name>.json`` and ``results/<name>.md``."""
+    """Print the tables and write ``results/<name>.json`` and ``results/<name>.md``.
+
+    docs/performance.md quotes the latter; what it quotes is replaced too.
+    """
     text = "\n".join(f"**{title}**\n\n{markdown(ways, peer)}" for title, ways in tables.items())
     print(text)
     result = {
@@ -91,6 +95,16 @@ def write_results(
     }
     write_atomically(RESULTS / f"{name}.json", json.dumps(result, indent=2) + "\n")
     write_atomically(RESULTS / f"{name}.md", text)
+    page = QUOTING.read_text(encoding="utf-8")
+    write_atomically(QUOTING, quote(page, name, text))
+
+
+def quote(page: str, name: str, text: str) -> str:
+    """A page with the block that quotes ``results/<name>.md`` replaced, if it has one."""
+    before, begin, after = page.partition(f"<!-- {name}.md -->\n")
+    if not begin:
+        return page
+    return f"{before}{begin}\n{text}\n{after[after.index('<!-- end -->') :]}"
 
 
 def matmul_peak(seconds: float = 0.3) -> float:

@@ -16,7 +16,7 @@ from simcse.first_token import cut, find_cuts
 from simcse.settings import Role
 
 _CHUNK = 10_000
-_WORTH_CUTTING = 8  # batches; finding what can be left out costs a dozen small passes
+_WORTH_CUTTING = 1000  # texts; finding what can be left out costs as much as a hundred
 
 
 def encode_by_length(
@@ -46,12 +46,11 @@ def encode_by_length(
     places: dict[str, int] = {}
     where = [places.setdefault(text, len(places)) for text in texts]
     distinct = list(places)
-    lengths = token_lengths(model, distinct)
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(-token_lengths(model, distinct), kind="stable")
     starts = range(0, len(order), batch_size)
     encode = encoder_of(model, role)
     result: np.ndarray | None = None
-    cuts = find_cuts(model, int(lengths.max())) if len(starts) >= _WORTH_CUTTING else []
+    cuts = find_cuts(model) if len(distinct) >= _WORTH_CUTTING else []
     with cut(cuts):
         for start in tqdm(starts, "encode", disable=not show_progress, unit="batch"):
             chosen = order[start : start + batch_size]

@@ -73,12 +73,21 @@ def attention(
         scale: Factor of the products; ``None`` for 1 / sqrt(width).
     """
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = (query * factor) @ key.transpose(-2, -1)
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, -math.inf)
-    elif mask is not None:
-        scores = scores + mask
-    return dropout(scores.softmax(-1), p) @ value
+    # As PyTorch does without a fused kernel: half precision is too coarse for scores and weights.
+    wide = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        scores = (query.to(wide) * factor) @ key.to(wide).transpose(-2, -1)
+        if mask is not None:
+            scores = _masked(scores, mask)
+        return (dropout(scores.softmax(-1), p) @ value.to(wide)).to(value.dtype)
+
+
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        scores, mask = scores + mask, mask > -math.inf
+    # A query that sees no key, a padding token, attends to all alike. Its output is nobody's, but
+    # the softmax of -inf alone is NaN, and so would be the gradient of all others.
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

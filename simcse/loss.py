@@ -61,7 +61,9 @@ class TrainingLoss(nn.Module):
         self.state = ObjectiveState(model, config, width)
         self.two_towers = config.encoder.towers == "two"
         self.dropouts = [view.dropout for view in config.views]
-        self.cuts = first_token.find_cuts(model, config.data.max_length)
+        # Where views hide tokens, the first one that is seen may be another.
+        hides = any(view.cutoff for view in config.views)
+        self.cuts = [] if hides else first_token.find_cuts(model)
         self.last: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
 
     def forward(

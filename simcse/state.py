@@ -129,7 +129,7 @@ class SelfTeacher(nn.Module):
         return loss
 
     def _embed(self, features: Features) -> Tensor:
-        with mixed_precision(features["input_ids"].device, self.precision):
+        with mixed_precision(features["input_ids"].device, self.precision), FastDropout():
             embeddings: Tensor = self.teacher(dict(features))[self.key]
         return embeddings.float()
 

@@ -1,15 +1,19 @@
 """Dropout on the CPU: the right share, independent elements, and nothing else touched."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import SENTENCES, make_encoder
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BertConfig, BertForMaskedLM
 
 from simcse import encoder
+from simcse.config import validate
 from simcse.fast_dropout import FastDropout, attention, dropout
+from simcse.loss import TrainingLoss
 from simcse.settings import EncoderConfig
 
 
@@ -81,17 +85,95 @@ def test_the_gradient_has_the_same_elements_dropped():
     assert values.grad.unique().tolist() == [0.0, pytest.approx(1 / 0.6, rel=1e-4)]
 
 
-@pytest.mark.parametrize("kind", ["none", "bool", "added"])
-@pytest.mark.parametrize("scale", [None, 0.3])
-def test_attention_without_dropout_is_pytorchs(kind, scale):
+def attended(kind, dtype=torch.float64):
+    """Queries, keys and values of two texts of six tokens, and a mask."""
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 6, 8, dtype=torch.float64)
+    inputs = torch.randn(3, 2, 4, 6, 8, dtype=dtype).mul_(2).requires_grad_()
     seen = torch.rand(2, 1, 6, 6) < 0.7
     seen[..., 0] = True
-    mask = {"none": None, "bool": seen, "added": torch.randn(2, 1, 6, 6, dtype=torch.float64)}[kind]
-    found = attention(query, key, value, mask, 0.0, scale)
-    expected = functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+    mask = {"none": None, "bool": seen, "added": torch.randn(2, 1, 6, 6, dtype=dtype)}[kind]
+    return inputs, mask
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "added"])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_attention_with_next_to_no_dropout_is_pytorchs(kind, scale):
+    """Called as models call it, with so little dropout that it rounds to none."""
+    inputs, mask = attended(kind)
+    expected = functional.scaled_dot_product_attention(*inputs, mask, scale=scale)
+    [expected_gradient] = torch.autograd.grad(expected.square().sum(), inputs)
+    with FastDropout(), Called() as called:
+        found = functional.scaled_dot_product_attention(
+            *inputs, attn_mask=mask, dropout_p=1e-9, scale=scale
+        )
+    assert "random_" in called.names
+    [gradient] = torch.autograd.grad(found.square().sum(), inputs)
     assert torch.allclose(found, expected, atol=1e-12)
+    assert torch.allclose(gradient, expected_gradient, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["bool", "added"])
+def test_a_token_that_sees_nothing_spoils_no_other(kind):
+    """Padding far behind a text does, where attention has a window."""
+    inputs, _ = attended("none")
+    seen = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    seen[0, :, 4:] = False
+    mask = (
+        seen if kind == "bool" else torch.zeros(seen.shape).masked_fill(~seen, -math.inf).double()
+    )
+    expected = functional.scaled_dot_product_attention(*inputs, mask)
+    assert torch.isfinite(expected).all()
+    real = torch.ones(2, 1, 6, 1)
+    real[0, :, 4:] = 0
+    found = attention(*inputs, mask, 0.0, None)
+    assert torch.allclose(found * real, expected * real, atol=1e-12)
+    [gradient] = torch.autograd.grad((found * real).square().sum(), inputs)
+    [expected_gradient] = torch.autograd.grad((expected * real).square().sum(), inputs)
+    assert torch.allclose(gradient, expected_gradient, atol=1e-11)
+
+
+def test_windows_and_padding_leave_the_loss_finite(tmp_path):
+    folder = make_encoder(tmp_path, "modernbert", local_attention=8)
+    model = encoder.build(EncoderConfig(name=str(folder))).train()
+    features = model.tokenizer([" ".join(SENTENCES), "yes"], padding=True, return_tensors="pt")
+    with FastDropout():
+        embeddings = model(dict(features))["sentence_embedding"]
+    embeddings.square().sum().backward()
+    assert torch.isfinite(embeddings).all()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("settings", [{"is_causal": True}, {"enable_gqa": True}])
+def test_other_attention_is_left_to_pytorch(settings):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 6, 8), *torch.randn(2, 1, 2, 6, 8)
+    if "is_causal" in settings:
+        key, value = key.repeat(1, 2, 1, 1), value.repeat(1, 2, 1, 1)
+    found = []
+    for mode in (nullcontext(), FastDropout()):
+        torch.manual_seed(1)
+        with mode:
+            found.append(
+                functional.scaled_dot_product_attention(
+                    query, key, value, dropout_p=0.5, **settings
+                )
+            )
+    assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_in_bfloat16_the_softmax_is_as_exact_as_pytorchs(mixed):
+    inputs, mask = attended("bool", torch.float32)
+    exact = functional.scaled_dot_product_attention(*inputs, mask)
+    half = [tensor.detach().bfloat16() for tensor in inputs]
+    theirs = functional.scaled_dot_product_attention(*half, mask).float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        ours = attention(*half, mask, 0.0, None)
+    assert ours.dtype == torch.bfloat16
+    error, allowed = (ours.float() - exact).abs().max(), (theirs - exact).abs().max()
+    assert float(error) < 1.5 * float(allowed)
+    added = torch.zeros(2, 1, 6, 6).masked_fill(~mask, -math.inf)  # float32 beside bfloat16
+    assert torch.equal(attention(*half, added, 0.0, None), ours)
 
 
 def test_attention_drops_weights_not_values():
@@ -102,6 +184,35 @@ def test_attention_drops_weights_not_values():
     kept = found != 0
     assert torch.allclose(found[kept], weights[kept] / 0.75, rtol=1e-4)
     assert 0.6 < float(kept.double().mean()) < 0.9
+
+
+@pytest.mark.parametrize("terms", ["info_nce", "dino", [{"info_nce": 1.0}, {"mlm": 0.1}]])
+def test_every_pass_of_a_training_step_uses_it(terms, tmp_path):
+    folder = make_encoder(tmp_path)
+    torch.manual_seed(3)
+    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    values = {"encoder": {"name": str(folder)}, "data": {"train": "none"}}
+    config = validate({**values, "objective": {"terms": terms}}, "test")
+    loss = TrainingLoss(encoder.build(config.encoder).train(), config)
+    batch = dict(loss.model.tokenizer([*SENTENCES, *SENTENCES[::-1]], padding=True,
+                                      return_tensors="pt"))  # fmt: skip
+    batch["identities"] = torch.arange(12).view(2, 6)
+    with Called() as called:
+        loss([batch])
+    passes = 1 if terms == "info_nce" else 2
+    assert called.names.count("random_") == passes * (1 + 3 * 3)
+    # What is drawn to hide tokens is PyTorch's.
+    assert called.names.count("bernoulli_") == 0
+
+
+def test_each_module_keeps_its_own_probability():
+    torch.manual_seed(0)
+    with FastDropout():
+        shares = [
+            float((torch.nn.Dropout(p)(torch.ones(100_000)) == 0).double().mean())
+            for p in (0.1, 0.3, 0.7)
+        ]
+    assert shares == pytest.approx([0.1, 0.3, 0.7], abs=0.01)
 
 
 def test_active_it_takes_over_modules_functions_and_attention():

@@ -5,8 +5,18 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, SENTENCES, make_encoder
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AlbertConfig, AutoModel
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    DebertaConfig,
+    DebertaV2Config,
+    LongformerConfig,
+)
 
 from simcse import encoder
 from simcse.config import validate
@@ -50,7 +60,7 @@ def assert_same(model, modules, features, **route):
 def test_same_embeddings_and_gradients_with_fewer_operations(architecture, tmp_path):
     folder = make_encoder(tmp_path, architecture)
     model = encoder.build(EncoderConfig(name=str(folder), pooling="cls"))
-    cuts = find_cuts(model, 32)
+    cuts = find_cuts(model)
     assert cuts
     features = model.tokenizer(SENTENCES, padding=True, return_tensors="pt")
     share = assert_same(model.eval(), cuts, features)
@@ -59,7 +69,7 @@ def test_same_embeddings_and_gradients_with_fewer_operations(architecture, tmp_p
 
 def test_of_mini_bert_only_keys_and_values_stay_whole():
     model = encoder.build(EncoderConfig(pooling="cls", projection="train_only"))
-    cuts = find_cuts(model, 32)
+    cuts = find_cuts(model)
     assert names_of(model, cuts) == [
         "model.encoder.layer.3.attention.self",
         "model.encoder.layer.3.attention.output.LayerNorm",
@@ -76,19 +86,95 @@ def test_of_mini_bert_only_keys_and_values_stay_whole():
 @pytest.mark.parametrize("pooling", ["mean", "avg_first_last"])
 def test_nothing_is_cut_where_all_tokens_are_pooled(pooling, tiny):
     model = encoder.build(EncoderConfig(name=str(tiny), pooling=pooling))
-    assert find_cuts(model, 32) == []
+    assert find_cuts(model) == []
 
 
-def test_nothing_is_cut_where_layers_share_weights(tmp_path, tiny):
-    folder = make_encoder(tmp_path / "albert")
-    config = AlbertConfig(
-        vocab_size=8192, embedding_size=16, hidden_size=32, num_hidden_layers=3,
-        num_attention_heads=2, intermediate_size=48,
-    )  # fmt: skip
+OTHERS = {
+    "albert": (AlbertConfig, {"embedding_size": 16}, False),  # layers share their weights
+    "deberta": (DebertaConfig, {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}, True),
+    "deberta-v2": (DebertaV2Config, {"relative_attention": True, "pos_att_type": ["p2c"]}, True),
+    "longformer": (LongformerConfig, {"attention_window": 16}, None),  # pads to a multiple of 16
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_kinds_of_layers(name, tmp_path):
+    kind, settings, is_cut = OTHERS[name]
+    folder = make_encoder(tmp_path)
     torch.manual_seed(0)
+    config = kind(
+        vocab_size=8192, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=48, max_position_embeddings=70, pad_token_id=0, **settings,
+    )  # fmt: skip
     AutoModel.from_config(config).save_pretrained(folder)
     model = encoder.build(EncoderConfig(name=str(folder), pooling="cls"))
-    assert find_cuts(model, 32) == []
+    cuts = find_cuts(model)
+    assert is_cut is None or bool(cuts) == is_cut
+    for texts in (SENTENCES, [" ".join(SENTENCES)], ["yes"], [" ".join(SENTENCES), "yes"]):
+        features = model.tokenizer(texts, padding=True, return_tensors="pt")
+        assert_same(model.eval(), cuts, features)
+
+
+def test_windows_shorter_than_the_text(tmp_path):
+    folder = make_encoder(tmp_path, "modernbert", local_attention=8)
+    model = encoder.build(EncoderConfig(name=str(folder), pooling="cls"))
+    cuts = find_cuts(model)
+    assert cuts
+    features = model.tokenizer([" ".join(SENTENCES), "yes"], padding=True, return_tensors="pt")
+    assert_same(model.eval(), cuts, features)
+
+
+def test_nothing_is_cut_where_the_first_token_may_not_be_the_first_pooled(tiny):
+    model = encoder.build(EncoderConfig(name=str(tiny), pooling="cls"))
+    model[1].include_prompt = False
+    assert find_cuts(model) == []
+    model[1].include_prompt = True
+    assert find_cuts(model)
+    model.tokenizer.padding_side = "left"
+    assert find_cuts(model) == []
+    assert training_loss(tiny).cuts
+    assert training_loss(tiny, views=[{"cutoff": 0.2}, {}]).cuts == []
+
+
+def test_a_branch_that_starts_at_zero_keeps_its_gradient(tiny):
+    """Embeddings alone would not tell: what it adds to keys and values is nothing yet."""
+
+    class Added(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear = linear
+            self.down, self.up = torch.nn.Linear(32, 4), torch.nn.Linear(4, 32)
+            torch.nn.init.zeros_(self.up.weight)
+            torch.nn.init.zeros_(self.up.bias)
+
+        def forward(self, states):
+            return self.linear(states) + self.up(self.down(states))
+
+    model = encoder.build(EncoderConfig(name=str(tiny), pooling="cls"))
+    attention = model[0].model.encoder.layer[-1].attention.self
+    attention.key, attention.value = Added(attention.key), Added(attention.value)
+    cuts = find_cuts(model)
+    assert cuts
+    features = model.tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    assert assert_same(model.eval(), cuts, features) < 0.9
+
+
+def test_a_model_that_cannot_be_probed_is_left_alone(tiny, monkeypatch):
+    model = encoder.build(EncoderConfig(name=str(tiny), pooling="cls")).train()
+    model[0].eval()
+
+    def refuse(*_):
+        raise AssertionError("not like this")
+
+    monkeypatch.setattr("simcse.first_token._try", refuse)
+    assert find_cuts(model) == []
+    assert model[1].training and not model[0].training
+    static = SentenceTransformer(
+        modules=[
+            StaticEmbedding(Tokenizer.from_file(str(tiny / "tokenizer.json")), embedding_dim=8)
+        ]
+    )
+    assert find_cuts(static) == []
 
 
 def test_each_of_two_towers(tiny):
@@ -96,7 +182,7 @@ def test_each_of_two_towers(tiny):
     with torch.no_grad():
         for parameter in model[0].sub_modules["document"].parameters():
             parameter.mul_(1.5)  # towers that have gone their own ways
-    cuts = find_cuts(model, 32)
+    cuts = find_cuts(model)
     assert len(cuts) == 4
     features = model.tokenizer(SENTENCES, padding=True, return_tensors="pt")
     for route in ("query", "document"):
@@ -106,7 +192,7 @@ def test_each_of_two_towers(tiny):
 def test_the_model_is_left_as_it_was(tiny):
     model = encoder.build(EncoderConfig(name=str(tiny), pooling="cls")).train()
     state = torch.get_rng_state()
-    cuts = find_cuts(model, 32)
+    cuts = find_cuts(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in model.modules())
     features = dict(model.tokenizer(SENTENCES, padding=True, return_tensors="pt"))
@@ -117,12 +203,12 @@ def test_the_model_is_left_as_it_was(tiny):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def training_loss(folder, **objective):
+def training_loss(folder, **settings):
     config = validate(
         {
             "encoder": {"name": str(folder), "pooling": "cls", "dropout": 0.0},
-            "objective": objective,
             "data": {"train": "none"},
+            **settings,
         },
         "test",
     )
@@ -156,19 +242,41 @@ def test_a_training_step_uses_it_and_keeps_its_gradients(tiny):
     )
 
 
+@pytest.mark.parametrize("name", ["info_nce and mlm", "dino"])
+def test_objectives_that_look_at_more_than_embeddings(name, tmp_path):
+    folder = make_encoder(tmp_path)
+    torch.manual_seed(3)
+    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    terms = {"info_nce and mlm": [{"info_nce": 1.0}, {"mlm": 0.5}], "dino": "dino"}[name]
+    values = []
+    for is_cut in (True, False):
+        loss = training_loss(folder, objective={"terms": terms})
+        assert loss.cuts
+        if not is_cut:
+            loss.cuts = []
+        batch = dict(loss.model.tokenizer([*SENTENCES, *SENTENCES[::-1]], padding=True,
+                                          return_tensors="pt"))  # fmt: skip
+        batch["identities"] = torch.arange(12).view(2, 6)
+        torch.manual_seed(5)  # of the hidden tokens
+        found = loss([dict(batch)])
+        value = found if isinstance(found, torch.Tensor) else sum(found.values())
+        value.backward()
+        values.append((value.detach(), loss.model[0].model.embeddings.word_embeddings.weight.grad))
+    assert torch.allclose(values[0][0], values[1][0], atol=1e-5)
+    assert torch.allclose(values[0][1], values[1][1], atol=1e-5)
+
+
 def test_encoding_uses_it_for_many_texts_only(tiny, monkeypatch):
+    monkeypatch.setattr("simcse.encoding._WORTH_CUTTING", 60)
     model = encoder.build(EncoderConfig(name=str(tiny), pooling="cls"))
     texts = [f"{text} {i}" for i in range(10) for text in SENTENCES]
-    asked = []
-
-    def noted(model: SentenceTransformer, length: int):
-        asked.append(length)
-        return find_cuts(model, length)
-
-    monkeypatch.setattr("simcse.encoding.find_cuts", noted)
-    found = encode_by_length(model, texts, 4)
-    longest = max(len(ids) for ids in model.tokenizer(texts)["input_ids"])
-    assert asked == [longest]
+    widths = []
+    model[1].register_forward_pre_hook(
+        lambda module, inputs: widths.append(inputs[0]["token_embeddings"].shape[1])
+    )
+    found = encode_by_length(model, texts, 8)
+    assert set(widths[-8:]) == {1}
     assert np.allclose(found, model.encode(texts), atol=1e-5)
-    encode_by_length(model, texts, 32)
-    assert asked == [longest]
+    widths.clear()
+    encode_by_length(model, texts[1:], 8)
+    assert len(widths) == 8 and min(widths) > 1  # not tried, and the hooks are gone

@@ -87,3 +87,15 @@ def test_reliability_names_tests_that_exist():
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
     rows = [line for line in text.splitlines() if line.startswith("| ") and "case |" not in line]
     assert all("::test_" in row or row.endswith("| as above |") for row in rows)
+
+
+def test_quoted_benchmarks_are_the_results():
+    """docs/performance.md holds each table of benchmarks/results as it was written."""
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- ([\w.]+) -->\n\n(.*?)\n<!-- end -->", page, flags=re.DOTALL)
+    quoted = dict(blocks)
+    assert len(quoted) == len(blocks) == page.count("<!-- end -->")
+    for name, text in quoted.items():
+        result = ROOT / "benchmarks" / "results" / name
+        assert text == result.read_text(encoding="utf-8"), name
+        assert result.with_suffix(".json").is_file()
