@@ -2,13 +2,13 @@
 
     python benchmarks/curves.py WIKI.txt [--rounds 3] [--steps 6] [--largest 1000000]
 
-Training throughput of both sides as benchmarks/training.py measures it (mean pooling, float32, our
-batches of like length), with one thing varied at a time from mini-bert, batch 64 and 32 tokens.
-Texts of more than 32 tokens are joined from one or more Wikipedia sentences, at random up to the
-length, for a BERT of mini-bert's size with random weights and 512 positions, batch 16. Encoders
-beyond mini-bert have random weights. Preparation is that of benchmarks/startup.py; beyond the
-text's own sentences it goes on with the same ones, each with a number behind it. Writes
-results/curves.json, results/curves.md and results/curves.svg beside itself.
+Training throughput of both sides as benchmarks/training.py measures it (sentences of mean length a
+second; mean pooling, float32, our batches of like length), with one thing varied at a time from
+mini-bert, batch 64 and 32 tokens. Texts of more than 32 tokens are joined from one or more
+Wikipedia sentences, at random up to the length, for a BERT of mini-bert's size with random weights
+and 512 positions, batch 16. Encoders beyond mini-bert have random weights. Preparation is that of
+benchmarks/startup.py; beyond the text's own sentences it goes on with the same ones, each with a
+number behind it. Writes results/curves.json, curves.md and curves.svg beside itself.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from training import (
     BATCH,
     PEER,
     WARM,
+    Clock,
     Setting,
     first_lines,
     ours,
@@ -66,7 +67,7 @@ def main() -> int:
         }
     tables = {f"{x}: {at}": ways for x, points in curves.items() for at, ways in points.items()}
     draw(curves)
-    write_results("curves", tables, __doc__, PEER)
+    write_results("curves", tables, __doc__, PEER, MAP)
     return 0
 
 
@@ -114,10 +115,10 @@ def over_corpora(sentences: list[str], largest: int, rounds: int) -> Points:
     while count <= largest:
         copies = (f"{sentence} {i}" for i in range(1, 10) for sentence in sentences)
         lines = [*sentences[:count], *(next(copies) for _ in range(count - len(sentences)))]
-        rates: dict[str, list[float]] = {PEER: [], "ours": []}
+        rates: dict[str, list[float]] = {MAP: [], "ours": []}
         for _ in range(rounds if count <= 100_000 else 1):
-            for way, seconds in rates.items():
-                seconds.append(count / prepare(lines, peer=way == PEER))
+            for way, found in rates.items():
+                found.append(count / prepare(lines, peer=way == MAP))
         points[f"{count:,}"] = {
             way: Measured("sentences/s", r, higher_is_better=True) for way, r in rates.items()
         }
@@ -141,14 +142,16 @@ def joined(sentences: list[str], length: int, count: int) -> list[str]:
 
 def alternate(setting: Setting, rounds: int) -> dict[str, Measured]:
     """Sentences a second of both sides."""
-    ways: dict[str, Callable[[], float]] = {
-        PEER: lambda: peer(setting, "float32").rate,
-        "ours": lambda: ours(setting, "length_grouped", "float32").rate,
+    ways: dict[str, Callable[[int], Clock]] = {
+        PEER: lambda seed: peer(setting, "float32", seed),
+        "ours": lambda seed: ours(setting, "length_grouped", "float32", seed),
     }
+    mean = setting.mean_tokens()
     rates: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(rounds):
+    for seed in range(rounds):
         for way, train in ways.items():
-            rates[way].append(train())
+            clock = train(seed)
+            rates[way].append(clock.sentences(mean) / clock.seconds)
     return {way: Measured("sentences/s", r, higher_is_better=True) for way, r in rates.items()}
 
 
@@ -160,10 +163,9 @@ def draw(curves: dict[str, Points]) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "curves"
     figure, panels = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3.2))
     for panel, (title, points) in zip(panels, curves.items(), strict=True):
-        names = {PEER: MAP if title.startswith("sentences") else PEER, "ours": "ours"}
-        for way, marker in ((PEER, "s"), ("ours", "o")):
+        for way, marker in zip(next(iter(points.values())), "so", strict=True):
             medians = [ways[way].median for ways in points.values()]
-            panel.plot(list(points), medians, marker=marker, label=names[way])
+            panel.plot(list(points), medians, marker=marker, label=way)
         panel.set(xlabel=title, ylabel="sentences a second", ylim=(0, None))
         panel.legend()
     figure.tight_layout()

@@ -7,6 +7,7 @@ import logging
 import statistics
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,13 +44,13 @@ class Measured:
         return statistics.median(better)
 
 
-def markdown(ways: dict[str, Measured], peer: str) -> str:
-    """A table; every way against the first one that has its precision, else the peer.
+def markdown(ways: dict[str, Measured], peers: Sequence[str]) -> str:
+    """A table; every way against the peer of its precision, else the peer.
 
-    Without the peer among the ways it has neither ratios nor ranges.
+    The peer is the first way if it is among ``peers``; else there are neither ratios nor ranges.
     """
-    first = next(iter(ways.values()))
-    compared = peer in ways
+    peer, first = next(iter(ways.items()))
+    compared = peer in peers
     names = list(dict.fromkeys(name for way in ways.values() for name in way.extra))
     head = ["", f"{first.unit} (median)", *(["range", f"times {peer}"] if compared else []), *names]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -74,13 +75,13 @@ def _figure(name: str, value: float | None) -> str:
 
 
 def write_results(
-    name: str, tables: dict[str, dict[str, Measured]], about: str | None, peer: str
+    name: str, tables: dict[str, dict[str, Measured]], about: str | None, *peers: str
 ) -> None:
     """Print the tables and write ``results/<name>.json`` and ``results/<name>.md``.
 
     docs/performance.md quotes the latter; what it quotes is replaced too.
     """
-    text = "\n".join(f"**{title}**\n\n{markdown(ways, peer)}" for title, ways in tables.items())
+    text = "\n".join(f"**{title}**\n\n{markdown(ways, peers)}" for title, ways in tables.items())
     print(text)
     result = {
         "about": about,

@@ -3,9 +3,10 @@
     python benchmarks/parts.py WIKI.txt [--steps 15] [--compile]
 
 A step is forward, backward, clipping and AdamW on ready batches: mini-bert, batch 64, two views, 32
-tokens at most, mean and CLS pooling. Ways take turns, step by step, on the same batches, each
-with one thing changed from the step as it is. Then the profile of the step as it is. --compile adds
-torch.compile, which takes minutes. Writes results/parts.json and results/parts.md beside itself.
+tokens at most, mean and CLS pooling. Ways take turns, step by step, on the same batches; each
+changes one thing in the step as it is (eager attention and torch.compile also have dropout as
+PyTorch does it). Then the profile of the step as it is. --compile adds torch.compile, which takes
+minutes. Writes results/parts.json and results/parts.md beside itself.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python benchmarks/startup.py WIKI.txt [--rounds 5] [--sentences 50000]
 
 CPU seconds of whole commands (help, a wrong setting, an import) beside importing
-sentence-transformers, and of turning sentences into token ids that are read back row by row:
-ours (read, check, drop repeats, tokenise, write, map) beside datasets' map with the same
-tokenizer in batches, which checks nothing. Interleaved. Writes results/startup.json and
-results/startup.md.
+sentence-transformers, and sentences a second (by the clock) from a text file to token ids on disk:
+ours (read, check, hash, tokenise, write, drop repeats) beside datasets' map with the same tokenizer
+in batches, which checks nothing. Interleaved. Writes results/startup.* and results/preparation.*
+(json, md).
 """
 
 from __future__ import annotations

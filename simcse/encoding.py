@@ -1,22 +1,33 @@
 """Encodes texts in batches of like length in tokens, so that next to nothing is padding.
 
-sentence-transformers sorts by characters, which say little about tokens: on the sentences of STS it
-computes a third more tokens than there are.
+sentence-transformers sorts by characters, which say little about tokens (on the sentences of STS it
+computes a third more tokens than there are), and tokenises batch by batch. Here all texts are
+tokenised first, sorted, and laid out in batches that also fit a CPU's caches. That is for models
+which this gives the same vectors for; others are encoded by the library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from torch.nn import functional
 from tqdm import tqdm
 
+from simcse.encoder import SENTENCE_EMBEDDING
 from simcse.first_token import cut, find_cuts
 from simcse.settings import Role
 
 _CHUNK = 10_000
 _WORTH_CUTTING = 1000  # texts; finding what can be left out costs as much as a hundred
+_CPU_TOKENS = 4096  # of a batch on the CPU, where more at once is slower
+# What a model may do to a text before it tokenises it.
+_PROBE = ("  A text with Spaces,\tTabs\nand CAPITALS, also at its ends. \n", "short")
+_TOLERANCE = 1e-5
 
 
 def encode_by_length(
@@ -34,7 +45,7 @@ def encode_by_length(
     Args:
         model: Any sentence-transformers model.
         texts: In any order; repeats are embedded once.
-        batch_size: Texts a forward pass.
+        batch_size: Texts a forward pass, at most.
         device: Overrides the model's.
         normalize: Divide each embedding by its length.
         show_progress: Show a bar on standard error.
@@ -46,26 +57,21 @@ def encode_by_length(
     places: dict[str, int] = {}
     where = [places.setdefault(text, len(places)) for text in texts]
     distinct = list(places)
-    order = np.argsort(-token_lengths(model, distinct), kind="stable")
-    starts = range(0, len(order), batch_size)
-    encode = encoder_of(model, role)
-    result: np.ndarray | None = None
-    cuts = find_cuts(model) if len(distinct) >= _WORTH_CUTTING else []
-    with cut(cuts):
-        for start in tqdm(starts, "encode", disable=not show_progress, unit="batch"):
-            chosen = order[start : start + batch_size]
-            found = encode(
-                [distinct[i] for i in chosen],
-                batch_size=len(chosen),
-                device=device,
-                normalize_embeddings=normalize,
-                show_progress_bar=False,
-            )
-            if result is None:
-                result = np.empty((len(distinct), found.shape[1]), dtype=np.float32)
-            result[chosen] = found
-    if result is None:
+    if not distinct:
         return np.empty((0, int(model.get_embedding_dimension())), dtype=np.float32)
+    encode = partial(
+        encoder_of(model, role),
+        batch_size=batch_size,
+        device=device,
+        normalize_embeddings=normalize,
+        show_progress_bar=False,
+    )
+    embed = partial(_embed, model, normalize=normalize, route=role)
+    if len(distinct) <= batch_size or not _agree(model, encode, embed):
+        result = encode(distinct, show_progress_bar=show_progress)
+    else:
+        result = _in_batches(model, distinct, batch_size, embed, show_progress=show_progress)
+    result = np.asarray(result, dtype=np.float32)
     return result if len(distinct) == len(texts) else result[where]
 
 
@@ -79,20 +85,86 @@ def encoder_of(model: SentenceTransformer, role: Role | None) -> Callable[..., n
     return method
 
 
-def token_lengths(model: SentenceTransformer, texts: Sequence[str]) -> np.ndarray:
-    """Tokens of each text, cut at the model's limit; characters without a fast tokenizer."""
-    tokenizer = model.tokenizer
-    if not getattr(tokenizer, "is_fast", False):
-        return np.array([len(text) for text in texts], dtype=np.int64)
-    lengths: list[int] = []
+def token_ids(model: SentenceTransformer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text, int32, cut at the model's limit; needs a fast tokenizer."""
+    ids: list[np.ndarray] = []
     for start in range(0, len(texts), _CHUNK):
-        chunk = list(texts[start : start + _CHUNK])
-        ids = tokenizer(
-            chunk,
+        found = model.tokenizer(
+            list(texts[start : start + _CHUNK]),
             truncation=True,
             max_length=model.max_seq_length,
             return_attention_mask=False,
             return_token_type_ids=False,
         )["input_ids"]
-        lengths += map(len, ids)
-    return np.array(lengths, dtype=np.int64)
+        ids += [np.array(one, dtype=np.int32) for one in found]
+    return ids
+
+
+def _in_batches(
+    model: SentenceTransformer,
+    texts: list[str],
+    batch_size: int,
+    embed: Callable[[list[np.ndarray]], np.ndarray],
+    *,
+    show_progress: bool,
+) -> np.ndarray:
+    ids = token_ids(model, texts)
+    lengths = np.array([len(one) for one in ids])
+    order = np.argsort(-lengths, kind="stable")
+    most = _CPU_TOKENS if model.device.type == "cpu" else batch_size * int(lengths.max())
+    result: np.ndarray | None = None
+    start = 0
+    cuts = find_cuts(model) if len(texts) >= _WORTH_CUTTING else []
+    with cut(cuts), tqdm(total=len(texts), disable=not show_progress, unit="text") as bar:
+        while start < len(order):
+            size = min(batch_size, max(1, most // int(lengths[order[start]])))
+            chosen = order[start : start + size]
+            found = embed([ids[i] for i in chosen])
+            if result is None:
+                result = np.empty((len(texts), found.shape[1]), dtype=np.float32)
+            result[chosen] = found
+            start += size
+            bar.update(len(chosen))
+    if result is None:
+        raise ValueError("there are no texts to embed")
+    return result
+
+
+@torch.inference_mode()
+def _embed(
+    model: SentenceTransformer, ids: list[np.ndarray], *, normalize: bool, route: str | None
+) -> np.ndarray:
+    """Embeddings of one batch of token ids, the longest first."""
+    lengths = torch.tensor([len(one) for one in ids])
+    padded = np.full((len(ids), len(ids[0])), model.tokenizer.pad_token_id, dtype=np.int64)
+    for row, one in zip(padded, ids, strict=True):
+        row[: len(one)] = one
+    mask = (torch.arange(len(ids[0])) < lengths[:, None]).long()
+    features = {"input_ids": torch.from_numpy(padded), "attention_mask": mask}
+    inputs = {key: value.to(model.device) for key, value in features.items()}
+    task = {} if route is None else {"task": route}
+    embeddings: Tensor = model.eval()(inputs, **task)[SENTENCE_EMBEDDING].float()
+    if normalize:
+        embeddings = functional.normalize(embeddings, dim=1)
+    return embeddings.cpu().numpy()
+
+
+def _agree(
+    model: SentenceTransformer,
+    encode: Callable[[list[str]], np.ndarray],
+    embed: Callable[[list[np.ndarray]], np.ndarray],
+) -> bool:
+    """Whether the short way gives what the library gives.
+
+    It does not where the library puts a prompt before the text or cuts off the embedding, where it
+    changes the text itself or gives the model more than token ids.
+    """
+    expected = encode(list(_PROBE))  # also moves the model to the device that is asked for
+    if not getattr(model.tokenizer, "is_fast", False) or model.tokenizer.padding_side != "right":
+        return False
+    try:
+        found = embed(token_ids(model, _PROBE))
+    except Exception:  # whatever a model raises here, the library can encode with it
+        return False
+    limit = _TOLERANCE * np.abs(expected).max()
+    return found.shape == expected.shape and bool((np.abs(found - expected) <= limit).all())

@@ -310,8 +310,8 @@ class TrainingConfig(_Section):
     mini_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Gradient caching: texts embedded at a time, for batches larger than memory; same gradients,
     about a third more time."""
-    batching: Literal["random", "length_grouped"] = "random"
-    """``length_grouped`` fills a batch with sentences of like length."""
+    batching: Literal["random", "length_grouped"] = "length_grouped"
+    """``length_grouped`` fills a batch with sentences of like length (docs/studies/length.md)."""
     epochs: Annotated[PositiveNumber, Field(le=1_000_000)] = 1.0
     steps: Count | None = None
     """Optimiser steps; when given it replaces ``epochs``."""

@@ -1,13 +1,22 @@
 """Encoding by length in tokens: the same vectors, in the order of the texts."""
 
+import copy
+from collections import Counter
+from itertools import pairwise
+
 import numpy as np
 import pytest
+import torch
 from conftest import SENTENCES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from simcse import encoder
-from simcse.encoding import encode_by_length, token_lengths
+from simcse.encoding import encode_by_length, token_ids
 from simcse.settings import EncoderConfig
 
 
@@ -32,23 +41,92 @@ def test_same_vectors_as_the_library(model, texts, batch_size, normalize):
     assert found.dtype == np.float32
 
 
-def test_batches_hold_texts_of_like_length(model, monkeypatch):
-    seen = []
-    original = model.encode
+@pytest.fixture
+def shapes(model):
+    """Attention mask of every forward pass."""
+    masks = []
+    hook = model[0].register_forward_pre_hook(
+        lambda module, inputs: masks.append(inputs[0]["attention_mask"])
+    )
+    yield masks
+    hook.remove()
 
-    def spy(texts, **arguments):
-        seen.append(texts)
-        return original(texts, **arguments)
 
-    monkeypatch.setattr(model, "encode", spy)
+def test_batches_hold_texts_of_like_length(model, shapes):
     texts = ["x " * n for n in np.random.default_rng(0).permutation(60)[:40] + 1]
     encode_by_length(model, texts, 10)
-    lengths = [token_lengths(model, batch) for batch in seen]
-    assert len(seen) == 4
-    assert all(later.max() <= earlier.min() for earlier, later in zip(lengths, lengths[1:]))  # noqa: B905, RUF007
-    computed = sum(batch.max() * len(batch) for batch in lengths)
-    assert computed < 1.25 * sum(batch.sum() for batch in lengths)
+    batches = shapes[2:]  # the first two are the comparison with the library
+    lengths = [mask.sum(dim=1) for mask in batches]
+    assert [len(batch) for batch in lengths] == [10] * 4
+    assert all(later.max() <= earlier.min() for earlier, later in pairwise(lengths))
+    computed = sum(mask.numel() for mask in batches)
+    assert computed < 1.25 * sum(int(batch.sum()) for batch in lengths)
 
 
-def test_lengths_count_special_tokens_and_stop_at_the_limit(model):
-    assert token_lengths(model, ["a", "word " * 90]).tolist() == [3, 64]
+def test_a_batch_on_the_cpu_has_a_bounded_number_of_tokens(model, shapes, monkeypatch):
+    monkeypatch.setattr("simcse.encoding._CPU_TOKENS", 100)
+    texts = [f"{'x ' * n}{i}" for n in (1, 20, 60) for i in range(12)]
+    found = encode_by_length(model, texts, 10)
+    sizes = [mask.numel() for mask in shapes[2:]]
+    assert max(sizes) <= 100
+    assert max(len(mask) for mask in shapes[2:]) == 10
+    np.testing.assert_allclose(found, model.encode(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("role", [None, "query", "document"])
+def test_each_text_is_tokenised_once(model, role, monkeypatch):
+    texts = [f"text {i}" for i in range(50)]
+    counts = Counter()
+    tokenize = PreTrainedTokenizerFast._encode_plus
+
+    def counted(self, text, *args, **kwargs):
+        counts.update([text] if isinstance(text, str) else text)
+        return tokenize(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "_encode_plus", counted)
+    encode_by_length(model, [*texts, *texts], 8, role=role)
+    assert [counts[text] for text in texts] == [1] * 50
+
+
+def changed(model, change):
+    """A copy of the model that treats texts in a way of its own."""
+    other = copy.deepcopy(model)
+    change(other)
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "role"),
+    [
+        (lambda m: m.prompts.update(query="query: "), "query"),
+        (lambda m: vars(m).update(prompts={"a": "b: "}, default_prompt_name="a"), None),
+        (lambda m: setattr(m, "truncate_dim", 8), None),
+        (lambda m: setattr(m.tokenizer, "padding_side", "left"), None),
+        (lambda m: m.half(), None),
+        (lambda m: m[0].register_forward_pre_hook(
+            lambda module, inputs: inputs[0].__setitem__("input_ids", inputs[0]["input_ids"] * 0)
+            if "token_type_ids" in inputs[0] else None), None),
+    ],
+    ids=["prompt of a role", "default prompt", "truncated", "left", "half", "token types"],
+)  # fmt: skip
+def test_models_that_do_more_give_the_librarys_vectors(model, change, role):
+    texts = [f"{text} {i}" for i in range(4) for text in SENTENCES]
+    other = changed(model, change)
+    expected = {"query": other.encode_query, None: other.encode}[role](texts, batch_size=4)
+    found = encode_by_length(other, texts, 4, role=role)
+    limit = 2e-3 if other[0].model.dtype == torch.float16 else 1e-5
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=limit)
+
+
+def test_models_without_a_fast_tokenizer(tiny):
+    words = StaticEmbedding(Tokenizer.from_file(str(tiny / "tokenizer.json")), embedding_dim=8)
+    model = SentenceTransformer(modules=[words])
+    found = encode_by_length(model, SENTENCES, 2)
+    np.testing.assert_allclose(found, model.encode(SENTENCES), atol=1e-6)
+
+
+def test_ids_have_special_tokens_and_stop_at_the_limit(model):
+    ids = token_ids(model, ["a", "word " * 90])
+    assert [len(one) for one in ids] == [3, 64]
+    assert ids[0].tolist() == model.tokenizer("a")["input_ids"]

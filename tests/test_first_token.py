@@ -279,4 +279,4 @@ def test_encoding_uses_it_for_many_texts_only(tiny, monkeypatch):
     assert np.allclose(found, model.encode(texts), atol=1e-5)
     widths.clear()
     encode_by_length(model, texts[1:], 8)
-    assert len(widths) == 8 and min(widths) > 1  # not tried, and the hooks are gone
+    assert min(widths) > 1  # not tried, and the hooks are gone
