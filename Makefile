@@ -29,7 +29,7 @@ SENTEVAL ?= ../shared/data/senteval
 bench: .venv/installed
 	$(BIN)/python benchmarks/startup.py $(WIKI)
 	$(BIN)/python benchmarks/encoding.py $(WIKI) $(SENTEVAL) mini-bert
-	$(BIN)/python benchmarks/memory.py --largest 1024 --rounds 1
+	$(BIN)/python benchmarks/memory.py --largest 4096 --rounds 1
 	$(BIN)/python benchmarks/parts.py $(WIKI)
 	$(BIN)/python benchmarks/training.py $(WIKI)
 

@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("text", type=Path, help="one sentence a line, also .gz")
     parser.add_argument("senteval", type=Path)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--texts", type=int, default=3000)
     parsed = parser.parse_args()
     quiet()

@@ -47,10 +47,10 @@ class Measured:
 def markdown(ways: dict[str, Measured], peers: Sequence[str]) -> str:
     """A table; every way against the peer of its precision, else the peer.
 
-    The peer is the first way if it is among ``peers``; else there are neither ratios nor ranges.
+    The peer is the first way if it is one of ``peers``; else there are neither ratios nor ranges.
     """
     peer, first = next(iter(ways.items()))
-    compared = peer in peers
+    compared = peer.split(",")[0] in peers
     names = list(dict.fromkeys(name for way in ways.values() for name in way.extra))
     head = ["", f"{first.unit} (median)", *(["range", f"times {peer}"] if compared else []), *names]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

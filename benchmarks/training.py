@@ -103,7 +103,7 @@ def main() -> int:
     """Run the rounds, check, print and write the tables."""
     parser = argparse.ArgumentParser(description="Training throughput against the peer's.")
     parser.add_argument("text", type=Path, help="one sentence a line, also .gz")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--small", action="store_true", help="the mini encoder alone")
     parsed = parser.parse_args()
