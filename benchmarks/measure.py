@@ -57,15 +57,17 @@ def markdown(ways: dict[str, Measured], peers: Sequence[str]) -> str:
     for name, way in ways.items():
         cells = [name, f"{way.median:.4g}"]
         if compared:
-            rival = ways[peer + name[name.index(",") :] if _has_rival(name, ways, peer) else peer]
+            rival = ways[_rival(name, ways, peer)]
             cells += [f"{min(way.values):.4g} to {max(way.values):.4g}", f"{way.ratio(rival):.2f}"]
         cells += [_figure(key, way.extra.get(key)) for key in names]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _has_rival(name: str, ways: dict[str, Measured], peer: str) -> bool:
-    return "," in name and peer + name[name.index(",") :] in ways
+def _rival(name: str, ways: dict[str, Measured], peer: str) -> str:
+    """The peer with what stands behind the last comma of a name, if it was measured so."""
+    special = f"{peer}, {name.rpartition(', ')[2]}"
+    return special if special in ways else peer
 
 
 def _figure(name: str, value: float | None) -> str:
