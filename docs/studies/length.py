@@ -11,12 +11,12 @@ it stopped.
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
+from seeds import simcse
 from transformers import AutoTokenizer
 
 from simcse.encoder import source_of
@@ -83,20 +83,6 @@ def length_table(senteval: Path) -> str:
             cells.append(f"{statistics.mean(found):.3f} ± {statistics.stdev(found):.3f}")
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def simcse(*arguments: str) -> str:
-    """Run a command of this project, show and return what it prints."""
-    command = [str(Path(sys.executable).parent / "simcse"), *arguments]
-    print("$ simcse", *arguments, flush=True)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    lines = []
-    for line in process.stdout or ():
-        print(line, end="", flush=True)
-        lines.append(line)
-    if process.wait():
-        raise SystemExit(process.returncode)
-    return "".join(lines)
 
 
 if __name__ == "__main__":
