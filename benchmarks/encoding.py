@@ -1,6 +1,6 @@
 """Encoding throughput: this project's route against SentenceTransformer.encode.
 
-    python benchmarks/encoding.py WIKI.txt SENTEVAL MODEL [MODEL ...] [--rounds 5] [--texts 3000]
+    python benchmarks/encoding.py WIKI.txt SENTEVAL MODEL [MODEL ...] [--rounds 4] [--texts 3000]
 
 Same model, texts, batch size 64, threads and process; in each round every way encodes all texts,
 one after the other. "mixed lengths" are distinct texts of one to six Wikipedia sentences, the worst

@@ -1,6 +1,6 @@
 """Training throughput: this project's trainer against sentence-transformers' own.
 
-    python benchmarks/training.py WIKI.txt [--rounds 5] [--steps 12] [--small]
+    python benchmarks/training.py WIKI.txt [--rounds 3] [--steps 12] [--small]
 
 The peer is what a user would run instead: SentenceTransformerTrainer with
 MultipleNegativesRankingLoss on (text, text) pairs. Same encoder, pooling, sentences, batch size 64,

@@ -14,7 +14,8 @@ import pytest
 import torch
 import transformers
 from matplotlib.figure import Figure
-from transformers import AutoModel
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, BertConfig, BertForMaskedLM
 
 from simcse import checkpoints
 from simcse.plots import Picture
@@ -63,6 +64,22 @@ def make_encoder(folder: Path, architecture: str = "bert", **settings: object) -
     tokens |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
     return folder
+
+
+def make_masked_encoder(folder: Path) -> Path:
+    """Save a BERT with random weights and its masked-language-model head."""
+    make_encoder(folder)
+    torch.manual_seed(3)
+    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def two_views(model: SentenceTransformer) -> dict[str, torch.Tensor]:
+    """A batch of six sentences; the second view has them in another order."""
+    texts = [*SENTENCES, *SENTENCES[::-1]]
+    batch = dict(model.tokenizer(texts, padding=True, return_tensors="pt"))
+    batch["identities"] = torch.arange(12).view(2, 6)
+    return batch
 
 
 @pytest.fixture(scope="session")

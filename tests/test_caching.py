@@ -7,8 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import MINI_BERT, ROOT, SENTENCES, make_encoder
-from transformers import BertConfig, BertForMaskedLM
+from conftest import MINI_BERT, ROOT, SENTENCES, make_masked_encoder
 
 from simcse import caching, distributed, encoder
 from simcse.config import validate
@@ -42,10 +41,7 @@ OBJECTIVES = {
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
     """An encoder with its masked-language-model head."""
-    folder = make_encoder(tmp_path_factory.mktemp("masked"))
-    torch.manual_seed(3)
-    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
-    return folder
+    return make_masked_encoder(tmp_path_factory.mktemp("masked"))
 
 
 def gradients(name, folder, tmp_path, mini_batch_size, dropout):

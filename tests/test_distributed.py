@@ -10,10 +10,9 @@ import distributed_worker as worker
 import psutil
 import pytest
 import torch
-from conftest import ROOT, make_encoder, newest_checkpoint
+from conftest import ROOT, make_masked_encoder, newest_checkpoint
 from conftest import log as log_of
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForMaskedLM
 
 from simcse.cli import main
 
@@ -42,9 +41,7 @@ def config(folder, name, encoder, text, form, **training):
 def two(tmp_path_factory, text_file):
     """Folder of what two processes have done."""
     folder = tmp_path_factory.mktemp("two")
-    encoder = make_encoder(folder / "encoder")
-    torch.manual_seed(3)
-    BertForMaskedLM(BertConfig.from_pretrained(encoder)).save_pretrained(encoder)
+    encoder = make_masked_encoder(folder / "encoder")
     lines = text_file.read_text().splitlines()
     pairs = folder / "pairs.jsonl"
     rows = zip(lines, lines[7:] + lines[:7], strict=True)

@@ -5,10 +5,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import SENTENCES, make_encoder
+from conftest import SENTENCES, make_encoder, make_masked_encoder, two_views
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BertConfig, BertForMaskedLM
 
 from simcse import encoder
 from simcse.config import validate
@@ -188,17 +187,12 @@ def test_attention_drops_weights_not_values():
 
 @pytest.mark.parametrize("terms", ["info_nce", "dino", [{"info_nce": 1.0}, {"mlm": 0.1}]])
 def test_every_pass_of_a_training_step_uses_it(terms, tmp_path):
-    folder = make_encoder(tmp_path)
-    torch.manual_seed(3)
-    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    folder = make_masked_encoder(tmp_path)
     values = {"encoder": {"name": str(folder)}, "data": {"train": "none"}}
     config = validate({**values, "objective": {"terms": terms}}, "test")
     loss = TrainingLoss(encoder.build(config.encoder).train(), config)
-    batch = dict(loss.model.tokenizer([*SENTENCES, *SENTENCES[::-1]], padding=True,
-                                      return_tensors="pt"))  # fmt: skip
-    batch["identities"] = torch.arange(12).view(2, 6)
     with Called() as called:
-        loss([batch])
+        loss([two_views(loss.model)])
     passes = 1 if terms == "info_nce" else 2
     assert called.names.count("random_") == passes * (1 + 3 * 3)
     # What is drawn to hide tokens is PyTorch's.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, SENTENCES, make_encoder
+from conftest import ARCHITECTURES, SENTENCES, make_encoder, make_masked_encoder, two_views
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
@@ -11,8 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AlbertConfig,
     AutoModel,
-    BertConfig,
-    BertForMaskedLM,
     DebertaConfig,
     DebertaV2Config,
     LongformerConfig,
@@ -220,9 +218,7 @@ def training_loss(folder, **settings):
 def test_a_training_step_uses_it_and_keeps_its_gradients(tiny):
     loss = training_loss(tiny)
     assert len(loss.cuts) == 2
-    batch = dict(loss.model.tokenizer([*SENTENCES, *SENTENCES[::-1]], padding=True,
-                                      return_tensors="pt"))  # fmt: skip
-    batch["identities"] = torch.arange(12).view(2, 6)
+    batch = two_views(loss.model)
     found = []
     for cuts in (loss.cuts, []):
         loss.cuts = cuts
@@ -244,9 +240,7 @@ def test_a_training_step_uses_it_and_keeps_its_gradients(tiny):
 
 @pytest.mark.parametrize("name", ["info_nce and mlm", "dino"])
 def test_objectives_that_look_at_more_than_embeddings(name, tmp_path):
-    folder = make_encoder(tmp_path)
-    torch.manual_seed(3)
-    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    folder = make_masked_encoder(tmp_path)
     terms = {"info_nce and mlm": [{"info_nce": 1.0}, {"mlm": 0.5}], "dino": "dino"}[name]
     values = []
     for is_cut in (True, False):
@@ -254,11 +248,8 @@ def test_objectives_that_look_at_more_than_embeddings(name, tmp_path):
         assert loss.cuts
         if not is_cut:
             loss.cuts = []
-        batch = dict(loss.model.tokenizer([*SENTENCES, *SENTENCES[::-1]], padding=True,
-                                          return_tensors="pt"))  # fmt: skip
-        batch["identities"] = torch.arange(12).view(2, 6)
         torch.manual_seed(5)  # of the hidden tokens
-        found = loss([dict(batch)])
+        found = loss([two_views(loss.model)])
         value = found if isinstance(found, torch.Tensor) else sum(found.values())
         value.backward()
         values.append((value.detach(), loss.model[0].model.embeddings.word_embeddings.weight.grad))

@@ -6,10 +6,10 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, log, make_encoder
+from conftest import SENTENCES, log, make_encoder, make_masked_encoder
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from simcse import encoder, training
 from simcse.cli import main
@@ -61,10 +61,7 @@ def teacher(tmp_path):
 @pytest.fixture
 def masked(tmp_path, tiny):
     """An encoder with its masked-language-model head."""
-    folder = make_encoder(tmp_path / "masked")
-    torch.manual_seed(3)
-    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
-    return folder
+    return make_masked_encoder(tmp_path / "masked")
 
 
 def settings(name, request):
