@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -94,12 +95,18 @@ def write_results(
             }
             for title, ways in tables.items()
         },
-        "environment": environment(0, [f"benchmarks/{name}.py"]),
+        "environment": environment(0, _command()),
     }
     write_atomically(RESULTS / f"{name}.json", json.dumps(result, indent=2) + "\n")
     write_atomically(RESULTS / f"{name}.md", text)
     page = QUOTING.read_text(encoding="utf-8")
     write_atomically(QUOTING, quote(page, name, text))
+
+
+def _command() -> list[str]:
+    """The command line, with files by their names alone."""
+    script, *arguments = sys.argv
+    return [f"benchmarks/{Path(script).name}", *(Path(word).name for word in arguments)]
 
 
 def quote(page: str, name: str, text: str) -> str:

@@ -1,32 +1,38 @@
 """Where a training step's time goes, and what each idea brings on its own.
 
-    python benchmarks/parts.py WIKI.txt [--steps 15] [--compile]
+    python benchmarks/parts.py WIKI.txt [--steps 15] [--tried]
 
 A step is forward, backward, clipping and AdamW on ready batches: mini-bert, batch 64, two views, 32
 tokens at most, mean and CLS pooling. Ways take turns, step by step, on the same batches; each
 changes one thing in the step as it is (eager attention and torch.compile also have dropout as
-PyTorch does it). Then the profile of the step as it is. --compile adds torch.compile, which takes
-minutes. Writes results/parts.json and results/parts.md beside itself.
+PyTorch does it). Then the profile of the step as it is. Writes results/parts.json and
+results/parts.md beside itself.
+
+--tried measures instead what was not taken up, and two bounds on what more could be gained: a step
+whose attention has no dropout, so that PyTorch's fused kernel does it, and one without any dropout.
+With torch.compile it takes minutes longer. Writes results/tried.json and results/tried.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from measure import Measured, quiet, write_results
 from torch import Tensor
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
-from training import BATCH, Setting, first_lines, write_lines
+from training import BATCH, WARM, Setting, first_lines, write_lines
 
 from simcse import encoder
 from simcse.data import load_training_data
@@ -39,56 +45,121 @@ SHOWN = 12  # operators of the profile
 Batch = dict[str, Tensor]
 
 
+class Ready(NamedTuple):
+    """A batch, and how the trainer would lay it out."""
+
+    batch: Batch
+    lay_out: Callable[[], Batch]
+
+
 class Way:
-    """A model with its optimiser, and how its step differs."""
+    """A model with its optimiser, and how its step differs.
+
+    Args:
+        config: The run.
+        precision: ``float32`` or ``bfloat16``.
+        change: Done to the loss, and the model in it, beforehand.
+        during: Active during forward and backward pass.
+        fused: Whether AdamW is one kernel.
+        one_by_one: Whether clipping takes one tensor after the other.
+        lays_out: Whether the step lays out its batch first.
+    """
 
     def __init__(
         self,
         config: Config,
+        precision: str,
         *,
-        precision: str = "float32",
-        pytorch_dropout: bool = False,
-        whole_last_layer: bool = False,
-        attention: str | None = None,
+        change: Callable[[TrainingLoss], None] | None = None,
+        during: Callable[[], AbstractContextManager[Any]] = nullcontext,
         fused: bool = True,
-        two_passes: bool = False,
-        compiled: bool = False,
+        one_by_one: bool = False,
+        lays_out: bool = False,
     ) -> None:
-        model = encoder.build(config.encoder).train()
-        self.loss = TrainingLoss(model, config)
+        self.loss = TrainingLoss(encoder.build(config.encoder).train(), config)
+        if change is not None:
+            change(self.loss)
         self.precision = precision
-        self.pytorch_dropout = pytorch_dropout
-        if whole_last_layer:
-            self.loss.cuts = []
-        network = encoder.transformer_of(model).model
-        if attention is not None:
-            network.set_attn_implementation(attention)
-        if compiled:
-            network.compile(dynamic=True)
-        if two_passes:  # two views at different rates are embedded apart; so are equal ones here
-            self.loss.dropouts = [0.1, 0.1 + 1e-9]
+        self.during = during
+        self.foreach = False if one_by_one else None
+        self.lays_out = lays_out
         self.optimiser = torch.optim.AdamW(self.loss.parameters(), lr=1e-5, fused=fused)
         self.seconds: list[float] = []
         self.cpu: list[float] = []
 
-    def step(self, batch: Batch) -> None:
+    def step(self, ready: Ready) -> None:
         """One optimiser step, timed."""
         started, cpu = time.perf_counter(), time.process_time()
-        with self._dropout(), torch.autocast("cpu", enabled=self.precision == "bfloat16"):
-            loss: Any = self.loss([dict(batch)])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.loss.parameters(), 1.0)
+        batch = ready.lay_out() if self.lays_out else ready.batch
+        with self.during():
+            with torch.autocast("cpu", enabled=self.precision == "bfloat16"):
+                loss: Any = self.loss([dict(batch)])
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.loss.parameters(), 1.0, foreach=self.foreach)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.seconds.append(time.perf_counter() - started)
         self.cpu.append(time.process_time() - cpu)
 
-    @contextmanager
-    def _dropout(self) -> Iterator[None]:
-        with (
-            patch("simcse.loss.FastDropout", nullcontext) if self.pytorch_dropout else nullcontext()
-        ):
-            yield
+
+def pytorchs_dropout() -> AbstractContextManager[Any]:
+    """Dropout and attention as PyTorch does them."""
+    return patch("simcse.loss.FastDropout", nullcontext)
+
+
+def attention_without_dropout() -> AbstractContextManager[Any]:
+    """Attention by PyTorch's fused kernel, which has no dropout on the CPU."""
+
+    def fused(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, 0.0, is_causal, **kwargs
+        )
+
+    return patch("simcse.fast_dropout._attention", fused)
+
+
+@contextmanager
+def coarse_products() -> Iterator[None]:
+    """Products of float32 matrices in bfloat16 where the processor has them."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def eager_attention(loss: TrainingLoss) -> None:
+    """Attention as transformers writes it out."""
+    encoder.transformer_of(loss.model).model.set_attn_implementation("eager")
+
+
+def compiled(loss: TrainingLoss) -> None:
+    """The network through torch.compile, for any batch and length."""
+    encoder.transformer_of(loss.model).model.compile(dynamic=True)
+
+
+def pass_a_view(loss: TrainingLoss) -> None:
+    """Views at different rates are embedded apart; so are equal ones here."""
+    loss.dropouts = [0.1, 0.1 + 1e-9]
+
+
+def no_dropout(loss: TrainingLoss) -> None:
+    """Both views are equal."""
+    loss.dropouts = [0.0, 0.0]
+
+
+def whole_last_layer(loss: TrainingLoss) -> None:
+    """No cut for the first token."""
+    loss.cuts = []
 
 
 def main() -> int:
@@ -96,85 +167,93 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Where a training step's time goes.")
     parser.add_argument("text", type=Path, help="one sentence a line, also .gz")
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--tried", action="store_true", help="what was not taken up instead")
     parsed = parser.parse_args()
     quiet()
-    tables = {}
+    tables: dict[str, dict[str, Measured]] = {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_lines(first_lines(parsed.text, 200 * BATCH), work)
         for pooling in ("mean", "cls"):
             setting = Setting(EncoderConfig(pooling=pooling), work, parsed.steps)
             config = setting.config(batching="length_grouped")
-            batches = make_batches(config, parsed.steps + 3)
+            batches = make_batches(config, parsed.steps + WARM)
             for precision in ("float32", "bfloat16"):
-                title = f"A step, {pooling} pooling, {precision}"
-                tables[title] = compare(config, precision, batches, compiled=parsed.compile)
-            if pooling == "mean":
+                ways = tried(config, precision) if parsed.tried else parts(config, precision)
+                tables[f"A step, {pooling} pooling, {precision}"] = compare(ways, batches)
+            if pooling == "mean" and not parsed.tried:
                 for precision in ("float32", "bfloat16"):
                     title = f"Operators of a step as it is, {pooling} pooling, {precision}"
-                    tables[title] = operators(Way(config, precision=precision), batches)
-    write_results("parts", tables, __doc__, AS_IS)
+                    tables[title] = operators(Way(config, precision), batches)
+    write_results("tried" if parsed.tried else "parts", tables, __doc__, AS_IS)
     return 0
 
 
-def make_batches(config: Config, count: int) -> list[Batch]:
+def make_batches(config: Config, count: int) -> list[Ready]:
     """The first batches of a run."""
     model = encoder.build(config.encoder)
     rows, _ = load_training_data(config.data, model.tokenizer, 0)
     columns = rows.select_columns(["input_ids", "text_hash", "label"])
     collator = view_collator(config, model)
-    return [
-        collator.features([columns[i] for i in chosen], model.device)
-        for chosen in islice(batch_sampler(config, rows), count)
-    ]
+
+    def lay_out(chosen: list[int]) -> Batch:
+        return collator.features([columns[i] for i in chosen], model.device)
+
+    taken = islice(batch_sampler(config, rows), count)
+    return [Ready(lay_out(chosen), partial(lay_out, chosen)) for chosen in taken]
 
 
-def compare(
-    config: Config, precision: str, batches: list[Batch], *, compiled: bool
-) -> dict[str, Measured]:
-    """Milliseconds a step of every way, the first three steps left out."""
-    make: dict[str, Callable[[], Way]] = {
-        AS_IS: partial(Way, config, precision=precision),
-        "dropout and attention of PyTorch": partial(
-            Way, config, precision=precision, pytorch_dropout=True
-        ),
-        "the same, eager attention": partial(
-            Way, config, precision=precision, pytorch_dropout=True, attention="eager"
-        ),
-        "a pass a view": partial(Way, config, precision=precision, two_passes=True),
-        "AdamW not fused": partial(Way, config, precision=precision, fused=False),
+def parts(config: Config, precision: str) -> dict[str, Way]:
+    """The step as it is, and without each of its parts."""
+    way = partial(Way, config, precision)
+    ways = {
+        AS_IS: way(),
+        "dropout and attention of PyTorch": way(during=pytorchs_dropout),
+        "the same, eager attention": way(during=pytorchs_dropout, change=eager_attention),
+        "a pass a view": way(change=pass_a_view),
+        "AdamW not fused": way(fused=False),
+        "clipping tensor by tensor": way(one_by_one=True),
+        "with laying out the batch": way(lays_out=True),
     }
     if config.encoder.pooling == "cls":
-        make["last layer for all tokens"] = partial(
-            Way, config, precision=precision, whole_last_layer=True
-        )
-    if compiled:
-        make["torch.compile"] = partial(
-            Way, config, precision=precision, pytorch_dropout=True, compiled=True
-        )
-    ways = {name: build() for name, build in make.items()}
-    for batch in batches:
+        ways["last layer for all tokens"] = way(change=whole_last_layer)
+    return ways
+
+
+def tried(config: Config, precision: str) -> dict[str, Way]:
+    """The step as it is, and with what was not taken up."""
+    way = partial(Way, config, precision)
+    ways = {AS_IS: way(), "torch.compile": way(during=pytorchs_dropout, change=compiled)}
+    if precision == "float32":
+        ways["products of medium precision"] = way(during=coarse_products)
+    ways["bound: fused attention without dropout"] = way(during=attention_without_dropout)
+    ways["bound: no dropout"] = way(change=no_dropout)
+    return ways
+
+
+def compare(ways: dict[str, Way], batches: list[Ready]) -> dict[str, Measured]:
+    """Milliseconds a step of every way, the first steps left out."""
+    for ready in batches:
         for way in ways.values():
-            way.step(batch)
+            way.step(ready)
     return {
         name: Measured(
             "ms a step",
-            [1000 * s for s in way.seconds[3:]],
-            {"CPU ms": sorted(1000 * s for s in way.cpu[3:])[len(batches[3:]) // 2]},
+            [1000 * s for s in way.seconds[WARM:]],
+            {"CPU ms": 1000 * statistics.median(way.cpu[WARM:])},
         )
         for name, way in ways.items()
     }
 
 
-def operators(way: Way, batches: list[Batch]) -> dict[str, Measured]:
+def operators(way: Way, batches: list[Ready]) -> dict[str, Measured]:
     """Time of each operator, in milliseconds a step, the largest first."""
-    for batch in batches[:3]:
-        way.step(batch)
-    measured = batches[3:9]
+    for ready in batches[:WARM]:
+        way.step(ready)
+    measured = batches[WARM : WARM + 6]
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        for batch in measured:
-            way.step(batch)
+        for ready in measured:
+            way.step(ready)
     times = {e.key: e.self_cpu_time_total / 1000 / len(measured) for e in found.key_averages()}
     total = sum(times.values())
     largest = sorted(times.items(), key=lambda item: -item[1])[:SHOWN]
