@@ -110,18 +110,9 @@ def pytorchs_dropout() -> AbstractContextManager[Any]:
 def attention_without_dropout() -> AbstractContextManager[Any]:
     """Attention by PyTorch's fused kernel, which has no dropout on the CPU."""
 
-    def fused(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        **kwargs: Any,
-    ) -> Tensor:
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, 0.0, is_causal, **kwargs
-        )
+    def fused(*tensors: Tensor, **settings: Any) -> Tensor:
+        settings["dropout_p"] = 0.0
+        return functional.scaled_dot_product_attention(*tensors, **settings)
 
     return patch("simcse.fast_dropout._attention", fused)
 
