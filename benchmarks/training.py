@@ -144,7 +144,7 @@ def measure(setting: Setting, rounds: int) -> dict[str, Measured]:
     for way, clocks in found.items():
         extra = {
             "CPU ms a sentence": statistics.median(
-                1000 * clock.cpu / (clock.sentences(mean)) for clock in clocks
+                1000 * clock.cpu / clock.sentences(mean) for clock in clocks
             ),
             "padding": statistics.median(clock.padding for clock in clocks),
         }

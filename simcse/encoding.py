@@ -16,6 +16,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from simcse.encoder import SENTENCE_EMBEDDING
@@ -134,13 +135,14 @@ def _in_batches(
 def _embed(
     model: SentenceTransformer, ids: list[np.ndarray], *, normalize: bool, route: str | None
 ) -> np.ndarray:
-    """Embeddings of one batch of token ids, the longest first."""
-    lengths = torch.tensor([len(one) for one in ids])
-    padded = np.full((len(ids), len(ids[0])), model.tokenizer.pad_token_id, dtype=np.int64)
-    for row, one in zip(padded, ids, strict=True):
-        row[: len(one)] = one
-    mask = (torch.arange(len(ids[0])) < lengths[:, None]).long()
-    features = {"input_ids": torch.from_numpy(padded), "attention_mask": mask}
+    """Embeddings of one batch of token ids."""
+    rows = [torch.from_numpy(one).long() for one in ids]
+    features = {
+        "input_ids": pad_sequence(
+            rows, batch_first=True, padding_value=model.tokenizer.pad_token_id
+        ),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+    }
     inputs = {key: value.to(model.device) for key, value in features.items()}
     task = {} if route is None else {"task": route}
     embeddings: Tensor = model.eval()(inputs, **task)[SENTENCE_EMBEDDING].float()

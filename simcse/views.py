@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from simcse.settings import ViewConfig
@@ -149,15 +150,15 @@ class ViewCollator:
                 changed, mask = (row, [1] * len(row)) if view.is_plain else view.apply(row, random)
                 ids.append(changed)
                 masks.append(mask)
-        longest = max(map(len, ids))
-        input_ids = torch.full((len(ids), longest), self.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for index, (row, mask) in enumerate(zip(ids, masks, strict=True)):
-            input_ids[index, : len(row)] = torch.tensor(row)
-            attention_mask[index, : len(row)] = torch.tensor(mask)
         batch = {
-            "view_input_ids": input_ids,
-            "view_attention_mask": attention_mask,
+            "view_input_ids": pad_sequence(
+                [torch.tensor(row, dtype=torch.int64) for row in ids],
+                batch_first=True,
+                padding_value=self.pad_token_id,
+            ),
+            "view_attention_mask": pad_sequence(
+                [torch.tensor(mask, dtype=torch.int64) for mask in masks], batch_first=True
+            ),
             "view_identities": torch.tensor(hashes),
         }
         if self.paired:
