@@ -1,103 +1,72 @@
-"""Gradient caching: a batch larger than memory, with the gradients of one large forward pass.
+"""Mini-batches of a batch, and the random numbers that embedding one of them has drawn.
 
-A mini-batch is embedded without keeping what its gradient needs; once the loss has seen all
-embeddings, it is embedded again with the same dropout, and its gradient taken (Gao et al. 2021,
-https://arxiv.org/abs/2101.06983).
+Gradient caching (Gao et al. 2021, https://arxiv.org/abs/2101.06983) embeds every mini-batch twice:
+without a graph for the loss, and again, with the same dropout, for the gradients. The three phases
+stand in :mod:`simcse.loop`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Features = dict[str, Tensor]
-Embed = Callable[[Features], Tensor]
+RandomState = tuple[Tensor, Tensor | None]
 
 
-def in_mini_batches(embed: Embed, features: Features, size: int | None) -> Tensor:
-    """``embed(features)``, of which at most ``size`` texts are in memory at a time.
+def mini_batches(features: Features, size: int | None) -> list[tuple[Tensor, Features]]:
+    """Row numbers and features of at most ``size`` texts each; ``None`` keeps all together.
 
-    Texts of like length are embedded together and cut at the longest of them, so that little is
-    padding. Gradients go to whatever ``embed`` uses, not to ``features``.
+    Texts of similar length come together and are cut at the longest of them, so little is padding.
 
     Args:
-        embed: Gives a floating point tensor ``(texts, dim)``; each row depends on its own text.
         features: Tensors ``(texts, length)``, ``attention_mask`` among them.
-        size: Texts a mini-batch; ``None`` embeds all at once and keeps what the gradient needs.
+        size: Texts in a mini-batch.
     """
     mask = features["attention_mask"]
     if size is None or len(mask) <= size:
-        return embed(features)
-    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    lengths = (mask * places).amax(dim=1)
-    rows = torch.split(lengths.argsort(stable=True), size)
+        return [(torch.arange(len(mask), device=mask.device), features)]
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    lengths = (mask * positions).amax(dim=1)
     parts = []
-    for chosen in rows:
-        longest = int(lengths[chosen].max())
-        parts.append({key: value[chosen, :longest] for key, value in features.items()})
-    tracked = torch.zeros((), device=mask.device, requires_grad=True)  # so that backward is called
-    result: Tensor = _Cached.apply(tracked, embed, parts, rows)  # type: ignore[no-untyped-call]
-    return result
+    for rows in torch.split(lengths.argsort(stable=True), size):
+        longest = int(lengths[rows].max())
+        parts.append((rows, {key: value[rows, :longest] for key, value in features.items()}))
+    return parts
 
 
-class _Cached(torch.autograd.Function):
-    """One node of the graph for all mini-batches.
-
-    ``torch.utils.checkpoint`` around each of them would give the same gradients, but leaves the
-    nodes of every mini-batch scattered in memory, between which freed activations are not reused:
-    memory then grows by 17 MB a mini-batch of 64 (mini-bert, glibc).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, tracked: Tensor, embed: Embed, parts: list[Features], rows: list[Tensor]
-    ) -> Tensor:
-        device = tracked.device
-        ctx.embed, ctx.parts, ctx.rows, ctx.device = embed, parts, rows, device
-        ctx.autocast = torch.is_autocast_enabled(device.type)
-        ctx.autocast_dtype = torch.get_autocast_dtype(device.type)
-        ctx.random_states = []
-        texts = sum(map(len, rows))
-        result: Tensor | None = None
-        for part, chosen in zip(parts, rows, strict=True):
-            ctx.random_states.append(_random_state(device))
-            found = embed(part)
-            if result is None:
-                result = found.new_empty(texts, found.shape[1])
-            result[chosen] = found
-        if result is None:
-            raise ValueError("there are no texts to embed")
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
-        device = ctx.device
-        others = [] if device.type == "cpu" else [device]
-        with torch.random.fork_rng(others, device_type=device.type if others else "cuda"):
-            for part, chosen, state in zip(ctx.parts, ctx.rows, ctx.random_states, strict=True):
-                _set_random_state(device, state)
-                with (
-                    torch.enable_grad(),
-                    torch.autocast(device.type, ctx.autocast_dtype, enabled=ctx.autocast),
-                ):
-                    found = ctx.embed(part)
-                torch.autograd.backward(found, gradient[chosen])
-        return None, None, None, None
+@torch.no_grad()
+def embed_in_mini_batches(
+    embed: Callable[[Features], Tensor], features: Features, size: int | None
+) -> Tensor:
+    """``embed(features)`` without gradients, ``(texts, dim)``, a mini-batch at a time."""
+    rows, parts = zip(*mini_batches(features, size), strict=True)
+    embeddings = torch.cat([embed(part) for part in parts])
+    return embeddings[torch.cat(rows).argsort()]
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+def random_state(device: torch.device) -> RandomState:
+    """State of the generators that dropout draws from."""
     own = None
     if device.type != "cpu":
         own = torch.get_device_module(device).get_rng_state(device)
     return torch.get_rng_state(), own
 
 
-def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+@contextmanager
+def replaying(device: torch.device, state: RandomState) -> Iterator[None]:
+    """Draw the random numbers again that followed ``state``; afterwards go on as if not."""
+    others = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(others, device_type=device.type if others else "cuda"):
+        set_random_state(device, state)
+        yield
+
+
+def set_random_state(device: torch.device, state: RandomState) -> None:
+    """Put the generators into a state from :func:`random_state`."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.get_device_module(device).set_rng_state(state[1], device)

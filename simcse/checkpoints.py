@@ -21,9 +21,9 @@ from simcse.files import sync_folder, write_atomically
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints."""
-STATE_FILE = "trainer_state.json"
+STATE_FILE = "state.json"
 MANIFEST = "manifest.json"
-_PREFIX = "checkpoint-"  # the Trainer's
+_PREFIX = "checkpoint-"
 _SCRATCH = ".scratch"  # what lies in it is half-written or half-removed
 
 
@@ -85,7 +85,7 @@ def newest_checkpoint(root: Path, report: Callable[[str], object] = lambda _: No
             report(f"{folder}: {problem}; passed over")
             continue
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        best = state["best_global_step"]
+        best = state["best_step"]
         if best and best != step and (problem := damage(place(root, best))):
             report(f"{place(root, best)}: {problem}; {folder.name} needs it, passed over")
             continue

@@ -139,6 +139,17 @@ def highest(number: int, device: torch.device) -> int:
     return int(tensor)
 
 
+def own_part(rows: list[int]) -> list[int]:
+    """This process's part of a batch, whose size is a multiple of their number."""
+    size = len(rows) // world()
+    return rows[rank() * size : (rank() + 1) * size]
+
+
+def mean(number: float, device: torch.device) -> float:
+    """The mean of all processes' numbers."""
+    return float(gather(torch.tensor([number], device=device)).mean())
+
+
 def gather(own: Tensor, dim: int = 0) -> Tensor:
     """The tensors of all processes, equal in shape, in their order along ``dim``.
 

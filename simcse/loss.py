@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simcse import distributed, encoder, first_token
-from simcse.caching import Features, in_mini_batches
+from simcse.caching import Features, embed_in_mini_batches, mini_batches
 from simcse.encoder import DOCUMENT, QUERY
 from simcse.fast_dropout import FastDropout
 from simcse.objectives import (
@@ -29,7 +30,7 @@ from simcse.objectives import (
     sup_con,
 )
 from simcse.settings import Config
-from simcse.state import ObjectiveState
+from simcse.state import ObjectiveState, mixed_precision
 
 CONTRASTIVE = ("info_nce", "decoupled", "clip", "nt_xent", "sup_con")
 """Terms that compare an anchor with candidates at a temperature."""
@@ -38,6 +39,20 @@ WITHOUT_PAIRS = ("mlm", "distill_l2", "distill_similarity")
 """Terms for which one view of a text is enough."""
 _FIT_MINI_BATCH = 256
 _SHOWN = 256  # anchors whose candidates the logged diagnostics look at
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Texts that go through the encoder together."""
+
+    rows: Tensor
+    """Where their embeddings stand in the batch, ``(texts,)``."""
+    features: Features
+    """``input_ids`` and ``attention_mask``, ``(texts, length)``."""
+    dropout: float | None
+    """Overrides the encoder's rates."""
+    route: str | None
+    """Which of two towers."""
 
 
 class TrainingLoss(nn.Module):
@@ -59,6 +74,7 @@ class TrainingLoss(nn.Module):
         self.teacher = None if teacher is None else np.load(teacher, mmap_mode="r")
         width = None if self.teacher is None else self.teacher.shape[1]
         self.state = ObjectiveState(model, config, width)
+        self.mini_batch_size = config.training.mini_batch_size
         self.two_towers = config.encoder.towers == "two"
         self.dropouts = [view.dropout for view in config.views]
         # Where views hide tokens, the first one that is seen may be another.
@@ -66,16 +82,56 @@ class TrainingLoss(nn.Module):
         self.cuts = [] if hides else first_token.find_cuts(model)
         self.last: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
 
-    def forward(
-        self, features: list[dict[str, Tensor]], labels: Tensor | None = None
-    ) -> Tensor | dict[str, Tensor]:
-        """The loss, or its weighted terms by name where there are several."""
-        batch = dict(features[0])
-        identities = batch.pop("identities")  # (columns, batch)
-        labels, rows = batch.pop("labels", None), batch.pop("rows", None)
-        size = self.config.training.mini_batch_size
-        views = self._embed(batch, identities.shape[1], size).view(*identities.shape, -1)
-        # From here on the batch is that of all processes, but for the features of `batch`.
+    def passes(self, features: Features) -> list[Pass]:
+        """The forward passes that embed a batch: one, or one a column where columns differ.
+
+        Args:
+            features: Of a batch from :class:`~simcse.views.ViewCollator`.
+        """
+        size = features["identities"].shape[1]
+        texts = {key: features[key] for key in ("input_ids", "attention_mask")}
+        rows = torch.arange(len(texts["input_ids"]), device=texts["input_ids"].device)
+        first, second = self.dropouts
+        if not self.two_towers and first == second:
+            return self._mini_batches(Pass(rows, texts, first, None))
+        routes = (QUERY, DOCUMENT) if self.two_towers else (None, None)
+        passes = []
+        for chosen, rate, route in zip(
+            (rows[:size], rows[size:]), self.dropouts, routes, strict=True
+        ):
+            if len(chosen):  # objectives without pairs have no second column
+                part = {key: value[chosen] for key, value in texts.items()}
+                passes += self._mini_batches(Pass(chosen, part, rate, route))
+        return passes
+
+    def _mini_batches(self, whole: Pass) -> list[Pass]:
+        return [
+            replace(whole, rows=whole.rows[rows], features=features)
+            for rows, features in mini_batches(whole.features, self.mini_batch_size)
+        ]
+
+    def embed(self, part: Pass) -> Tensor:
+        """Training embeddings of a pass, float32, ``(texts, dim)``."""
+        task = {} if part.route is None else {"task": part.route}
+        with (
+            mixed_precision(part.rows.device, self.config.training.precision),
+            first_token.cut(self.cuts),
+            encoder.dropout(self.model, part.dropout),
+            FastDropout(),
+        ):
+            embeddings: Tensor = self.model(dict(part.features), **task)[self.key]
+        return embeddings.float()
+
+    def forward(self, embeddings: Tensor, features: Features) -> dict[str, Tensor]:
+        """The weighted terms of the objective by name; what they sum up to is the loss.
+
+        Args:
+            embeddings: Of this process's part of the batch, ``(columns * batch, dim)``.
+            features: Of the same texts.
+        """
+        identities, labels, rows = (features.get(key) for key in ("identities", "labels", "rows"))
+        views = embeddings.view(*features["identities"].shape, -1)  # (columns, batch, dim)
+        # From here on the batch is that of all processes, but for `features`.
         views, identities = distributed.gather(views, 1), distributed.gather(identities, 1)
         labels = None if labels is None else distributed.gather(labels)
         rows = None if rows is None else distributed.gather(rows)
@@ -86,11 +142,21 @@ class TrainingLoss(nn.Module):
             hard = views[2:] if len(views) > 2 else None
             last = views.detach()
             self.last = (last[0], last[1], None if hard is None else last[2:], mask)
-        terms: dict[str, Tensor] = {
-            name: weight * self._term(name, views, mask, labels, rows, batch)
+        return {
+            name: weight * self._term(name, views, mask, labels, rows, features)
             for name, weight in self.config.objective.terms.items()
+            if name != "mlm"
         }
-        return next(iter(terms.values())) if len(terms) == 1 else terms
+
+    def token_terms(self, features: Features) -> Iterator[Tensor]:
+        """The weighted term ``mlm`` in parts that sum up to it, each with a graph of its own."""
+        if self.state.mlm is not None:
+            own = features["identities"].shape[1]
+            weight = self.config.objective.terms["mlm"]
+            for part in self.state.mlm.losses(
+                features["input_ids"][:own], features["attention_mask"][:own]
+            ):
+                yield weight * part
 
     @property
     def has_map(self) -> bool:
@@ -109,16 +175,20 @@ class TrainingLoss(nn.Module):
         target_map = self.state.to_teacher
         if self.teacher is None or not isinstance(target_map, nn.Linear):
             raise ValueError("there is no map to a teacher's width to fit; see has_map")
-        batch = dict(features)
-        identities, rows = batch.pop("identities"), batch.pop("rows")
         training = self.model.training
         self.model.eval()
-        size = identities.shape[1]
-        embeddings = self._embed(batch, size, _FIT_MINI_BATCH)[:size]
+        size = features["identities"].shape[1]
+        texts = {key: features[key][:size] for key in ("input_ids", "attention_mask")}
+        whole = Pass(torch.arange(size), texts, None, None)
+        embeddings = embed_in_mini_batches(
+            lambda part: self.embed(replace(whole, features=part)), texts, _FIT_MINI_BATCH
+        )
         self.model.train(training)
         # In float64, which not every device has.
         student = functional.normalize(embeddings, dim=-1).cpu().double()  # (rows, dim)
-        found = torch.from_numpy(np.asarray(self.teacher[rows.cpu().numpy()], dtype=np.float64))
+        found = torch.from_numpy(
+            np.asarray(self.teacher[features["rows"].cpu().numpy()], dtype=np.float64)
+        )
         target = functional.normalize(found, dim=-1)
         square = student.T @ student
         ridge = 1e-3 * square.diagonal().mean() * torch.eye(len(square), dtype=torch.float64)
@@ -144,30 +214,6 @@ class TrainingLoss(nn.Module):
             values |= {"dino_sharpness": use.sharpness, "dino_diversity": use.diversity}
         return values
 
-    def _embed(self, batch: Features, size: int, mini_batch_size: int | None) -> Tensor:
-        """Training embeddings, float32, ``(columns * batch, dim)``; in one pass where possible."""
-        passes: list[tuple[slice, float | None, str | None]]
-        anchors, others = slice(0, size), slice(size, None)
-        if self.two_towers:
-            passes = [(anchors, self.dropouts[0], QUERY), (others, self.dropouts[1], DOCUMENT)]
-        elif self.dropouts[0] == self.dropouts[1]:
-            passes = [(slice(None), self.dropouts[0], None)]
-        else:
-            passes = [(anchors, self.dropouts[0], None), (others, self.dropouts[1], None)]
-        parts = []
-        for chosen, rate, task in passes:
-            features = {key: value[chosen] for key, value in batch.items()}
-            if len(features["input_ids"]):  # objectives without pairs have no others
-                embed = partial(self._pass, rate=rate, task=task)
-                parts.append(in_mini_batches(embed, features, mini_batch_size))
-        return torch.cat(parts)
-
-    def _pass(self, features: Features, rate: float | None, task: str | None) -> Tensor:
-        route = {} if task is None else {"task": task}
-        with first_token.cut(self.cuts), encoder.dropout(self.model, rate), FastDropout():
-            embeddings: Tensor = self.model(dict(features), **route)[self.key]
-        return embeddings.float()
-
     def _term(
         self,
         name: str,
@@ -175,11 +221,10 @@ class TrainingLoss(nn.Module):
         mask: Tensor | None,
         labels: Tensor | None,
         rows: Tensor | None,
-        batch: dict[str, Tensor],
+        features: Features,
     ) -> Tensor:
         objective, state = self.config.objective, self.state
         square = None if mask is None else mask[:, : views.shape[1]]
-        own = len(batch["input_ids"]) // len(views)  # rows of this process
         hard = views[2:] if len(views) > 2 else None
         match name:
             case "info_nce" | "decoupled":
@@ -193,10 +238,9 @@ class TrainingLoss(nn.Module):
             case "sup_con" if labels is not None:
                 return sup_con(views[:2].flatten(0, 1), labels.repeat(2), state.temperature())
             case "dino" if state.self_teacher is not None:
-                seen = {key: value[: 2 * own] for key, value in batch.items()}
+                own = 2 * features["identities"].shape[1]  # texts of this process
+                seen = {key: features[key][:own] for key in ("input_ids", "attention_mask")}
                 return state.self_teacher.forward(views[:2], seen)
-            case "mlm" if state.mlm is not None:
-                return state.mlm.forward(batch["input_ids"][:own], batch["attention_mask"][:own])
             case "distill_l2" | "distill_similarity" if self.teacher is not None:
                 return self._distill(name, views, rows)
         raise ValueError(f"{name} cannot be computed from this batch")

@@ -6,13 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simcse import encoder
 from simcse.errors import UserError
@@ -23,7 +21,7 @@ WAIT_AT_THE_END = 300.0
 """Seconds that the end of training waits for the last push."""
 
 
-class PushCheckpoints(TrainerCallback):
+class CheckpointPushes:
     """Sends each checkpoint's model, without optimiser state, to a branch of a private repository.
 
     One push at a time, in a thread of its own; a checkpoint that comes while the one before is
@@ -34,17 +32,10 @@ class PushCheckpoints(TrainerCallback):
         self.repository = repository
         self.thread: Thread | None = None
 
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: SentenceTransformer,
-        **_: Any,
-    ) -> None:
+    def send(self, model: SentenceTransformer, step: int) -> None:
         """Copy the model to a folder of its own, since weights move on, and send it."""
         if self.thread is not None and self.thread.is_alive():
-            tqdm.write(f"step {state.global_step:,}: not pushed, the push before is under way")
+            tqdm.write(f"step {step:,}: not pushed, the push before is under way")
             return
         folder = None
         try:
@@ -53,14 +44,12 @@ class PushCheckpoints(TrainerCallback):
         except (OSError, SafetensorError) as error:  # no room for the copy
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-            self._warn(state.global_step, error)
+            self._warn(step, error)
             return
-        self.thread = Thread(target=self._push, args=(folder, state.global_step), daemon=True)
+        self.thread = Thread(target=self._push, args=(folder, step), daemon=True)
         self.thread.start()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def finish(self) -> None:
         """Wait for the last push, but not for ever."""
         if self.thread is not None:
             self.thread.join(WAIT_AT_THE_END)

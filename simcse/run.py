@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from filelock import FileLock, Timeout
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
-from transformers import TrainerState, set_seed
+from sentence_transformers import SentenceTransformer
+from transformers import set_seed
 
-from simcse import distributed, encoder
+from simcse import distributed, encoder, loop
 from simcse.checkpoints import CHECKPOINTS, newest_checkpoint
 from simcse.config import differences, read_config, to_yaml
 from simcse.data import TextCounts, load_training_data
@@ -36,7 +36,6 @@ from simcse.evaluation.tasks import Task
 from simcse.files import filling, write_atomically
 from simcse.interruption import StopSignals
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
-from simcse.push import PushCheckpoints
 from simcse.runs import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
@@ -48,16 +47,13 @@ from simcse.runs import (
 from simcse.settings import Config
 from simcse.teacher import teacher_embeddings
 from simcse.training import (
-    DevEvaluator,
-    SimCSETrainer,
+    Dev,
     batch_sampler,
     check_views_differ,
     evaluate_model,
     labels_of,
     rows_used,
     steps_of,
-    train_to_the_end,
-    training_arguments,
     view_collator,
 )
 
@@ -75,7 +71,7 @@ class Prepared:
     counts: TextCounts
     model: SentenceTransformer
     tasks: list[Task]
-    dev: DevEvaluator
+    dev: Dev
     loss: TrainingLoss
 
 
@@ -106,20 +102,20 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
         print_scores(scores)
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)  # a kill may have left some
         return
-    arguments = training_arguments(config, run)
+    loop.make_accelerator(config, run)  # for what it refuses, before the text is read
     with StopSignals() as stop:
         prepared = prepare(config)
         with distributed.first():
             _open_folder(run, config, prepared, command)
         if not distributed.is_first():
-            _train_in(run, config, arguments, prepared, stop)
+            _train_in(run, config, prepared, stop)
             return
         if twin is not None and not (run / RAW_SCORES_FILE).is_file():
             text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
             write_atomically(run / RAW_SCORES_FILE, text)
         try:
             with FileLock(run / LOCK_FILE, blocking=False):
-                _train_in(run, config, arguments, prepared, stop)
+                _train_in(run, config, prepared, stop)
         except Timeout as error:
             raise UserError(f"output: another process is training in {run}") from error
 
@@ -127,18 +123,11 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
 def _train_in(
     run: Path,
     config: Config,
-    arguments: SentenceTransformerTrainingArguments,
     prepared: Prepared,
     stop: StopSignals,
 ) -> None:
     raw = distributed.from_first(lambda: _raw_scores(run, config, prepared.tasks))
     model = prepared.model
-    trainer = SimCSETrainer(
-        config, arguments, model, prepared.rows, prepared.dev, run, prepared.loss
-    )
-    if config.hub.push_checkpoints is not None and distributed.is_first():
-        trainer.add_callback(PushCheckpoints(config.hub.push_checkpoints))
-    trainer.add_callback(stop)  # last: the others have done their part when it stops the run
     checkpoint = distributed.from_first(
         lambda: newest_checkpoint(run / CHECKPOINTS, lambda line: print(f"warning: {line}"))
     )
@@ -146,10 +135,18 @@ def _train_in(
         print(f"resuming from {checkpoint}")
     started = time.monotonic()
     set_seed(_dropout_seed(config.seed))  # which must not depend on what was computed above
-    state = train_to_the_end(trainer, checkpoint)
+    position = loop.train(
+        config,
+        run,
+        prepared.loss,
+        prepared.rows,
+        lambda: prepared.dev.scores(model),
+        stop,
+        checkpoint,
+    )
     if distributed.is_first():
         minutes = None if checkpoint else round((time.monotonic() - started) / 60, 2)
-        _finish(run, config, prepared, raw, state, minutes)
+        _finish(run, config, prepared, raw, position, minutes)
     distributed.wait()
 
 
@@ -158,7 +155,7 @@ def _finish(
     config: Config,
     prepared: Prepared,
     raw: dict[str, Scores],
-    state: TrainerState,
+    position: loop.Position,
     minutes: float | None,
 ) -> None:
     """Export the best checkpoint, which the model holds, and score it."""
@@ -176,9 +173,9 @@ def _finish(
         "dev": {
             "task": prepared.dev.task.name,
             "metric": prepared.dev.task.metric,
-            "best": state.best_metric,
-            "best_step": state.best_global_step,
-            "steps": state.global_step,
+            "best": position.best_score,
+            "best_step": position.best_step,
+            "steps": position.step,
         },
         "minutes": minutes,
     }
@@ -204,7 +201,7 @@ def dry_run(config: Config) -> None:
         raise UserError("--dry-run: measures one process; start it without a launcher")
     run = Path(str(config.output))
     finished = _is_finished(run, config)
-    training_arguments(config, run)  # for what it refuses
+    loop.make_accelerator(config, run)  # for what it refuses
     print(to_yaml(config))
     prepared = prepare(config)
     steps = steps_of(config, prepared.rows)
@@ -255,7 +252,7 @@ def prepare(config: Config) -> Prepared:
         )
     tasks = [load_task(name, data) for name in config.evaluation.tasks]
     tasks.append(load_geometry(data, dev_only=False))
-    dev = DevEvaluator(
+    dev = Dev(
         load_dev_task(config.evaluation.dev, data),
         load_geometry(data, dev_only=True),
         config.evaluation.batch_size,
@@ -425,14 +422,14 @@ def step_seconds(
     """Seconds of forward and backward pass (float32), the median of a few real batches."""
     model, rows = prepared.model, prepared.rows
     collator = view_collator(config, model)
+    accelerator = loop.make_accelerator(config, Path(str(config.output)))
     loss = prepared.loss.to(model.device)
     model.train()
     seconds = []
     for indices in islice(batch_sampler(config, rows), 6):
         started = clock()
-        found = loss([collator.features([rows[i] for i in indices], model.device)])
-        total = torch.stack(list(found.values())).sum() if isinstance(found, dict) else found
-        total.backward()
+        features = collator.features([rows[i] for i in indices], model.device)
+        loop.backpropagate(accelerator, loss, features)
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         seconds.append(clock() - started)
@@ -441,5 +438,5 @@ def step_seconds(
 
 def _dev_seconds(prepared: Prepared) -> float:
     started = time.perf_counter()
-    prepared.dev(prepared.model)
+    prepared.dev.scores(prepared.model)
     return time.perf_counter() - started

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 from simcse import distributed, encoder
-from simcse.caching import Features, in_mini_batches
+from simcse.caching import Features, embed_in_mini_batches, mini_batches
 from simcse.errors import UserError, first_line
 from simcse.fast_dropout import FastDropout
 from simcse.objectives import dino
@@ -29,7 +30,7 @@ _IGNORED = -100  # what transformers labels a token that is not to be predicted
 
 
 def mixed_precision(device: torch.device, precision: Precision) -> torch.autocast:
-    """What the Trainer puts around the model's forward pass, for encoders that are not its model.
+    """Mixed precision of a forward pass.
 
     Args:
         device: Where the pass runs.
@@ -112,7 +113,7 @@ class SelfTeacher(nn.Module):
         """
         self.teacher.train()
         with torch.no_grad():
-            embeddings = in_mini_batches(self._embed, features, self.mini_batch_size)
+            embeddings = embed_in_mini_batches(self._embed, features, self.mini_batch_size)
             scores = self.teacher_head(embeddings).view(2, -1, self.config.prototypes)
             scores = distributed.gather(scores, 1)
         center = self.get_buffer("center")
@@ -170,8 +171,16 @@ class MaskedLanguageModel(nn.Module):
             transformer.tokenizer, mlm_probability=config.objective.mlm_probability
         )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Cross-entropy at hidden tokens; 80% of them become [MASK], 10% another token."""
+    def losses(self, input_ids: Tensor, attention_mask: Tensor) -> Iterator[Tensor]:
+        """Cross-entropy at hidden tokens, in parts that sum up to the mean over all of them.
+
+        80% of the hidden tokens become [MASK], 10% another token. Of several processes each yields
+        the parts of its own texts, times their number, since gradients are averaged afterwards.
+
+        Args:
+            input_ids: int64, ``(texts, length)``.
+            attention_mask: The same shape.
+        """
         special = torch.tensor(self.hide.tokenizer.all_special_ids, device=input_ids.device)
         keep = torch.isin(input_ids, special) | (attention_mask == 0)
         hidden, labels = self.hide.torch_mask_tokens(
@@ -179,22 +188,20 @@ class MaskedLanguageModel(nn.Module):
         )
         hidden, labels = hidden.to(input_ids.device), labels.to(input_ids.device)
         features = {"input_ids": hidden, "attention_mask": attention_mask, "labels": labels}
-        sums = in_mini_batches(self._sums, features, self.mini_batch_size)  # (texts, 1)
-        hidden_tokens = distributed.gather((labels != _IGNORED).sum(dim=1))
-        mean: Tensor = distributed.gather(sums).sum() / hidden_tokens.sum().clamp(min=1)
-        return mean
+        asked = distributed.gather((labels != _IGNORED).sum(dim=1)).sum().clamp(min=1)
+        for _, part in mini_batches(features, self.mini_batch_size):
+            yield self._sum(part) * distributed.world() / asked
 
-    def _sums(self, features: Features) -> Tensor:
-        """Cross-entropy of each text, summed over its hidden tokens, ``(texts, 1)``."""
+    def _sum(self, features: Features) -> Tensor:
+        """Cross-entropy summed over the hidden tokens of all texts."""
         labels = features["labels"]
         with mixed_precision(labels.device, self.precision), FastDropout():
             logits: Tensor = self.full(
                 input_ids=features["input_ids"], attention_mask=features["attention_mask"]
             ).logits
-        tokens = functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED, reduction="none"
+        return functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED, reduction="sum"
         )
-        return tokens.view(labels.shape).sum(dim=1, keepdim=True)
 
 
 class ObjectiveState(nn.Module):

@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, BertConfig, BertForMaskedLM
 
 from simcse import checkpoints
+from simcse.loss import TrainingLoss
 from simcse.plots import Picture
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +81,22 @@ def two_views(model: SentenceTransformer) -> dict[str, torch.Tensor]:
     batch = dict(model.tokenizer(texts, padding=True, return_tensors="pt"))
     batch["identities"] = torch.arange(12).view(2, 6)
     return batch
+
+
+def terms_of(loss: TrainingLoss, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weighted terms of a batch, all in one graph and without gradient caching."""
+    passes = loss.passes(features)
+    order = torch.cat([part.rows for part in passes]).argsort()
+    embeddings = torch.cat([loss.embed(part) for part in passes])[order]
+    terms = loss(embeddings, features)
+    for part in loss.token_terms(features):
+        terms["mlm"] = terms["mlm"] + part if "mlm" in terms else part
+    return terms
+
+
+def loss_of(loss: TrainingLoss, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the terms sum up to."""
+    return torch.stack(list(terms_of(loss, features).values())).sum()
 
 
 @pytest.fixture(scope="session")

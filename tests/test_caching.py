@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import MINI_BERT, ROOT, SENTENCES, make_masked_encoder
+from conftest import MINI_BERT, ROOT, SENTENCES, make_masked_encoder, terms_of
 
-from simcse import caching, distributed, encoder
+from simcse import distributed, encoder
 from simcse.config import validate
+from simcse.loop import backpropagate, make_accelerator
 from simcse.loss import TrainingLoss
 from simcse.views import ViewCollator
 
@@ -90,24 +91,24 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout):
     rows = [rows[i] for i in parts[distributed.rank()].ravel()]
     features = ViewCollator(0, paired=labelled).features(rows, model.device)
     torch.manual_seed(1)
-    found = training_loss([features])
-    total = torch.stack(list(found.values())).sum() if isinstance(found, dict) else found
-    total.backward()
+    terms = backpropagate(make_accelerator(config, tmp_path), training_loss, features)
     distributed.average_gradients(training_loss.parameters())
     named = training_loss.named_parameters()
-    return float(total.detach()), {n: p.grad for n, p in named if p.grad is not None}
+    return sum(terms.values()), {n: p.grad for n, p in named if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradients_with_dropout_are_those_of_the_kept_graph(name, masked, tmp_path, monkeypatch):
     cached, found = gradients(name, masked, tmp_path, MINI_BATCH, 0.1)
 
-    def keep(tracked, embed, parts, rows):
-        return torch.cat([embed(part) for part in parts])[torch.cat(rows).argsort()]
+    def keep(accelerator, loss, features):
+        terms = terms_of(loss, features)
+        torch.stack(list(terms.values())).sum().backward()
+        return {name: float(value.detach()) for name, value in terms.items()}
 
-    monkeypatch.setattr(caching._Cached, "apply", keep)
+    monkeypatch.setattr("test_caching.backpropagate", keep)
     kept, expected = gradients(name, masked, tmp_path, MINI_BATCH, 0.1)
-    assert cached == kept
+    assert cached == pytest.approx(kept, abs=1e-6)
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-6, msg=key)
@@ -125,14 +126,14 @@ def test_gradients_without_dropout_are_those_of_one_pass(name, masked, tmp_path)
 
 def test_no_forward_pass_is_larger_than_a_mini_batch(masked, tmp_path, monkeypatch):
     sizes, widths = [], []
-    original = TrainingLoss._pass
+    original = TrainingLoss.embed
 
-    def spy(self, features, rate, task):
-        sizes.append(len(features["input_ids"]))
-        widths.append(features["input_ids"].shape[1])
-        return original(self, features, rate, task)
+    def spy(self, part):
+        sizes.append(len(part.features["input_ids"]))
+        widths.append(part.features["input_ids"].shape[1])
+        return original(self, part)
 
-    monkeypatch.setattr(TrainingLoss, "_pass", spy)
+    monkeypatch.setattr(TrainingLoss, "embed", spy)
     gradients("info_nce", masked, tmp_path, MINI_BATCH, 0.1)
     assert sizes == [5, 5, 5, 5, 4] * 2  # once for the loss, once for the gradient
     assert widths[:5] == sorted(widths[:5])  # like lengths together, each cut at its own longest
@@ -142,7 +143,7 @@ def test_no_forward_pass_is_larger_than_a_mini_batch(masked, tmp_path, monkeypat
 def kept_bytes(folder, tmp_path, monkeypatch, mini_batch_size):
     """Bytes that each forward pass of a step keeps for its gradient."""
     passes = []
-    original = TrainingLoss._pass
+    original = TrainingLoss.embed
 
     def pack(tensor):
         if not isinstance(tensor, torch.nn.Parameter):
@@ -155,7 +156,7 @@ def kept_bytes(folder, tmp_path, monkeypatch, mini_batch_size):
             return original(self, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoss, "_pass", spy)
+        patch.setattr(TrainingLoss, "embed", spy)
         gradients("info_nce", folder, tmp_path, mini_batch_size, 0.1)
     return passes
 
@@ -170,7 +171,9 @@ def test_what_is_kept_for_the_gradient_is_of_a_mini_batch(masked, tmp_path, monk
 MEMORY = """
 import resource, sys, torch
 from simcse import encoder
+from pathlib import Path
 from simcse.config import validate
+from simcse.loop import backpropagate, make_accelerator
 from simcse.loss import TrainingLoss
 def peak(mini_batch_size):
     config = validate({"encoder": {"name": sys.argv[1]},
@@ -178,8 +181,9 @@ def peak(mini_batch_size):
     model = encoder.build(config.encoder).train()
     loss = TrainingLoss(model, config)
     ids = torch.randint(5, 8000, (2 * 128, 32))
-    loss([{"input_ids": ids, "attention_mask": torch.ones_like(ids),
-           "identities": torch.arange(128).repeat(2, 1)}]).backward()
+    features = {"input_ids": ids, "attention_mask": torch.ones_like(ids),
+                "identities": torch.arange(128).repeat(2, 1)}
+    backpropagate(make_accelerator(config, Path()), loss, features)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(peak(16), peak(None))
 """

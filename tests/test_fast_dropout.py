@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import SENTENCES, make_encoder, make_masked_encoder, two_views
+from conftest import SENTENCES, loss_of, make_encoder, make_masked_encoder, two_views
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -192,7 +192,7 @@ def test_every_pass_of_a_training_step_uses_it(terms, tmp_path):
     config = validate({**values, "objective": {"terms": terms}}, "test")
     loss = TrainingLoss(encoder.build(config.encoder).train(), config)
     with Called() as called:
-        loss([two_views(loss.model)])
+        loss_of(loss, two_views(loss.model))
     passes = 1 if terms == "info_nce" else 2
     assert called.names.count("random_") == passes * (1 + 3 * 3)
     # What is drawn to hide tokens is PyTorch's.

@@ -6,12 +6,13 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, log, make_encoder, make_masked_encoder
+from accelerate import Accelerator
+from conftest import SENTENCES, log, loss_of, make_encoder, make_masked_encoder, terms_of
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import BertForMaskedLM
 
-from simcse import encoder, training
+from simcse import encoder, loop
 from simcse.cli import main
 from simcse.config import validate
 from simcse.loss import TrainingLoss
@@ -116,15 +117,16 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_log(
     assert all(np.isfinite(entry["loss"]) for entry in entries if "loss" in entry)
     run.rename(run.with_name("whole"))
 
-    original = training.SimCSETrainer.training_step
+    original, calls = loop.backpropagate, []
 
-    def stops(self, *args, **kwargs):
-        if self.state.global_step == 2:
+    def stops(*args):
+        calls.append(1)
+        if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args, **kwargs)
+        return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.SimCSETrainer, "training_step", stops)
+        patch.setattr(loop, "backpropagate", stops)
         assert main(words) == 143
     assert main(words) == 0
     assert "checkpoint-3\n" in capsys.readouterr().out
@@ -143,28 +145,23 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_log(
 
 
 def test_objective_state_is_trained_clipped_and_kept(arguments, run, monkeypatch):
-    seen = {}
-    original = training.SimCSETrainer._clip_grad_norm
+    norms = []
+    original = Accelerator.clip_grad_norm_
 
-    def spy(self, model):
-        loss = self.loss
-        gradients = [p.grad for p in loss.parameters() if p.grad is not None]
-        before = torch.stack([g.norm() for g in gradients]).norm()
-        norm = original(self, model)
-        seen["norm"] = float(norm), float(before)
-        checkpoint = self.args.output_dir
-        seen["value"] = float(loss.state.temperature().detach())
-        seen["folder"] = checkpoint
-        return norm
+    def spy(self, parameters, *args):
+        parameters = list(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+        return original(self, parameters, *args)
 
-    monkeypatch.setattr(training.SimCSETrainer, "_clip_grad_norm", spy)
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", spy)
     words = ["objective.terms=clip", "objective.temperature={start: 0.2, schedule: learnable}"]
     assert main([*arguments, *words, "training.learning_rate=0.02"]) == 0
     temperatures = [entry["temperature"] for entry in log(run) if "loss" in entry]
     assert temperatures[0] == pytest.approx(0.2, rel=0.2)
     assert len(set(temperatures)) == 6  # it learns
-    norm, before = seen["norm"]
-    assert norm == pytest.approx(before, rel=1e-4)  # the temperature's gradient is part of it
+    logged = [entry["grad_norm"] for entry in log(run) if "grad_norm" in entry]
+    assert logged == pytest.approx(norms, rel=1e-4)  # the temperature's gradient is part of it
 
 
 def test_schedules_follow_the_run(arguments, run):
@@ -201,7 +198,7 @@ def test_loss_is_the_objective_on_both_views(tiny):
     model = encoder.build(EncoderConfig(name=str(tiny), dropout=0.0)).train()
     loss = TrainingLoss(model, Config())
     features = batch_of(model, SENTENCES)
-    found = loss([dict(features)])
+    found = loss_of(loss, features)
     embeddings = torch.from_numpy(model.encode(SENTENCES))
     torch.testing.assert_close(found, info_nce(embeddings, embeddings, 0.05), rtol=1e-4, atol=1e-5)
     assert set(loss.log_values()) >= {"temperature", "effective_negatives"}
@@ -211,9 +208,9 @@ def test_identical_texts_of_a_batch_are_masked_unless_told_otherwise(tiny):
     model = encoder.build(EncoderConfig(name=str(tiny), dropout=0.0)).train()
     features = batch_of(model, [*SENTENCES, SENTENCES[0]])
     features["identities"][:, -1] = features["identities"][:, 0]
-    masked = TrainingLoss(model, Config())([dict(features)])
+    masked = loss_of(TrainingLoss(model, Config()), features)
     unmasked_config = validate({"objective": {"mask_identical": False}}, "test")
-    unmasked = TrainingLoss(model, unmasked_config)([dict(features)])
+    unmasked = loss_of(TrainingLoss(model, unmasked_config), features)
     assert float(masked) < float(unmasked)
 
 
@@ -269,8 +266,8 @@ def test_mlm_never_hides_special_tokens_or_padding(masked, monkeypatch):
     mlm = ObjectiveState(model, config, None).mlm
     features = batch_of(model, SENTENCES)
     shown = {}
-    monkeypatch.setattr(mlm, "_sums", lambda found: shown.update(found) or torch.ones(12, 1))
-    mlm(features["input_ids"], features["attention_mask"])
+    monkeypatch.setattr(mlm, "_sum", lambda found: shown.update(found) or torch.ones(()))
+    [_] = mlm.losses(features["input_ids"], features["attention_mask"])
     special = torch.isin(features["input_ids"], torch.tensor(model.tokenizer.all_special_ids))
     assert torch.equal(shown["input_ids"][special], features["input_ids"][special])
     assert (shown["labels"][special] == -100).all()
@@ -295,29 +292,21 @@ def test_other_encoders_of_a_run_have_its_precision(masked):
     features = batch_of(model, SENTENCES)
     features.pop("identities")
     assert state.self_teacher(torch.randn(2, 6, 32), features).dtype == torch.float32
-    loss = state.mlm(features["input_ids"], features["attention_mask"])
+    [loss] = state.mlm.losses(features["input_ids"], features["attention_mask"])
     assert loss.dtype == torch.float32 and loss.requires_grad
     assert dtypes == [torch.bfloat16] * 2
 
 
-def test_a_learned_temperature_does_not_decay(arguments, monkeypatch):
-    groups = []
-    original = training.SimCSETrainer.get_optimizer_cls_and_kwargs
-
-    def spy(self, *args):
-        found = original(self, *args)
-        names = {id(p): n for n, p in self.loss.named_parameters()}
-        groups.extend(
-            (group["weight_decay"], [names[id(p)] for p in group["params"]])
-            for group in found[1]["optimizer_dict"]
-        )
-        return found
-
-    monkeypatch.setattr(training.SimCSETrainer, "get_optimizer_cls_and_kwargs", spy)
-    assert main([*arguments, "objective.terms=clip", "training.weight_decay=0.5"]) == 0
-    decays = {name: decay for decay, names in groups for name in names}
+def test_a_learned_temperature_does_not_decay(tiny):
+    config = validate({"objective": "clip", "training": {"weight_decay": 0.5}}, "test")
+    loss = TrainingLoss(encoder.build(EncoderConfig(name=str(tiny))), config)
+    names = {id(p): name for name, p in loss.named_parameters()}
+    groups = loop.make_optimizer(config, loss).param_groups
+    decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     assert decays["state.temperature.logarithm"] == 0
-    assert 0.5 in decays.values()
+    assert {name for name, decay in decays.items() if decay} == {
+        name for name, p in loss.named_parameters() if p.ndim > 1
+    }
 
 
 def test_mlm_shares_the_encoder_and_takes_the_pretrained_head(masked):
@@ -336,7 +325,7 @@ def test_mlm_shares_the_encoder_and_takes_the_pretrained_head(masked):
     words = head.bert.embeddings.word_embeddings.weight
     assert head.get_output_embeddings().weight is words
     torch.manual_seed(0)
-    terms = loss([batch_of(model, SENTENCES * 3)])
+    terms = terms_of(loss, batch_of(model, SENTENCES * 3))
     assert set(terms) == {"info_nce", "mlm"}
     assert float(terms["mlm"]) == pytest.approx(0.1 * np.log(8192), rel=0.2)  # knows nothing yet
     own = loss.state._own(model)
@@ -361,7 +350,7 @@ def test_two_towers_load_as_a_router(arguments, run, triplets, capsys):
     rows = [
         {"input_ids": [ids[i], ids[5 - i]], "text_hash": [i, i + 9], "label": 0} for i in range(6)
     ]
-    found = loss([ViewCollator(0).features(rows, model.device)])
+    found = loss_of(loss, ViewCollator(0).features(rows, model.device))
     pair = (model.encode_query(SENTENCES), model.encode_document(SENTENCES[::-1]))
     expected = clip(*map(torch.from_numpy, pair), 0.07)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -397,9 +386,9 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
     loss = TrainingLoss(model, config, path)
     features = batch_of(model, SENTENCES, single=True)
     features["rows"] = torch.arange(6)
-    random_map = float(loss([dict(features)]).detach())
+    random_map = float(loss_of(loss, features).detach())
     loss.fit_map(features)
-    fitted = float(loss([dict(features)]).detach())
+    fitted = float(loss_of(loss, features).detach())
     assert fitted < 0.01 * random_map
 
 

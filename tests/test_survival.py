@@ -22,9 +22,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import log, newest_checkpoint
-from transformers.trainer_pt_utils import safe_globals
 
-from simcse import checkpoints, run, training
+from simcse import checkpoints, loop, run, training
 from simcse.cli import main
 from simcse.errors import UserError, naming_memory
 from simcse.interruption import StopSignals
@@ -57,8 +56,7 @@ def contents(folder: Path) -> dict[str, object]:
         for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
             name = f"{checkpoint.name}/{path.relative_to(checkpoint)}"
             if path.suffix in (".pt", ".pth"):
-                with safe_globals():  # NumPy's arrays, for the random state
-                    found[name] = plain(torch.load(path, weights_only=True))
+                found[name] = plain(torch.load(path, weights_only=True))
             elif path.name == checkpoints.STATE_FILE:
                 found[name] = timeless(json.loads(path.read_text()))
             elif path.name != checkpoints.MANIFEST:
@@ -78,9 +76,8 @@ def plain(value):
 
 
 def left(folder: Path) -> list[str]:
-    """What lies among the checkpoints; ``eval`` is an empty folder that the library makes."""
-    names = sorted(path.name for path in folder.glob("checkpoints/*"))
-    return [name for name in names if name != "eval"]
+    """What lies among the checkpoints."""
+    return sorted(path.name for path in folder.glob("checkpoints/*"))
 
 
 def assert_same_end(one: Path, other: Path):
@@ -109,7 +106,7 @@ def _act_at(path, number, action=signal.SIGKILL):
     """Before the n-th call of a function send this process a signal, or fill a disk."""
     calls = []
     module, *inner, name = path.split(".")
-    owner = {"training": training, "checkpoints": checkpoints, "run": run}[module]
+    owner = {"loop": loop, "checkpoints": checkpoints, "run": run}[module]
     for part in inner:
         owner = getattr(owner, part)
     original = getattr(owner, name)
@@ -158,7 +155,7 @@ def start(output):
 
 
 SLOW = pytest.mark.slow
-STEP = "training.SimCSETrainer.training_step"
+STEP = "loop.backpropagate"
 
 
 @pytest.fixture
@@ -179,7 +176,7 @@ def whole(arguments, tmp_path_factory, start):
 # Where a checkpoint may be cut off: while its files are written, flushed, sealed, renamed, while
 # older ones go, and the export after the last; each before the n-th call in a process.
 DEATHS = [
-    ("training.save_file", 1),
+    ("loop.torch.save", 2),
     ("checkpoints._seal", 1),
     ("checkpoints.os.fsync", 12),
     ("checkpoints.write_atomically", 1),
@@ -287,8 +284,8 @@ def disk(tmp_path):
 FULL = {
     "cache": ("run.load_training_data", 1, None),
     "checkpoint": ("checkpoints.writing", 2, "checkpoint-4"),
-    "optimiser": ("training.SimCSETrainer._save_optimizer_and_scheduler", 2, "checkpoint-4"),
-    "averages": ("training.save_file", 2, "checkpoint-4"),
+    "optimiser": ("loop.torch.save", 4, "checkpoint-4"),
+    "state": ("loop.asdict", 2, "checkpoint-4"),
     "log": (STEP, 6, "checkpoint-4"),
     "export": ("run.filling", 1, "checkpoint-20"),
     "scores": ("run.save_items", 1, "checkpoint-20"),
@@ -428,16 +425,16 @@ def gpu_want(_):
 
 @pytest.mark.parametrize("want", [real_want, gpu_want])
 def test_want_of_memory_names_the_settings(arguments, run, monkeypatch, capsys, want):
-    original = training.SimCSETrainer.training_step
+    original = loop.backpropagate
     calls = []
 
-    def hungry(self, *args, **kwargs):
+    def hungry(*args):
         calls.append(1)
         if len(calls) == 6:
-            want(self)
-        return original(self, *args, **kwargs)
+            want(args)
+        return original(*args)
 
-    monkeypatch.setattr(training.SimCSETrainer, "training_step", hungry)
+    monkeypatch.setattr(loop, "backpropagate", hungry)
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert message.startswith(

@@ -16,39 +16,31 @@ from conftest import ROOT, SENTENCES, log, make_encoder, newest_checkpoint
 from filelock import FileLock
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast
 
-from simcse import encoder, loss, training
+from simcse import encoder, loop, loss, training
+from simcse import run as run_module
 from simcse.cli import main
+from simcse.progress import Progress
 
 
 def weights(run):
     return load_file(run / "model.safetensors")
 
 
-class StopAt(TrainerCallback):
-    """Stands for Ctrl-C right after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture
 def interrupted(monkeypatch):
     """Call ``main`` and press Ctrl-C after a step."""
-    original = training.SimCSETrainer.__init__
+    original = Progress.step
 
     def interrupted(arguments, step):
-        def with_stop(self, *args, **kwargs):
-            original(self, *args, **kwargs)
-            self.add_callback(StopAt(step))
+        def pressed(self, number):
+            original(self, number)
+            if number == step:
+                raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(training.SimCSETrainer, "__init__", with_stop)
+            patch.setattr(Progress, "step", pressed)
             return main(arguments) == 130
 
     return interrupted
@@ -291,19 +283,23 @@ def test_resume_notices_changed_text(arguments, run, tmp_path, interrupted, caps
 
 def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
     # In the second epoch, whose batches are others: an epoch has 12 steps.
-    batches, trainers = [], []
-    original = training.SimCSETrainer.training_step
+    batches, read = [], []
+    original, load = loop.backpropagate, run_module.load_training_data
 
-    def spy(self, model, inputs, *args):
-        trainers.append(self)
-        batches.append(self.collect_features(inputs)[0][0]["identities"][0].tolist())
-        return original(self, model, inputs, *args)
+    def spy(accelerator, loss, features):
+        batches.append(features["identities"][0].tolist())
+        return original(accelerator, loss, features)
+
+    def reads(*args):
+        read.append(load(*args))
+        return read[0]
 
     def broken(anchor, *_):
         loss = anchor.sum() * 0 + 1
         return loss * float("nan") if len(batches) == 14 else loss
 
-    monkeypatch.setattr(training.SimCSETrainer, "training_step", spy)
+    monkeypatch.setattr(loop, "backpropagate", spy)
+    monkeypatch.setattr(run_module, "load_training_data", reads)
     monkeypatch.setattr(loss, "info_nce", broken)
     assert main([*arguments, "training.steps=20"]) == 2
     message = capsys.readouterr().err
@@ -312,18 +308,18 @@ def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
     )
     rows = [int(number) for number in found[1].split(", ")]
     assert len(rows) == 8
-    hashes = trainers[0].train_dataset["text_hash"][:]
+    hashes = read[0][0]["text_hash"][:]
     assert [hashes[row][0] for row in rows] == batches[-1]
     assert newest_checkpoint(run).name == "checkpoint-12"
 
 
 def test_a_dev_score_that_is_never_a_number_is_one_line(arguments, run, monkeypatch, capsys):
-    original = training.DevEvaluator.__call__
+    original = training.Dev.scores
 
     def undefined(self, *args, **kwargs):
         return {**original(self, *args, **kwargs), "dev_score": float("nan")}
 
-    monkeypatch.setattr(training.DevEvaluator, "__call__", undefined)
+    monkeypatch.setattr(training.Dev, "scores", undefined)
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert "evaluation.dev: no dev score was a number, so there is no best checkpoint" in message
