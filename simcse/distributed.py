@@ -14,6 +14,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -143,6 +144,20 @@ def own_part(rows: list[int]) -> list[int]:
     """This process's part of a batch, whose size is a multiple of their number."""
     size = len(rows) // world()
     return rows[rank() * size : (rank() + 1) * size]
+
+
+def shared(encode: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
+    """``encode(texts)``, ``(texts, dim)``, to which every process contributes a share."""
+    if world() == 1:
+        return encode(texts)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # shares take equal time
+    parts: list[Any] = [None] * world()
+    own = encode([texts[i] for i in order[rank() :: world()]])
+    dist.all_gather_object(parts, own, group=_waiting)
+    result = np.empty((len(texts), own.shape[1]), dtype=own.dtype)
+    for number, part in enumerate(parts):
+        result[order[number :: world()]] = part
+    return result
 
 
 def mean(number: float, device: torch.device) -> float:

@@ -24,6 +24,7 @@ from transformers import get_linear_schedule_with_warmup
 from simcse import checkpoints, distributed, encoder
 from simcse.caching import Features, random_state, replaying, set_random_state
 from simcse.checkpoints import CHECKPOINTS, STATE_FILE
+from simcse.engines import Engine, clip_gradients, load_optimizer_state, optimizer_state
 from simcse.errors import UserError, naming_memory
 from simcse.interruption import StopSignals, stop
 from simcse.loss import TrainingLoss
@@ -54,23 +55,23 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     run: Path,
     loss: TrainingLoss,
     rows: Dataset,
-    dev: Callable[[], dict[str, float]],
+    dev: Callable[[SentenceTransformer], dict[str, float]],
     signals: StopSignals,
     checkpoint: Path | None,
-) -> Position:
-    """Train, or resume from a checkpoint; leaves the weights of the best checkpoint in the model.
+) -> tuple[Position, SentenceTransformer]:
+    """Train, or resume from a checkpoint.
 
     Args:
         config: The run.
         run: Its folder.
         loss: The objective, which holds the encoder.
         rows: From :func:`simcse.data.load_training_data`.
-        dev: Scores the encoder as it is: :data:`DEV_SCORE`, and the geometry.
+        dev: Scores an encoder, all processes together: :data:`DEV_SCORE` and the geometry.
         signals: Entered by the caller.
         checkpoint: Folder to resume from.
 
     Returns:
-        The position after the last step.
+        The position after the last step, and the model with the weights of the best checkpoint.
 
     Raises:
         UserError: A loss or gradient that is not finite, memory that does not suffice, a checkpoint
@@ -84,6 +85,10 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     accelerator.init_trackers("simcse", config={k: str(v) for k, v in config.settings().items()})
     loss.to(accelerator.device)
     distributed.share_weights(loss)
+    if distributed.world() > 1:
+        loss.engine = Engine(model, "shards" if training.sharding == "full" else "copies")
+    engine = loss.engine
+    objectives_own = list(loss.state.parameters())
     optimizer = accelerator.prepare_optimizer(make_optimizer(config, loss))
     warmup = math.ceil(training.warmup * steps)
     schedule = get_linear_schedule_with_warmup(optimizer.optimizer, warmup, steps)
@@ -110,12 +115,11 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
             where = Where(position.step + 1, schedule.get_last_lr()[0], chosen)
             if not math.isfinite(total):
                 raise where.error(f"the loss is {total}", "use float32 for training.precision")
-            distributed.average_gradients(loss.parameters())
+            distributed.average_gradients(objectives_own)
 
             # The step.
-            norm = float(
-                accelerator.clip_grad_norm_(loss.parameters(), training.max_grad_norm or math.inf)
-            )
+            accelerator.unscale_gradients()
+            norm = clip_gradients(loss.parameters(), training.max_grad_norm)
             scaled = accelerator.scaler is not None  # float16: such steps are skipped
             if not math.isfinite(norm) and not scaled:
                 raise where.error(f"the gradient's norm is {norm}", "raise objective.temperature")
@@ -142,7 +146,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
 
             # The dev score, a checkpoint, and the end where a signal asks for it.
             if scores_now:
-                scores = distributed.from_first(dev)
+                scores = dev(engine.whole())
                 progress.dev(position.step, scores)
                 score = scores[DEV_SCORE]
                 if math.isfinite(score) and score > (position.best_score or -math.inf):
@@ -151,7 +155,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
             if scores_now or signal:
                 state.save(root, training.keep_checkpoints)
                 if pushes is not None and distributed.is_first():
-                    pushes.send(model, position.step)
+                    pushes.send(engine.whole(), position.step)
             if signal:
                 stop(
                     signal,
@@ -167,7 +171,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
             "log.jsonl show a collapse?"
         )
     load_weights(checkpoints.place(root, position.best_step), loss)
-    return position
+    return position, engine.whole()
 
 
 def backpropagate(
@@ -190,6 +194,17 @@ def backpropagate(
     passes = loss.passes(features)
     cached = loss.mini_batch_size is not None
 
+    values: dict[str, float] = {}
+    engine = loss.engine
+
+    # Masked language modelling has passes of its own.
+    with engine.without_sync():
+        for token_loss in loss.token_terms(features):
+            accelerator.backward(token_loss)
+            values["mlm"] = values.get("mlm", 0.0) + float(token_loss.detach())
+    if "mlm" in values:
+        values["mlm"] = distributed.mean(values["mlm"], device)
+
     # 1. Embeddings, and with caching the random numbers that each pass began with.
     states, parts = [], []
     with torch.no_grad() if cached else nullcontext():
@@ -203,23 +218,24 @@ def backpropagate(
     if cached:
         embeddings.requires_grad_()
     terms = loss(embeddings, features)
-    if terms:
-        accelerator.backward(torch.stack(list(terms.values())).sum())
-    values = {name: float(value.detach()) for name, value in terms.items()}
+    values |= {name: float(value.detach()) for name, value in terms.items()}
+    accelerator.backward(torch.stack(list(terms.values())).sum())
 
-    # 3. The same passes again, with a graph, to hand the gradient on to the encoder.
+    # 3. The same passes again, with a graph, to hand the gradient on to the encoder. The last of
+    # each tower go together: they take along to the other processes what was held back.
     if cached and embeddings.grad is not None:
-        for part, state in zip(passes, states, strict=True):
-            with replaying(device, state):
-                again = loss.embed(part)
-            torch.autograd.backward(again, embeddings.grad[part.rows])
-
-    # Masked language modelling has passes of its own.
-    for token_loss in loss.token_terms(features):
-        accelerator.backward(token_loss)
-        values["mlm"] = values.get("mlm", 0.0) + float(token_loss.detach())
-    if "mlm" in values:
-        values["mlm"] = distributed.mean(values["mlm"], device)
+        last = {part.route: number for number, part in enumerate(passes)}.values()
+        with engine.without_sync():
+            for number, (part, state) in enumerate(zip(passes, states, strict=True)):
+                if number not in last:
+                    with replaying(device, state):
+                        again = loss.embed(part)
+                    torch.autograd.backward(again, embeddings.grad[part.rows])
+        ends = []
+        for number in last:
+            with replaying(device, states[number]):
+                ends.append(loss.embed(passes[number]))
+        torch.autograd.backward(ends, [embeddings.grad[passes[number].rows] for number in last])
     return values
 
 
@@ -254,16 +270,17 @@ class State:
     def save(self, root: Path, keep: int) -> None:
         """Write a checkpoint of this step and remove old ones."""
         position, scaler = self.position, self.accelerator.scaler
+        whole, optimizer = self.loss.engine.whole(), optimizer_state(self.optimizer)
         with checkpoints.writing(root, position.step) as scratch:
             folder = checkpoints.place(scratch, position.step)
             folder.mkdir(parents=True, exist_ok=True)
             state = random_state(self.accelerator.device)
             torch.save(state, folder / f"random_{distributed.rank()}.pt")
             if distributed.is_first():
-                encoder.save(self.loss.model, folder)
-                self.loss.state.save(folder, self.loss.model)
+                encoder.save(whole, folder)
+                self.loss.state.save(folder)
                 content = {
-                    "optimizer": self.optimizer.state_dict(),
+                    "optimizer": optimizer,
                     "schedule": self.schedule.state_dict(),
                     "scaler": scaler.state_dict() if scaler is not None else None,
                 }
@@ -277,7 +294,7 @@ class State:
         """Go on from a checkpoint."""
         load_weights(folder, self.loss)
         content = _load_tensors(folder / "optimizer.pt")
-        self.optimizer.load_state_dict(content["optimizer"])
+        load_optimizer_state(self.optimizer, content["optimizer"])
         self.schedule.load_state_dict(content["schedule"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(content["scaler"])
@@ -289,12 +306,11 @@ class State:
 
 def load_weights(folder: Path, loss: TrainingLoss) -> None:
     """Put a checkpoint's weights into the encoder and the objective."""
-    model = loss.model
     saved = SentenceTransformer(
-        str(folder), device="cpu", trust_remote_code=model.trust_remote_code
+        str(folder), device="cpu", trust_remote_code=loss.model.trust_remote_code
     )
-    model.load_state_dict(saved.state_dict())
-    loss.state.load(folder, model)
+    loss.engine.load(saved.state_dict())
+    loss.state.load(folder)
 
 
 def _load_tensors(path: Path) -> Any:
@@ -338,6 +354,11 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
         raise UserError(
             f"training.report_to: {', '.join(missing)} unknown or not installed; "
             f"available here: {', '.join(trackers) or 'none'}"
+        )
+    if training.sharding == "full" and processes == 1:
+        raise UserError(
+            "training.sharding: full is for several processes; start them with torchrun "
+            "--nproc_per_node (docs/scaling.md)"
         )
     if processes == 1 and torch.cuda.device_count() > 1:
         raise UserError(

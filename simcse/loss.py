@@ -15,6 +15,7 @@ from torch.nn import functional
 from simcse import distributed, encoder, first_token
 from simcse.caching import Features, embed_in_mini_batches, mini_batches
 from simcse.encoder import DOCUMENT, QUERY
+from simcse.engines import Engine
 from simcse.fast_dropout import FastDropout
 from simcse.objectives import (
     clip,
@@ -74,6 +75,7 @@ class TrainingLoss(nn.Module):
         self.teacher = None if teacher is None else np.load(teacher, mmap_mode="r")
         width = None if self.teacher is None else self.teacher.shape[1]
         self.state = ObjectiveState(model, config, width)
+        self.engine = Engine(model)
         self.mini_batch_size = config.training.mini_batch_size
         self.two_towers = config.encoder.towers == "two"
         self.dropouts = [view.dropout for view in config.views]
@@ -112,15 +114,18 @@ class TrainingLoss(nn.Module):
 
     def embed(self, part: Pass) -> Tensor:
         """Training embeddings of a pass, float32, ``(texts, dim)``."""
+        with first_token.cut(self.cuts):
+            return self._encode(part)[self.key].float()
+
+    def _encode(self, part: Pass) -> Features:
         task = {} if part.route is None else {"task": part.route}
         with (
-            mixed_precision(part.rows.device, self.config.training.precision),
-            first_token.cut(self.cuts),
+            mixed_precision(part.features["input_ids"].device, self.config.training.precision),
             encoder.dropout(self.model, part.dropout),
             FastDropout(),
         ):
-            embeddings: Tensor = self.model(dict(part.features), **task)[self.key]
-        return embeddings.float()
+            found: Features = self.engine.network(dict(part.features), **task)
+        return found
 
     def forward(self, embeddings: Tensor, features: Features) -> dict[str, Tensor]:
         """The weighted terms of the objective by name; what they sum up to is the loss.
@@ -150,12 +155,19 @@ class TrainingLoss(nn.Module):
 
     def token_terms(self, features: Features) -> Iterator[Tensor]:
         """The weighted term ``mlm`` in parts that sum up to it, each with a graph of its own."""
-        if self.state.mlm is not None:
-            own = features["identities"].shape[1]
-            weight = self.config.objective.terms["mlm"]
-            for part in self.state.mlm.losses(
-                features["input_ids"][:own], features["attention_mask"][:own]
-            ):
+        mlm = self.state.mlm
+        if mlm is None:
+            return
+        device, precision = features["input_ids"].device, self.config.training.precision
+
+        def states(texts: Features) -> Tensor:
+            return self._encode(Pass(torch.empty(0), texts, None, None))["token_embeddings"]
+
+        own = features["identities"].shape[1]
+        weight = self.config.objective.terms["mlm"]
+        texts = features["input_ids"][:own], features["attention_mask"][:own]
+        with mixed_precision(device, precision):
+            for part in mlm.losses(states, *texts):
                 yield weight * part
 
     @property

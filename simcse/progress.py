@@ -84,7 +84,8 @@ class Progress:
     def close(self) -> None:
         """Leave the bar as it is and finish the trackers."""
         self.bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # its end_training also ends the process group
+            tracker.finish()
 
     def _write(self, line: str) -> None:
         if distributed.is_first():

@@ -127,7 +127,6 @@ def _train_in(
     stop: StopSignals,
 ) -> None:
     raw = distributed.from_first(lambda: _raw_scores(run, config, prepared.tasks))
-    model = prepared.model
     checkpoint = distributed.from_first(
         lambda: newest_checkpoint(run / CHECKPOINTS, lambda line: print(f"warning: {line}"))
     )
@@ -135,18 +134,18 @@ def _train_in(
         print(f"resuming from {checkpoint}")
     started = time.monotonic()
     set_seed(_dropout_seed(config.seed))  # which must not depend on what was computed above
-    position = loop.train(
+    position, model = loop.train(
         config,
         run,
         prepared.loss,
         prepared.rows,
-        lambda: prepared.dev.scores(model),
+        prepared.dev.scores,
         stop,
         checkpoint,
     )
     if distributed.is_first():
         minutes = None if checkpoint else round((time.monotonic() - started) / 60, 2)
-        _finish(run, config, prepared, raw, position, minutes)
+        _finish(run, config, prepared, model, raw, position, minutes)
     distributed.wait()
 
 
@@ -154,12 +153,12 @@ def _finish(
     run: Path,
     config: Config,
     prepared: Prepared,
+    model: SentenceTransformer,
     raw: dict[str, Scores],
     position: loop.Position,
     minutes: float | None,
 ) -> None:
-    """Export the best checkpoint, which the model holds, and score it."""
-    model = prepared.model
+    """Export the model, which has the weights of the best checkpoint, and score it."""
     with filling(run) as folder:
         encoder.save(encoder.exported(model), folder)
     # Scored as its users will load it: from disk, without mixed precision.

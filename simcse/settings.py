@@ -323,6 +323,10 @@ class TrainingConfig(_Section):
     """Gradient norm is clipped to this; 0 turns clipping off."""
     precision: Precision = "float32"
     """Mixed precision of the forward pass; weights stay float32."""
+    sharding: Literal["none", "full"] = "none"
+    """Of several processes each holds the whole encoder (``none``: DistributedDataParallel), or a
+    share of its weights, gradients and optimiser state, for encoders that do not fit (``full``:
+    FSDP2)."""
     log_every: Count = 10
     """Steps between two lines of the log."""
     keep_checkpoints: Count = 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
+from transformers.modeling_outputs import BaseModelOutput
 
 from simcse import distributed, encoder
 from simcse.caching import Features, embed_in_mini_batches, mini_batches
+from simcse.engines import whole_tensor
 from simcse.errors import UserError, first_line
 from simcse.fast_dropout import FastDropout
 from simcse.objectives import dino
@@ -142,7 +145,17 @@ class SelfTeacher(nn.Module):
         pairs = ((self.teacher, model), (self.teacher_head, self.head))
         for teacher, student in pairs:
             for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-                old.lerp_(new.detach(), 1 - momentum)
+                old.lerp_(whole_tensor(new.detach()), 1 - momentum)
+
+
+class _GivenStates(nn.Module):
+    """Stands in for the encoder of a masked language model: its states are known already."""
+
+    states: Tensor
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutput:
+        """The states, whatever is asked."""
+        return BaseModelOutput(last_hidden_state=self.states)
 
 
 class MaskedLanguageModel(nn.Module):
@@ -156,28 +169,38 @@ class MaskedLanguageModel(nn.Module):
                 encoder.source_of(config.encoder.name),
                 revision=config.encoder.revision,
                 trust_remote_code=config.encoder.trust_remote_code,
+                dtype=torch.float32,
             )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"objective.terms: mlm needs an encoder with a masked-language-model head, which "
                 f"{config.encoder.name} has not: {first_line(error)}"
             ) from error
-        setattr(full, full.base_model_prefix, transformer.model)  # the encoder that is trained
-        full.tie_weights()
+        self.words = transformer.model.get_input_embeddings
+        words = full.get_input_embeddings().weight
+        setattr(full, full.base_model_prefix, _GivenStates())
+        # The word embeddings of the encoder that is trained take the place of the head's copy.
+        self.tied = [name for name, p in full.named_parameters() if p is words]
+        for name in self.tied:
+            module = full.get_submodule(name.rpartition(".")[0])
+            del module.weight
+            module.register_buffer("weight", torch.empty(0), persistent=False)
         self.full = full
-        self.precision = config.training.precision
         self.mini_batch_size = config.training.mini_batch_size
         self.hide = DataCollatorForLanguageModeling(
             transformer.tokenizer, mlm_probability=config.objective.mlm_probability
         )
 
-    def losses(self, input_ids: Tensor, attention_mask: Tensor) -> Iterator[Tensor]:
+    def losses(
+        self, states: Callable[[Features], Tensor], input_ids: Tensor, attention_mask: Tensor
+    ) -> Iterator[Tensor]:
         """Cross-entropy at hidden tokens, in parts that sum up to the mean over all of them.
 
         80% of the hidden tokens become [MASK], 10% another token. Of several processes each yields
         the parts of its own texts, times their number, since gradients are averaged afterwards.
 
         Args:
+            states: Gives the encoder's token states, ``(texts, length, width)``.
             input_ids: int64, ``(texts, length)``.
             attention_mask: The same shape.
         """
@@ -190,15 +213,15 @@ class MaskedLanguageModel(nn.Module):
         features = {"input_ids": hidden, "attention_mask": attention_mask, "labels": labels}
         asked = distributed.gather((labels != _IGNORED).sum(dim=1)).sum().clamp(min=1)
         for _, part in mini_batches(features, self.mini_batch_size):
-            yield self._sum(part) * distributed.world() / asked
+            labels = part.pop("labels")
+            total = self.cross_entropy(states(part), labels)
+            yield total * distributed.world() / asked
 
-    def _sum(self, features: Features) -> Tensor:
-        """Cross-entropy summed over the hidden tokens of all texts."""
-        labels = features["labels"]
-        with mixed_precision(labels.device, self.precision), FastDropout():
-            logits: Tensor = self.full(
-                input_ids=features["input_ids"], attention_mask=features["attention_mask"]
-            ).logits
+    def cross_entropy(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Summed over the tokens that have a label, float32."""
+        getattr(self.full, self.full.base_model_prefix).states = states
+        words = dict.fromkeys(self.tied, self.words().weight)
+        logits: Tensor = functional_call(self.full, words, (labels,)).logits
         return functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED, reduction="sum"
         )
@@ -233,28 +256,25 @@ class ObjectiveState(nn.Module):
         if self.self_teacher is not None:
             self.self_teacher.follow(model, progress)
 
-    def save(self, folder: Path, model: nn.Module) -> None:
-        """Write what is not the model's own; nothing where there is nothing."""
-        own = self._own(model)
+    def save(self, folder: Path) -> None:
+        """Write what the objective learns or carries; nothing where there is nothing."""
+        own = self._own()
         if own:
             save_file(
                 {key: value.detach().clone() for key, value in own.items()}, folder / STATE_WEIGHTS
             )
 
-    def load(self, folder: Path, model: nn.Module) -> None:
+    def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote."""
-        own = self._own(model)
+        own = self._own()
         if own:
             saved = load_file(folder / STATE_WEIGHTS)
             with torch.no_grad():
                 for key, value in own.items():
                     value.copy_(saved[key])
 
-    def _own(self, model: nn.Module) -> dict[str, Tensor]:
-        shared = {value.data_ptr() for value in model.state_dict().values()}
-        own: dict[str, Tensor] = {}
+    def _own(self) -> dict[str, Tensor]:
+        own: dict[int, tuple[str, Tensor]] = {}
         for key, value in self.state_dict(keep_vars=True).items():
-            if value.data_ptr() not in shared:
-                shared.add(value.data_ptr())  # tied weights once
-                own[key] = value
-        return own
+            own.setdefault(value.data_ptr(), (key, value))  # tied weights once
+        return dict(own.values())

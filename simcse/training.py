@@ -35,8 +35,12 @@ class Dev:
     batch_size: int
 
     def scores(self, model: SentenceTransformer) -> dict[str, float]:
-        """``dev_score`` (the task's own metric) and the keys of :data:`GEOMETRY`."""
-        scores = evaluate_model(model, [self.task, self.geometry], self.batch_size).scores
+        """``dev_score`` (the task's own metric) and the keys of :data:`GEOMETRY`.
+
+        All processes encode a share of the texts each.
+        """
+        tasks = [self.task, self.geometry]
+        scores = evaluate_model(model, tasks, self.batch_size, shared=True).scores
         geometry = scores[self.geometry.name]
         return {
             DEV_SCORE: scores[self.task.name][self.task.metric],
@@ -44,11 +48,22 @@ class Dev:
         }
 
 
-def evaluate_model(model: SentenceTransformer, tasks: list[Task], batch_size: int) -> Evaluation:
-    """Score a model as it encodes: evaluation mode, no projection that is for training only."""
+def evaluate_model(
+    model: SentenceTransformer, tasks: list[Task], batch_size: int, *, shared: bool = False
+) -> Evaluation:
+    """Score a model as it encodes: evaluation mode, no projection that is for training only.
+
+    Args:
+        model: The model.
+        tasks: What to score it on.
+        batch_size: Texts a forward pass.
+        shared: All processes call this, and encode a share of the texts each.
+    """
 
     def encode(texts: list[str]) -> np.ndarray:
-        return encode_by_length(model, texts, batch_size)
+        if not shared:
+            return encode_by_length(model, texts, batch_size)
+        return distributed.shared(lambda own: encode_by_length(model, own, batch_size), texts)
 
     with naming_memory("while scoring", "evaluation.batch_size"):
         return evaluate(encode, tasks)

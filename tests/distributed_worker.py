@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 from test_caching import MINI_BATCH, OBJECTIVES, gradients
-from transformers import DataCollatorForLanguageModeling, TrainerCallback, set_seed
+from transformers import DataCollatorForLanguageModeling, set_seed
 
-from simcse import commands, distributed, encoder, run
+from simcse import commands, distributed, encoder, loop, run
 from simcse.config import validate
 from simcse.errors import Terminated
-from simcse.training import SimCSETrainer
 
 CASES = [(name, size) for name in OBJECTIVES if name != "two_rates" for size in (None, MINI_BATCH)]
 
@@ -33,12 +32,16 @@ def hide_every_fourth(collator, inputs, special_tokens_mask):
     return inputs.masked_fill(chosen, 4), inputs.masked_fill(~chosen, -100)
 
 
-def all_gradients(folder: Path, name: Path) -> dict[str, object]:
-    """Loss and gradients of every case without dropout, ``(case, mini-batch) -> ...``."""
+def all_gradients(folder: Path, name: Path, spreads: tuple[str, ...]) -> dict[str, object]:
+    """Loss and gradients of every case without dropout, by case, mini-batch and engine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DataCollatorForLanguageModeling, "torch_mask_tokens", hide_every_fourth)
         folder.mkdir(exist_ok=True)
-        return {f"{case} {size}": gradients(case, name, folder, size, 0.0) for case, size in CASES}
+        return {
+            f"{case} {size} {spread}": gradients(case, name, folder, size, 0.0, spread)
+            for case, size in CASES
+            for spread in spreads
+        }
 
 
 def views(config) -> torch.Tensor:
@@ -66,37 +69,27 @@ def config_of(path: Path, **changes):
 
 def train_with_sgd(path: Path) -> None:
     """A run without dropout, by plain gradient descent."""
-    arguments_of = run.training_arguments
 
-    def with_sgd(*args):
-        arguments = arguments_of(*args)
-        arguments.optim = "sgd"
-        return arguments
+    def sgd(config, loss):
+        return torch.optim.SGD(loss.parameters(), lr=config.training.learning_rate)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "training_arguments", with_sgd)
+        patch.setattr(loop, "make_optimizer", sgd)
         run.train(config_of(path), [])
 
 
-class Stop(TrainerCallback):
-    """SIGTERM for this process alone, in a step of the second epoch."""
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step == 12:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def train_with_a_stop(path: Path) -> None:
-    """Train, be told to stop on the second process only, and train on."""
-    init = SimCSETrainer.__init__
+    """Train, be told to stop on the second process only in the second epoch, and train on."""
+    original, calls = loop.backpropagate, []
 
-    def init_with_stop(self, *args):
-        init(self, *args)
-        if distributed.rank() == 1:
-            self.add_callback(Stop())
+    def told(*args):
+        calls.append(1)
+        if len(calls) == 13 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SimCSETrainer, "__init__", init_with_stop)
+        patch.setattr(loop, "backpropagate", told)
         try:
             run.train(config_of(path), [])
         except Terminated as error:
@@ -113,10 +106,11 @@ if __name__ == "__main__":
     commands._quiet_libraries()
     with distributed.session():
         own = distributed.rank()
-        found = all_gradients(folder / f"scratch-{own}", name)
+        found = all_gradients(folder / f"scratch-{own}", name, ("copies", "shards"))
         torch.save(found, folder / f"gradients-{own}.pt")
-        torch.save(views(config_of(folder / "whole.json")), folder / f"views-{own}.pt")
+        torch.save(views(config_of(folder / "whole_copies.json")), folder / f"views-{own}.pt")
         torch.save(uneven_gradients(), folder / f"uneven-{own}.pt")
         train_with_sgd(folder / "sgd.json")
-        run.train(config_of(folder / "whole.json"), [])
-        train_with_a_stop(folder / "stopped.json")
+        for engine in ("copies", "shards"):
+            run.train(config_of(folder / f"whole_{engine}.json"), [])
+            train_with_a_stop(folder / f"stopped_{engine}.json")

@@ -11,6 +11,7 @@ from conftest import MINI_BERT, ROOT, SENTENCES, make_masked_encoder, terms_of
 
 from simcse import distributed, encoder
 from simcse.config import validate
+from simcse.engines import Engine, whole_tensor
 from simcse.loop import backpropagate, make_accelerator
 from simcse.loss import TrainingLoss
 from simcse.views import ViewCollator
@@ -45,7 +46,7 @@ def masked(tmp_path_factory):
     return make_masked_encoder(tmp_path_factory.mktemp("masked"))
 
 
-def gradients(name, folder, tmp_path, mini_batch_size, dropout):
+def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no"):
     """Loss and gradients of one step over 12 sentences; random numbers start from one seed.
 
     Of several processes each takes its part of the sentences.
@@ -90,11 +91,12 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout):
         parts = np.array_split(np.arange(12), distributed.world())
     rows = [rows[i] for i in parts[distributed.rank()].ravel()]
     features = ViewCollator(0, paired=labelled).features(rows, model.device)
+    training_loss.engine = Engine(model, spread)
     torch.manual_seed(1)
     terms = backpropagate(make_accelerator(config, tmp_path), training_loss, features)
-    distributed.average_gradients(training_loss.parameters())
+    distributed.average_gradients(training_loss.state.parameters())
     named = training_loss.named_parameters()
-    return sum(terms.values()), {n: p.grad for n, p in named if p.grad is not None}
+    return sum(terms.values()), {n: whole_tensor(p.grad) for n, p in named if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -173,6 +175,7 @@ import resource, sys, torch
 from simcse import encoder
 from pathlib import Path
 from simcse.config import validate
+from simcse.engines import Engine, whole_tensor
 from simcse.loop import backpropagate, make_accelerator
 from simcse.loss import TrainingLoss
 def peak(mini_batch_size):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from simcse.cli import main
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-TIMES = ("eval_runtime", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+ENGINES = ("copies", "shards")
 
 
 def config(folder, name, encoder, text, form, **training):
@@ -48,8 +48,10 @@ def two(tmp_path_factory, text_file):
     pairs.write_text("".join(json.dumps({"anchor": a, "positive": b}) + "\n" for a, b in rows))
     for name in ("sgd", "sgd_one"):
         config(folder, name, encoder, pairs, "pairs", steps=20, learning_rate=0.1)
-    for name in ("whole", "stopped"):
-        config(folder, name, encoder, text_file, "sentences", steps=15)
+    for engine in ENGINES:
+        sharding = "full" if engine == "shards" else "none"
+        for name in (f"whole_{engine}", f"stopped_{engine}"):
+            config(folder, name, encoder, text_file, "sentences", steps=15, sharding=sharding)
     command = [*LAUNCH, "2", "tests/distributed_worker.py", str(folder), str(encoder)]
     caches = {"SIMCSE_CACHE": str(tmp_path_factory.getbasetemp() / "cache"), **os.environ}
     environment = {**caches, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -59,16 +61,17 @@ def two(tmp_path_factory, text_file):
 
 
 def test_gradients_of_two_processes_are_those_of_one(two, tmp_path):
-    expected = worker.all_gradients(tmp_path, two / "encoder")
+    expected = worker.all_gradients(tmp_path, two / "encoder", ("no",))
     found = [torch.load(two / f"gradients-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert len(expected) == len(worker.CASES)
-    for case, (loss, gradients) in expected.items():
-        for own_loss, own in (found[0][case], found[1][case]):
-            assert own_loss == pytest.approx(loss, abs=1e-6), case
-            assert own.keys() == gradients.keys(), case
-            for key, gradient in gradients.items():
-                place = f"{case}: {key}"
-                torch.testing.assert_close(own[key], gradient, rtol=1e-4, atol=1e-6, msg=place)
+    assert len(found[0]) == 2 * len(expected) == 2 * len(worker.CASES)
+    for name, (own_loss, own) in (item for part in found for item in part.items()):
+        case = f"{name.rpartition(' ')[0]} no"
+        loss, gradients = expected[case]
+        assert own_loss == pytest.approx(loss, abs=1e-6), case
+        assert own.keys() == gradients.keys(), case
+        for key, gradient in gradients.items():
+            place = f"{name}: {key}"
+            torch.testing.assert_close(own[key], gradient, rtol=1e-4, atol=1e-6, msg=place)
 
 
 def test_a_gradient_that_one_process_lacks_counts_as_zero(two):
@@ -98,32 +101,31 @@ def test_weights_after_20_steps_of_gradient_descent_are_those_of_one_process(two
 def test_each_process_has_its_own_dropout(two):
     first, second = (torch.load(two / f"views-{rank}.pt") for rank in (0, 1))
     assert not torch.allclose(first, second, atol=1e-3)
-    torch.testing.assert_close(first, worker.views(worker.config_of(two / "whole.json")))
+    torch.testing.assert_close(first, worker.views(worker.config_of(two / "whole_copies.json")))
 
 
-def test_a_run_that_one_process_was_told_to_stop_ends_as_the_whole_one(two):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_one_process_was_told_to_stop_ends_as_the_whole_one(two, engine):
     """In the second epoch; SIGTERM came to the second process alone."""
-    files = {path.name for path in (two / "whole").iterdir()}
-    assert files == {path.name for path in (two / "stopped").iterdir()}
+    names = (f"whole_{engine}", f"stopped_{engine}")
+    files, again = ({path.name for path in (two / name).iterdir()} for name in names)
+    assert files == again
     assert {"model.safetensors", "scores.json", "log.jsonl", "environment.json"} <= files
     assert "checkpoints" not in files
-    whole, stopped = (load_file(two / n / "model.safetensors") for n in ("whole", "stopped"))
+    whole, stopped = (load_file(two / n / "model.safetensors") for n in names)
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
-    logs = [
-        [{k: v for k, v in entry.items() if k not in TIMES} for entry in log_of(two / name)]
-        for name in ("whole", "stopped")
-    ]
+    logs = [log_of(two / name) for name in names]
     assert logs[0] == logs[1]
     assert [entry["step"] for entry in logs[0] if "loss" in entry] == list(range(1, 16))
 
 
 def test_another_number_of_processes_is_refused(two, capsys, monkeypatch):
-    folder = two / "whole"
+    folder = two / "whole_copies"
     scores = folder / "scores.json"
     scores.rename(folder / "kept")  # an unfinished run
     try:
-        assert main(["train", str(two / "whole.json")]) == 2
+        assert main(["train", str(two / "whole_copies.json")]) == 2
     finally:
         (folder / "kept").rename(scores)
     assert "was started with 2 processes, not 1" in capsys.readouterr().err
@@ -198,7 +200,7 @@ def test_a_stopped_launcher_leaves_a_checkpoint_that_the_same_number_resumes(lau
     _, stderr = launcher.communicate(timeout=60)
     (line,) = errors(stderr)
     assert "with a checkpoint; the same command resumes" in line
-    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {
+    assert {"random_0.pt", "random_1.pt"} <= {
         path.name for path in newest_checkpoint(run).iterdir()
     }
     again = launched("evaluation.every=1000")

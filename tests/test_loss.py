@@ -1,12 +1,12 @@
 """Objectives in whole runs: state in checkpoints, schedules, teachers, two towers, bad input."""
 
+import math
 import os
 import signal
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from conftest import SENTENCES, log, loss_of, make_encoder, make_masked_encoder, terms_of
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -146,15 +146,17 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_log(
 
 def test_objective_state_is_trained_clipped_and_kept(arguments, run, monkeypatch):
     norms = []
-    original = Accelerator.clip_grad_norm_
+    original = loop.clip_gradients
 
-    def spy(self, parameters, *args):
+    def spy(parameters, limit):
         parameters = list(parameters)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
-        return original(self, parameters, *args)
+        norms.append(math.sqrt(sum(float(p.grad.norm()) ** 2 for p in parameters)))
+        found = original(parameters, limit)
+        after = math.sqrt(sum(float(p.grad.norm()) ** 2 for p in parameters))
+        assert after == pytest.approx(min(norms[-1], limit), rel=1e-4)
+        return found
 
-    monkeypatch.setattr(Accelerator, "clip_grad_norm_", spy)
+    monkeypatch.setattr(loop, "clip_gradients", spy)
     words = ["objective.terms=clip", "objective.temperature={start: 0.2, schedule: learnable}"]
     assert main([*arguments, *words, "training.learning_rate=0.02"]) == 0
     temperatures = [entry["temperature"] for entry in log(run) if "loss" in entry]
@@ -266,8 +268,17 @@ def test_mlm_never_hides_special_tokens_or_padding(masked, monkeypatch):
     mlm = ObjectiveState(model, config, None).mlm
     features = batch_of(model, SENTENCES)
     shown = {}
-    monkeypatch.setattr(mlm, "_sum", lambda found: shown.update(found) or torch.ones(()))
-    [_] = mlm.losses(features["input_ids"], features["attention_mask"])
+
+    def spy(states, labels):
+        shown["labels"] = labels
+        return states.sum()
+
+    def states(texts):
+        shown.update(texts)
+        return torch.ones(1)
+
+    monkeypatch.setattr(mlm, "cross_entropy", spy)
+    [_] = mlm.losses(states, features["input_ids"], features["attention_mask"])
     special = torch.isin(features["input_ids"], torch.tensor(model.tokenizer.all_special_ids))
     assert torch.equal(shown["input_ids"][special], features["input_ids"][special])
     assert (shown["labels"][special] == -100).all()
@@ -284,17 +295,19 @@ def test_other_encoders_of_a_run_have_its_precision(masked):
         "test",
     )
     model = encoder.build(config.encoder).train()
-    state = ObjectiveState(model, config, None)
+    training_loss = TrainingLoss(model, config)
+    state = training_loss.state
     dtypes = []
-    for module in (state.self_teacher.teacher, state.mlm.full):
+    for module in (state.self_teacher.teacher, model, state.mlm.full):
         linear = next(m for m in module.modules() if isinstance(m, torch.nn.Linear))
         linear.register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))
     features = batch_of(model, SENTENCES)
-    features.pop("identities")
-    assert state.self_teacher(torch.randn(2, 6, 32), features).dtype == torch.float32
-    [loss] = state.mlm.losses(features["input_ids"], features["attention_mask"])
+    [loss] = training_loss.token_terms(features)
     assert loss.dtype == torch.float32 and loss.requires_grad
     assert dtypes == [torch.bfloat16] * 2
+    features.pop("identities")
+    assert state.self_teacher(torch.randn(2, 6, 32), features).dtype == torch.float32
+    assert dtypes == [torch.bfloat16] * 3
 
 
 def test_a_learned_temperature_does_not_decay(tiny):
@@ -315,20 +328,24 @@ def test_mlm_shares_the_encoder_and_takes_the_pretrained_head(masked):
     )
     model = encoder.build(config.encoder).train()
     loss = TrainingLoss(model, config)
-    head = loss.state.mlm.full
-    assert head.bert is model[0].model
-    pretrained = BertForMaskedLM.from_pretrained(masked)
-    torch.testing.assert_close(
-        head.cls.predictions.transform.dense.weight,
-        pretrained.cls.predictions.transform.dense.weight,
-    )
-    words = head.bert.embeddings.word_embeddings.weight
-    assert head.get_output_embeddings().weight is words
+    model.eval()
+    texts = batch_of(model, SENTENCES)
+    found = {key: texts[key] for key in ("input_ids", "attention_mask")}
+    labels = found["input_ids"].where(found["input_ids"] % 3 == 0, -100)
+    total = loss.state.mlm.cross_entropy(model(dict(found))["token_embeddings"], labels)
+    pretrained = BertForMaskedLM.from_pretrained(masked).eval()
+    mean = pretrained(**found, labels=labels).loss
+    torch.testing.assert_close(total / (labels != -100).sum(), mean)
+    total.backward()
+    mean.backward()
+    words = model[0].model.embeddings.word_embeddings.weight.grad / (labels != -100).sum()
+    torch.testing.assert_close(words, pretrained.bert.embeddings.word_embeddings.weight.grad)
     torch.manual_seed(0)
+    model.train()
     terms = terms_of(loss, batch_of(model, SENTENCES * 3))
     assert set(terms) == {"info_nce", "mlm"}
     assert float(terms["mlm"]) == pytest.approx(0.1 * np.log(8192), rel=0.2)  # knows nothing yet
-    own = loss.state._own(model)
+    own = loss.state._own()
     assert own and not any("embeddings" in key or "encoder" in key for key in own)
 
 
