@@ -43,6 +43,7 @@ config = validate({"training": {"mini_batch_size": mini}}, "benchmark")
 model = encoder.build(config.encoder).train()
 if side == "ours":
     loss = TrainingLoss(model, config)
+    accelerator = make_accelerator(config, Path())
 elif mini is None:
     loss = MultipleNegativesRankingLoss(model, scale=20)
 else:
@@ -54,11 +55,11 @@ for step in range(2):
     mask = torch.ones_like(ids)
     started = time.perf_counter()
     if side == "ours":
-        found = loss([{"input_ids": ids.repeat(2, 1), "attention_mask": mask.repeat(2, 1),
-                       "identities": torch.arange(batch).repeat(2, 1)}])
+        backpropagate(accelerator, loss, {
+            "input_ids": ids.repeat(2, 1), "attention_mask": mask.repeat(2, 1),
+            "identities": torch.arange(batch).repeat(2, 1)})
     else:
-        found = loss([{"input_ids": ids, "attention_mask": mask} for _ in range(2)], None)
-    found.backward()
+        loss([{"input_ids": ids, "attention_mask": mask} for _ in range(2)], None).backward()
     optimizer.step()
     optimizer.zero_grad()
     seconds.append(time.perf_counter() - started)

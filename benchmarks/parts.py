@@ -36,6 +36,7 @@ from training import BATCH, WARM, Setting, first_lines, write_lines
 
 from simcse import encoder
 from simcse.data import load_training_data
+from simcse.loop import backpropagate, make_accelerator
 from simcse.loss import TrainingLoss
 from simcse.settings import Config, EncoderConfig
 from simcse.training import batch_sampler, view_collator
@@ -76,10 +77,12 @@ class Way:
         one_by_one: bool = False,
         lays_out: bool = False,
     ) -> None:
+        training = config.training.model_copy(update={"precision": precision})
+        config = config.model_copy(update={"training": training})
         self.loss = TrainingLoss(encoder.build(config.encoder).train(), config)
+        self.accelerator = make_accelerator(config, Path())
         if change is not None:
             change(self.loss)
-        self.precision = precision
         self.during = during
         self.foreach = False if one_by_one else None
         self.lays_out = lays_out
@@ -92,9 +95,7 @@ class Way:
         started, cpu = time.perf_counter(), time.process_time()
         batch = ready.lay_out() if self.lays_out else ready.batch
         with self.during():
-            with torch.autocast("cpu", enabled=self.precision == "bfloat16"):
-                loss: Any = self.loss([dict(batch)])
-            loss.backward()
+            backpropagate(self.accelerator, self.loss, batch)
         torch.nn.utils.clip_grad_norm_(self.loss.parameters(), 1.0, foreach=self.foreach)
         self.optimiser.step()
         self.optimiser.zero_grad()

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -47,17 +48,19 @@ from transformers import (
     TrainerCallback,
 )
 
-from simcse import encoder
+from simcse import encoder, loop
 from simcse.config import validate
 from simcse.data import load_training_data
 from simcse.encoding import token_ids
-from simcse.evaluation.sources import load_dev_task, load_geometry
+from simcse.interruption import StopSignals
 from simcse.loss import TrainingLoss
+from simcse.progress import Progress
 from simcse.settings import Config, EncoderConfig
-from simcse.training import DevEvaluator, SimCSETrainer, training_arguments, view_collator
+from simcse.training import DEV_SCORE, view_collator
 
 BATCH, TEMPERATURE, WARM = 64, 0.05, 3
 PEER = "sentence-transformers"
+NO_SCORES = {DEV_SCORE: 0.0}
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def measure(setting: Setting, rounds: int) -> dict[str, Measured]:
     return result
 
 
-class Clock(TrainerCallback):
+class Clock:
     """Times the steps after the first few, and counts the tokens that are computed."""
 
     def __init__(self, model: SentenceTransformer, *, cut: bool) -> None:
@@ -182,13 +185,13 @@ class Clock(TrainerCallback):
         once = 2 * (products + self.attention * lengths.square().sum())
         self.operations += 3 * float(once)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def step(self, number: int) -> None:
         """Start after the first few steps, stop at every later one."""
         now, cpu = time.perf_counter(), time.process_time()
-        if state.global_step == WARM:
+        if number == WARM:
             self.started, self.cpu_started = now, cpu
             self.operations, self.tokens, self.places = 0.0, 0, 0
-        elif state.global_step > WARM:
+        elif number > WARM:
             self.seconds, self.cpu = now - self.started, cpu - self.cpu_started
 
     def sentences(self, mean_tokens: float) -> float:
@@ -202,18 +205,27 @@ class Clock(TrainerCallback):
 
 
 def ours(setting: Setting, batching: str, precision: str, seed: int) -> Clock:
-    """Train with SimCSETrainer."""
+    """Train with this project's loop; scoring and saving are left out, as for the peer."""
     config = setting.config(seed, batching=batching, steps=setting.steps, precision=precision)
     output = setting.folder / "ours"
-    rows, _ = load_training_data(config.data, encoder.load_tokenizer(config.encoder), 0)
-    model = encoder.build(config.encoder)
-    dev = DevEvaluator(load_dev_task("pairs", None), load_geometry(None, dev_only=True), 64)
-    arguments = training_arguments(config, output)
-    arguments.save_strategy = arguments.eval_strategy = "no"
     output.mkdir(exist_ok=True)
-    loss = TrainingLoss(model, config)
-    trainer = SimCSETrainer(config, arguments, model, rows, dev, output, loss)
-    return run(trainer, model, cut=bool(loss.cuts))
+    rows, _ = load_training_data(config.data, encoder.load_tokenizer(config.encoder), 0)
+    loss = TrainingLoss(encoder.build(config.encoder), config)
+    clock = Clock(loss.model, cut=bool(loss.cuts))
+
+    def step(progress: Progress, number: int) -> None:
+        clock.step(number)
+
+    with (
+        patch.object(Progress, "step", step),
+        patch.object(Progress, "dev"),
+        patch.object(loop.State, "save"),
+        patch.object(loop, "load_weights"),
+        StopSignals() as signals,
+    ):
+        loop.train(config, output, loss, rows, lambda model: NO_SCORES, signals, None)
+    clock.hook.remove()
+    return clock
 
 
 def peer(setting: Setting, precision: str, seed: int) -> Clock:
@@ -240,17 +252,23 @@ def peer(setting: Setting, precision: str, seed: int) -> Clock:
         train_dataset=Dataset.from_dict({"anchor": sentences, "positive": sentences}),
         loss=MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE),
     )
-    return run(trainer, model, cut=False)
-
-
-def run(trainer: SentenceTransformerTrainer, model: SentenceTransformer, *, cut: bool) -> Clock:
-    """Train to the end."""
-    clock = Clock(model, cut=cut)
-    trainer.add_callback(clock)
+    clock = Clock(model, cut=False)
+    trainer.add_callback(Steps(clock))
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     clock.hook.remove()
     return clock
+
+
+class Steps(TrainerCallback):
+    """Tells a clock of the peer's steps."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A step is done."""
+        self.clock.step(state.global_step)
 
 
 def check_same(setting: Setting) -> None:
@@ -263,11 +281,12 @@ def check_same(setting: Setting) -> None:
     theirs = copy.deepcopy(mine)
     ids = mine.tokenizer(sentences, truncation=True, max_length=setting.length)["input_ids"]
     rows = [{"input_ids": [i], "text_hash": [n], "label": 0} for n, i in enumerate(ids)]
-    loss = TrainingLoss(mine, config)([view_collator(config, mine).features(rows, mine.device)])
+    loss = TrainingLoss(mine, config)
+    features = view_collator(config, mine).features(rows, mine.device)
+    terms = loop.backpropagate(loop.make_accelerator(config, setting.folder), loss, features)
     peer_loss = MultipleNegativesRankingLoss(theirs, scale=1 / TEMPERATURE)
     columns = [theirs.preprocess(sentences) for _ in range(2)]
     other = peer_loss(columns, None)
-    loss.backward()
     other.backward()
     gradients = [
         torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in m])
@@ -275,7 +294,7 @@ def check_same(setting: Setting) -> None:
     ]
     largest = float(gradients[1].abs().max())
     gap = max(
-        float(abs(loss - other).detach()),
+        abs(sum(terms.values()) - float(other.detach())),
         float((gradients[0] - gradients[1]).abs().max()) / largest,
     )
     about = f"{chosen.name}, {chosen.pooling} pooling, one batch without dropout"

@@ -81,16 +81,24 @@ tiny=(quickstart "data.train=$OUT/pairs.jsonl" data.form=pairs "training.batch_s
     training.log_every=1 evaluation.every=20 evaluation.dev=pairs
     evaluation.tasks=pairs 'evaluation.raw_poolings=[]')
 small=("${tiny[@]}" training.steps=20)
+check checkpointed one "${small[@]}" training.activation_checkpointing=true \
+    encoder.dropout=0 "output=$OUT/checkpointed"
 check bfloat16 one "${small[@]}" training.precision=bfloat16 "output=$OUT/bfloat16"
 [ -n "${ON_CPU:-}" ] ||
     check float16 one "${small[@]}" training.precision=float16 "output=$OUT/float16"
 check one_process one "${small[@]}" encoder.dropout=0 "output=$OUT/one"
+check checkpointed_as_one same_losses "$OUT/one" "$OUT/checkpointed" 2e-3
 if [ "$GPUS" -gt 1 ]; then
     check several_processes many "${small[@]}" encoder.dropout=0 "output=$OUT/several"
     check several_as_one same_losses "$OUT/one" "$OUT/several" 2e-3
     check several_cached many "${small[@]}" encoder.dropout=0 training.mini_batch_size=8 \
         "output=$OUT/cached"
     check cached_as_one same_losses "$OUT/one" "$OUT/cached" 2e-3
+    for cached in null 8; do
+        check "sharded_$cached" many "${small[@]}" encoder.dropout=0 training.sharding=full \
+            "training.mini_batch_size=$cached" "output=$OUT/sharded_$cached"
+        check "sharded_${cached}_as_one" same_losses "$OUT/one" "$OUT/sharded_$cached" 2e-3
+    done
     check several_bfloat16 many "${small[@]}" training.precision=bfloat16 "output=$OUT/several16"
     check stop_and_resume stop_and_resume "${tiny[@]}" training.steps=60
 else

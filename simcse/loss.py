@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from simcse import distributed, encoder, first_token
 from simcse.caching import Features, embed_in_mini_batches, mini_batches
 from simcse.encoder import DOCUMENT, QUERY
 from simcse.engines import Engine
+from simcse.errors import UserError, first_line
 from simcse.fast_dropout import FastDropout
 from simcse.objectives import (
     clip,
@@ -82,7 +85,22 @@ class TrainingLoss(nn.Module):
         # Where views hide tokens, the first one that is seen may be another.
         hides = any(view.cutoff for view in config.views)
         self.cuts = [] if hides else first_token.find_cuts(model)
+        if config.training.activation_checkpointing:
+            self._checkpoint_activations()
         self.last: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
+
+    def _checkpoint_activations(self) -> None:
+        # The layers that are computed again run outside of the pass that they belong to.
+        again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self._settings())}
+        for route in encoder.routes(self.model):
+            network = encoder.transformer_of(self.model, route or QUERY).model
+            try:
+                network.activation_checkpointing_enable(again)
+            except ValueError as error:
+                raise UserError(
+                    f"training.activation_checkpointing: {self.config.encoder.name} does not "
+                    f"support it ({first_line(error)})"
+                ) from error
 
     def passes(self, features: Features) -> list[Pass]:
         """The forward passes that embed a batch: one, or one a column where columns differ.
@@ -114,18 +132,21 @@ class TrainingLoss(nn.Module):
 
     def embed(self, part: Pass) -> Tensor:
         """Training embeddings of a pass, float32, ``(texts, dim)``."""
-        with first_token.cut(self.cuts):
-            return self._encode(part)[self.key].float()
+        return self._encode(part, self.cuts)[self.key].float()
 
-    def _encode(self, part: Pass) -> Features:
+    def _encode(self, part: Pass, cuts: Sequence[nn.Module]) -> Features:
         task = {} if part.route is None else {"task": part.route}
-        with (
-            mixed_precision(part.features["input_ids"].device, self.config.training.precision),
-            encoder.dropout(self.model, part.dropout),
-            FastDropout(),
-        ):
+        self._settings = partial(self._in_effect, part.dropout, cuts)
+        device = part.features["input_ids"].device
+        with mixed_precision(device, self.config.training.precision), self._settings():
             found: Features = self.engine.network(dict(part.features), **task)
         return found
+
+    @contextmanager
+    def _in_effect(self, rate: float | None, cuts: Sequence[nn.Module]) -> Iterator[None]:
+        """What holds for a pass, and again where activation checkpointing repeats parts of it."""
+        with first_token.cut(cuts), encoder.dropout(self.model, rate), FastDropout():
+            yield
 
     def forward(self, embeddings: Tensor, features: Features) -> dict[str, Tensor]:
         """The weighted terms of the objective by name; what they sum up to is the loss.
@@ -134,8 +155,12 @@ class TrainingLoss(nn.Module):
             embeddings: Of this process's part of the batch, ``(columns * batch, dim)``.
             features: Of the same texts.
         """
-        identities, labels, rows = (features.get(key) for key in ("identities", "labels", "rows"))
-        views = embeddings.view(*features["identities"].shape, -1)  # (columns, batch, dim)
+        identities, labels, rows = (
+            features["identities"],
+            features.get("labels"),
+            features.get("rows"),
+        )
+        views = embeddings.view(*identities.shape, -1)  # (columns, batch, dim)
         # From here on the batch is that of all processes, but for `features`.
         views, identities = distributed.gather(views, 1), distributed.gather(identities, 1)
         labels = None if labels is None else distributed.gather(labels)
@@ -161,7 +186,7 @@ class TrainingLoss(nn.Module):
         device, precision = features["input_ids"].device, self.config.training.precision
 
         def states(texts: Features) -> Tensor:
-            return self._encode(Pass(torch.empty(0), texts, None, None))["token_embeddings"]
+            return self._encode(Pass(torch.empty(0), texts, None, None), [])["token_embeddings"]
 
         own = features["identities"].shape[1]
         weight = self.config.objective.terms["mlm"]

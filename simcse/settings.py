@@ -310,6 +310,9 @@ class TrainingConfig(_Section):
     mini_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Gradient caching: texts embedded at a time, for batches larger than memory; same gradients,
     about a third more time."""
+    activation_checkpointing: bool = False
+    """Compute the activations of each layer again in the backward pass instead of keeping them:
+    less memory, the same gradients, about a third more time."""
     batching: Literal["random", "length_grouped"] = "length_grouped"
     """``length_grouped`` fills a batch with sentences of like length (docs/studies/length.md)."""
     epochs: Annotated[PositiveNumber, Field(le=1_000_000)] = 1.0
@@ -332,7 +335,7 @@ class TrainingConfig(_Section):
     keep_checkpoints: Count = 2
     """At least this many of the newest checkpoints are kept while training, and the best one."""
     report_to: Annotated[list[str], BeforeValidator(_list_from_one)] = []
-    """Trackers of the transformers Trainer, such as ``tensorboard``, ``wandb``, ``trackio``."""
+    """Trackers of accelerate, such as ``tensorboard``, ``wandb``, ``trackio``, ``mlflow``."""
 
 
 class EvaluationConfig(_Section):

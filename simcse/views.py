@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -108,8 +107,7 @@ class ViewCollator:
 
     A sentence stands in both columns, a pair or triplet brings its own; with ``paired`` the first
     half of the rows are anchors and the second half their positives. The result is the features of
-    one forward pass, each name prefixed with ``view_`` (the Trainer takes what shares a prefix as
-    the features of one column):
+    one forward pass:
 
     - ``input_ids``, ``attention_mask``: int64, ``(columns * batch, length)``
     - ``identities``: int64, ``(columns, batch)``, equal where texts are
@@ -123,12 +121,11 @@ class ViewCollator:
     """A sentence stands in one column only, for objectives that compare no views."""
     paired: bool = False
     seed: int = 0
-    valid_label_columns: Sequence[str] = field(default=())  # the Trainer asks its collator
 
     def features(self, rows: list[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
         """A batch as the features of a forward pass, outside the Trainer."""
         batch = self(rows)
-        return {key.removeprefix("view_"): value.to(device) for key, value in batch.items()}
+        return {key.removeprefix(""): value.to(device) for key, value in batch.items()}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Collate rows with the keys ``input_ids``, ``text_hash``, ``label``, maybe ``row``."""
@@ -151,18 +148,18 @@ class ViewCollator:
                 ids.append(changed)
                 masks.append(mask)
         batch = {
-            "view_input_ids": pad_sequence(
+            "input_ids": pad_sequence(
                 [torch.tensor(row, dtype=torch.int64) for row in ids],
                 batch_first=True,
                 padding_value=self.pad_token_id,
             ),
-            "view_attention_mask": pad_sequence(
+            "attention_mask": pad_sequence(
                 [torch.tensor(mask, dtype=torch.int64) for mask in masks], batch_first=True
             ),
-            "view_identities": torch.tensor(hashes),
+            "identities": torch.tensor(hashes),
         }
         if self.paired:
-            batch["view_labels"] = torch.tensor([row["label"] for row in rows[:half]])
+            batch["labels"] = torch.tensor([row["label"] for row in rows[:half]])
         if "row" in rows[0]:
-            batch["view_rows"] = torch.tensor([row["row"] for row in rows])
+            batch["rows"] = torch.tensor([row["row"] for row in rows])
         return batch

@@ -1,5 +1,6 @@
 """Gradient caching: the gradients of one large pass from mini-batches, in less memory."""
 
+import math
 import os
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def masked(tmp_path_factory):
     return make_masked_encoder(tmp_path_factory.mktemp("masked"))
 
 
-def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no"):
+def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", training=None):
     """Loss and gradients of one step over 12 sentences; random numbers start from one seed.
 
     Of several processes each takes its part of the sentences.
@@ -66,7 +67,7 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no"):
             },
             "data": {"train": "none", **case.get("data", {})},
             "views": case.get("views", [{}, {}]),
-            "training": {"mini_batch_size": mini_batch_size},
+            "training": {"mini_batch_size": mini_batch_size, **(training or {})},
         },
         "test",
     )
@@ -114,6 +115,44 @@ def test_gradients_with_dropout_are_those_of_the_kept_graph(name, masked, tmp_pa
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("size", [None, MINI_BATCH])
+@pytest.mark.parametrize("name", ["first_token", "two_rates", "two_towers", "dino", "mlm"])
+def test_activation_checkpointing_keeps_the_gradients(name, size, masked, tmp_path):
+    loss, expected = gradients(name, masked, tmp_path, size, 0.1)
+    again = {"activation_checkpointing": True}
+    other, found = gradients(name, masked, tmp_path, size, 0.1, training=again)
+    assert other == loss
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", ["two_rates", "mlm"])
+def test_gradients_are_those_of_finite_differences(name, masked, tmp_path):
+    """With dropout, gradient caching and activation checkpointing together, along the gradient."""
+    again = {"activation_checkpointing": True}
+    _, found = gradients(name, masked, tmp_path, MINI_BATCH, 0.1, training=again)
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in found.values()))
+
+    def moved(step):
+        def build(config):
+            model = original(config)
+            with torch.no_grad():
+                for key, parameter in model.named_parameters():
+                    if (gradient := found.get(f"model.{key}")) is not None:
+                        parameter.add_(gradient, alpha=step / norm)
+            return model
+
+        original = encoder.build
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encoder, "build", build)
+            return gradients(name, masked, tmp_path, MINI_BATCH, 0.1, training=again)[0]
+
+    own = sum(float(g.double().square().sum()) for k, g in found.items() if k[:6] == "model.")
+    slope = (moved(1e-3) - moved(-1e-3)) / 2e-3
+    assert slope == pytest.approx(own / norm, rel=0.02)
 
 
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if n not in ("mlm", "two_rates")])

@@ -78,30 +78,30 @@ def test_views_compose():
 
 def test_a_sentence_stands_in_both_columns():
     batch = ViewCollator(9)(rows([1, 2, 3], [4]))
-    assert batch["view_input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]] * 2
-    assert batch["view_attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]] * 2
-    assert batch["view_identities"].shape == (2, 2)
-    assert torch.equal(batch["view_identities"][0], batch["view_identities"][1])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]] * 2
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]] * 2
+    assert batch["identities"].shape == (2, 2)
+    assert torch.equal(batch["identities"][0], batch["identities"][1])
     assert {value.dtype for value in batch.values()} == {torch.int64}
     single = ViewCollator(9, single=True)(rows([1, 2, 3], [4]))
-    assert single["view_input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert single["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
 
 
 def test_pairs_and_triplets_bring_their_columns():
     row = {"input_ids": [[1, 2], [3], [4, 5, 6]], "text_hash": [7, 8, 9], "label": 0}
     other = {"input_ids": [[1], [2], [3]], "text_hash": [4, 5, 6], "label": 0}
     batch = ViewCollator(0)([row, other])
-    assert batch["view_input_ids"].tolist() == [
+    assert batch["input_ids"].tolist() == [
         [1, 2, 0], [1, 0, 0], [3, 0, 0], [2, 0, 0], [4, 5, 6], [3, 0, 0],
     ]  # fmt: skip
-    assert batch["view_identities"].tolist() == [[7, 4], [8, 5], [9, 6]]
+    assert batch["identities"].tolist() == [[7, 4], [8, 5], [9, 6]]
 
 
 def test_labelled_rows_are_anchors_then_positives():
     batch = ViewCollator(0, paired=True)(rows([1], [2], [3], [4], labels=[5, 6, 5, 6]))
-    assert batch["view_input_ids"].tolist() == [[1], [2], [3], [4]]
-    assert batch["view_labels"].tolist() == [5, 6]
-    assert batch["view_identities"].shape == (2, 2)
+    assert batch["input_ids"].tolist() == [[1], [2], [3], [4]]
+    assert batch["labels"].tolist() == [5, 6]
+    assert batch["identities"].shape == (2, 2)
 
 
 def test_views_are_a_function_of_the_batch():
@@ -111,18 +111,18 @@ def test_views_are_a_function_of_the_batch():
     first, again = collator(rows(*texts)), collator(rows(*texts))
     assert all(torch.equal(first[key], again[key]) for key in first)
     half = len(texts)
-    assert not torch.equal(first["view_input_ids"][:half], first["view_input_ids"][half:])
+    assert not torch.equal(first["input_ids"][:half], first["input_ids"][half:])
     other = ViewCollator(0, views=(View(), view), seed=2)(rows(*texts))
-    assert not torch.equal(other["view_input_ids"], first["view_input_ids"])
-    backwards = collator(rows(*texts[::-1]))["view_input_ids"]
-    assert not torch.equal(backwards[half:].flip(0), first["view_input_ids"][half:])
+    assert not torch.equal(other["input_ids"], first["input_ids"])
+    backwards = collator(rows(*texts[::-1]))["input_ids"]
+    assert not torch.equal(backwards[half:].flip(0), first["input_ids"][half:])
 
 
 @pytest.mark.parametrize("rate", [0.15])
 def test_cutoff_hides_tokens_from_attention_alone(rate):
     collator = ViewCollator(0, views=(View(), View(cutoff=rate, start=1, end=1)))
     batch = collator(rows(*[[2, *range(10, 30), 3]] * 50))
-    ids, mask = batch["view_input_ids"], batch["view_attention_mask"]
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     assert torch.equal(ids[:50], ids[50:])
     assert mask[:50].all() and mask[50:, 0].all() and mask[50:, -1].all()
     assert 1 - float(mask[50:, 1:-1].float().mean()) == pytest.approx(rate, abs=0.04)
