@@ -206,8 +206,12 @@ def _parser() -> argparse.ArgumentParser:
         "--corpus", metavar="FILE", help="sentences to search, one a line or one column"
     )
     search.add_argument("--column", help="column of a table")
-    search.add_argument("--index", metavar="FILE.npz", help="an index saved earlier")
-    search.add_argument("--save-index", metavar="FILE.npz", help="save the index for the next time")
+    search.add_argument("--index", metavar="FILE", help="an index saved earlier")
+    search.add_argument(
+        "--save-index",
+        metavar="FILE",
+        help="save the index for the next time; ends in .safetensors",
+    )
     search.add_argument("--top-k", type=_positive, default=5)
     search.add_argument(
         "--threshold", type=float, default=0.0, help="lowest similarity (default: 0)"

@@ -233,18 +233,20 @@ def search(parsed: argparse.Namespace, arguments: list[str]) -> None:
     """Print the most similar sentences of a corpus or an index."""
     source = [option for option in (parsed.corpus, parsed.index) if option]
     if len(source) != 1:
-        raise UserError("search needs either --corpus FILE or --index FILE.npz")
+        raise UserError("search needs either --corpus FILE or --index FILE.safetensors")
+    if not all(query.strip() for query in parsed.queries):
+        raise UserError("search: a query is empty")
     _quiet_libraries()
+    from simcse.index import check_name
     from simcse.inference import SimCSE
 
+    if parsed.save_index:
+        check_name(Path(parsed.save_index))
     simcse = SimCSE(parsed.model, parsed.device, pooling=parsed.pooling)
     if parsed.index:
         simcse.load_index(parsed.index)
     else:
-        corpus = Path(parsed.corpus)
-        simcse.build_index(corpus, batch_size=parsed.batch_size, column=parsed.column)
-        if not simcse.sentences:
-            raise UserError(f"--corpus {corpus}: no text in it")
+        simcse.build_index(parsed.corpus, batch_size=parsed.batch_size, column=parsed.column)
     if parsed.save_index:
         simcse.save_index(parsed.save_index)
     for query in parsed.queries:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from simcse.encoder import SENTENCE_EMBEDDING
+from simcse.errors import UserError
 from simcse.first_token import cut, find_cuts
 from simcse.settings import Role
 
@@ -77,7 +79,13 @@ def encode_by_length(
 
 
 def encoder_of(model: SentenceTransformer, role: Role | None) -> Callable[..., np.ndarray]:
-    """The model's method for a role."""
+    """The model's method for a role.
+
+    Raises:
+        UserError: There is no such role.
+    """
+    if role not in (None, *get_args(Role)):
+        raise UserError(f"role: {role!r} is unknown; allowed are {', '.join(get_args(Role))}")
     method: Callable[..., np.ndarray] = {
         "query": model.encode_query,
         "document": model.encode_document,

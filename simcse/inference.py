@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import zipfile
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,15 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simcse import index as indexing
 from simcse.encoding import encode_by_length, encoder_of
-from simcse.errors import UserError
-from simcse.files import replacing
+from simcse.errors import UserError, first_line
 from simcse.loading import load_model
-from simcse.readers import read_sentences, sound_text
+from simcse.readers import has_data_suffix, read_sentences, sound_text
 from simcse.settings import Pooling, Role
 
 _PROBE = "The index belongs to the model that made it."
-_QUERY_BLOCK = 256
 
 Match = tuple[str, float]
 """A sentence of the index and its cosine similarity to the query."""
@@ -31,16 +29,25 @@ Match = tuple[str, float]
 class SimCSE:
     """Encodes sentences, compares them and searches among them.
 
-    Method names and shapes follow princeton-nlp/SimCSE's ``simcse`` package, so that its users can
-    switch (https://github.com/princeton-nlp/SimCSE/blob/main/simcse/tool.py). What differs: the
-    approximate ``faiss_fast`` and its ``num_cells`` are left out, ``pooler`` is ``pooling`` and
-    rarely needed, inputs are cut at the encoder's own limit instead of 128 tokens.
+    Method names, arguments and their order, defaults and shapes are those of princeton-nlp/SimCSE's
+    ``simcse`` package, so that its users can switch
+    (https://github.com/princeton-nlp/SimCSE/blob/main/simcse/tool.py). What differs:
+
+    - ``model`` is a ``SentenceTransformer``. ``pooler`` is ``pooling``, only by keyword and rarely
+      needed; their ``cls_before_pooler`` is ``cls`` here.
+    - Texts are cut at the encoder's own limit instead of 128 tokens, and a ``max_length`` beyond it
+      is refused. There is no progress bar unless asked for.
+    - Files in csv, tsv, jsonl and parquet are tables, ``.gz`` is unpacked, all others hold one
+      sentence a line as there. Blank lines are left out, a file without text is refused.
+    - ``use_faiss=True`` is refused without faiss instead of ignored; faiss runs on the CPU.
 
     Args:
         model_name_or_path: A run folder, any sentence-transformers model, one of princeton-nlp's
             eight released checkpoints, or a plain encoder; folder or Hub name. ``None`` takes the
             quickstart's result.
         device: Such as ``cpu`` or ``cuda``; ``None`` takes the best at hand.
+        num_cells: Clusters of an approximate index (``faiss_fast``).
+        num_cells_in_search: Clusters that a search in it looks through.
         pooling: Only for a plain encoder, which does not store it.
 
     Raises:
@@ -51,18 +58,33 @@ class SimCSE:
         self,
         model_name_or_path: str | Path | None = None,
         device: str | None = None,
+        num_cells: int = 100,
+        num_cells_in_search: int = 10,
         *,
         pooling: Pooling | None = None,
     ) -> None:
+        _check_count("num_cells", num_cells)
+        _check_count("num_cells_in_search", num_cells_in_search)
         name = None if model_name_or_path is None else str(model_name_or_path)
         self.model = load_model(name, pooling, device)
-        self.sentences: list[str] = []
-        self._embeddings: np.ndarray | None = None
-        self._faiss: Any = None
+        self.device = str(self.model.device)
+        self.num_cells = num_cells
+        self.num_cells_in_search = num_cells_in_search
+        self.index: indexing.Index | None = None
+
+    @property
+    def is_faiss_index(self) -> bool:
+        """Whether there is an index and faiss holds it."""
+        return self.index is not None and not isinstance(self.index["index"], np.ndarray)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.model.tokenizer
 
     def encode(
         self,
-        sentence: str | Sequence[str],
+        sentence: str | Iterable[str],
         device: str | list[str] | None = None,
         return_numpy: bool = False,
         normalize_to_unit: bool = True,
@@ -75,8 +97,8 @@ class SimCSE:
         """Embed one sentence or several.
 
         Args:
-            sentence: One sentence or a sequence of them.
-            device: Overrides the model's device; a list encodes on several at once.
+            sentence: One sentence, or several as a list, an array or a column of text, a generator.
+            device: Instead of ``self.device``; a list encodes on several at once.
             return_numpy: A numpy array instead of a tensor on the CPU.
             normalize_to_unit: Divide each embedding by its length.
             keepdim: Return shape ``(1, dim)`` for a single string as well.
@@ -90,14 +112,14 @@ class SimCSE:
             float32, ``(dim,)`` for a string, else ``(sentences, dim)``.
 
         Raises:
-            UserError: ``max_length`` is beyond what the encoder can take, or an item is not text.
+            UserError: An argument is out of its range, ``max_length`` beyond what the encoder can
+                take, a device not there, or an item is not text.
         """
         single = isinstance(sentence, str)
-        texts = [sentence] if isinstance(sentence, str) else list(sentence)
-        for position, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"sentence {position}: expected str, got {type(text).__name__}")
-            sound_text(f"sentence {position}", text)
+        texts = _texts(sentence)
+        _check_count("batch_size", batch_size)
+        device = self.device if device is None else device
+        _check_device(device)
         if texts:
             with self._cut_at(max_length):
                 if isinstance(device, list):  # several devices: the library shares the work out
@@ -127,8 +149,8 @@ class SimCSE:
 
     def similarity(
         self,
-        queries: str | Sequence[str],
-        keys: str | Sequence[str] | np.ndarray,
+        queries: str | Iterable[str],
+        keys: str | Iterable[str] | np.ndarray,
         device: str | list[str] | None = None,
     ) -> float | np.ndarray:
         """Cosine similarities in [-1, 1].
@@ -141,11 +163,16 @@ class SimCSE:
         Returns:
             ``(queries, keys)``; without the first dimension for one query string, and a float for
             one query and one key.
+
+        Raises:
+            UserError: As in :meth:`encode`, or the embeddings are of another width.
         """
         query = np.asarray(self.encode(queries, device, return_numpy=True, role="query"))
-        if not isinstance(keys, np.ndarray):
+        if not (isinstance(keys, np.ndarray) and np.issubdtype(keys.dtype, np.number)):
             keys = np.asarray(self.encode(keys, device, return_numpy=True, role="document"))
         key = np.asarray(keys, dtype=np.float32)
+        if key.ndim not in (1, 2) or key.shape[-1] != query.shape[-1]:
+            raise UserError(f"keys: expected embeddings {query.shape[-1]} wide, got {key.shape}")
         key = key / np.linalg.norm(key, axis=-1, keepdims=True)
         scores: np.ndarray = np.atleast_2d(query) @ np.atleast_2d(key).T  # (queries, keys)
         if query.ndim == 2:
@@ -154,20 +181,23 @@ class SimCSE:
 
     def build_index(
         self,
-        sentences_or_file_path: str | Path | Sequence[str],
+        sentences_or_file_path: str | Path | Iterable[str],
         use_faiss: bool | None = None,
-        *,
+        faiss_fast: bool = False,
         device: str | list[str] | None = None,
         batch_size: int = 64,
+        *,
         column: str | None = None,
     ) -> None:
         """Encode sentences for :meth:`search`, replacing an earlier index.
 
         Args:
-            sentences_or_file_path: Sentences, or a file (one a line, or csv, tsv, jsonl,
-                parquet).
+            sentences_or_file_path: Sentences, or the name of a file (a table in csv, tsv, jsonl or
+                parquet, else one sentence a line).
             use_faiss: ``None`` uses faiss when it is installed. Both ways are exact and give the
                 same matches.
+            faiss_fast: With faiss, look through ``num_cells_in_search`` of ``num_cells`` clusters
+                alone: faster, and matches may be missed.
             device: As in :meth:`encode`.
             batch_size: As in :meth:`encode`.
             column: Column of a table with more than one.
@@ -177,22 +207,19 @@ class SimCSE:
         """
         sentences = _sentences(sentences_or_file_path, column)
         embeddings = self._documents(sentences, device, batch_size)
-        self._set_index(sentences, embeddings, use_faiss)
+        self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
 
     def add_to_index(
         self,
-        sentences_or_file_path: str | Path | Sequence[str],
+        sentences_or_file_path: str | Path | Iterable[str],
         device: str | list[str] | None = None,
         batch_size: int = 64,
     ) -> None:
         """Encode more sentences into the index; arguments as in :meth:`build_index`."""
-        known = self._indexed()
+        index = self._built_index()
         sentences = _sentences(sentences_or_file_path)
         added = self._documents(sentences, device, batch_size)
-        self.sentences = self.sentences + sentences
-        self._embeddings = np.concatenate([known, added])
-        if self._faiss is not None:
-            self._faiss.add(added)
+        indexing.add(index, sentences, added)
 
     @overload
     def search(
@@ -231,60 +258,51 @@ class SimCSE:
             ``(sentence, similarity)``, best first; one list for a string, else one a query.
 
         Raises:
-            UserError: There is no index yet.
+            UserError: There is no index yet, or an argument is out of its range.
         """
-        embeddings = self._indexed()
-        count = min(top_k, len(embeddings))
+        index = self._built_index()
+        _check_count("top_k", top_k)
+        if not isinstance(threshold, Real) or math.isnan(threshold):
+            raise UserError(f"threshold: expected a number, got {threshold!r}")
+        count = min(top_k, len(index["sentences"]))
         query = np.asarray(
             self.encode(queries, device, return_numpy=True, keepdim=True, role="query")
         )
         if count == 0 or len(query) == 0:
             matches: list[list[Match]] = [[] for _ in query]
         else:
-            search = self._faiss.search if self._faiss is not None else self._exact_search
-            scores, rows = search(query, count)
+            scores, rows = indexing.nearest(index, query, count)
             matches = [
                 [
-                    (self.sentences[row], float(score))
+                    (index["sentences"][row], float(score))
                     for score, row in zip(*found, strict=True)
-                    if score >= threshold
+                    if row >= 0 and score >= threshold
                 ]
                 for found in zip(scores, rows, strict=True)
             ]
         return matches[0] if isinstance(queries, str) else matches
 
     def save_index(self, path: str | Path) -> None:
-        """Save the index as one ``.npz`` file, replacing an older one in one step.
+        """Save the index as one ``.safetensors`` file, replacing an older one in one step.
 
         Raises:
-            UserError: There is no index, or the name does not end in ``.npz``.
+            UserError: There is no index, or the name does not end in ``.safetensors``.
         """
-        embeddings = self._indexed()
-        with replacing(_index_path(path)) as temporary, temporary.open("wb") as file:
-            np.savez(
-                file,
-                embeddings=embeddings,
-                sentences=np.frombuffer(json.dumps(self.sentences).encode(), dtype=np.uint8),
-                probe=self._probe(),
-            )
+        indexing.save(self._built_index(), self._probe(), Path(path))
 
-    def load_index(self, path: str | Path, use_faiss: bool | None = None) -> None:
-        """Load an index that this model saved.
+    def load_index(
+        self, path: str | Path, use_faiss: bool | None = None, faiss_fast: bool = False
+    ) -> None:
+        """Load an index that this model saved; arguments as in :meth:`build_index`.
 
         Raises:
-            UserError: The file is missing or damaged, or was made by another model.
+            UserError: The file is missing, damaged or no index, or was made by another model.
         """
-        path = _index_path(path)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                embeddings, probe = file["embeddings"], file["probe"]
-                sentences = json.loads(file["sentences"].tobytes())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: not a saved index: {error}") from error
+        sentences, embeddings, probe = indexing.load(Path(path))
         mine = self._probe()
         if probe.shape != mine.shape or not np.allclose(probe, mine, atol=1e-3):
             raise UserError(f"{path}: this index was made by another model")
-        self._set_index(sentences, embeddings, use_faiss)
+        self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
 
     def _documents(
         self, sentences: list[str], device: str | list[str] | None, batch_size: int
@@ -299,34 +317,13 @@ class SimCSE:
         """Embedding of a fixed sentence: tells whether an index belongs to this model."""
         return np.asarray(self.encode(_PROBE, return_numpy=True, role="document"))
 
-    def _set_index(
-        self, sentences: list[str], embeddings: np.ndarray, use_faiss: bool | None
-    ) -> None:
-        installed = importlib.util.find_spec("faiss") is not None
-        if use_faiss and not installed:
-            raise UserError("use_faiss: faiss is not installed; pip install faiss-cpu")
-        self._faiss = None
-        if installed if use_faiss is None else use_faiss:
-            import faiss
+    def _cells(self, faiss_fast: bool) -> indexing.Cells | None:
+        return indexing.Cells(self.num_cells, self.num_cells_in_search) if faiss_fast else None
 
-            self._faiss = faiss.IndexFlatIP(embeddings.shape[1])
-            self._faiss.add(embeddings)
-        self.sentences, self._embeddings = sentences, embeddings
-
-    def _indexed(self) -> np.ndarray:
-        if self._embeddings is None:
+    def _built_index(self) -> indexing.Index:
+        if self.index is None:
             raise UserError("there is no index; call build_index or load_index first")
-        return self._embeddings
-
-    def _exact_search(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        embeddings = self._indexed()
-        scores, rows = [], []
-        for start in range(0, len(query), _QUERY_BLOCK):
-            similarity = query[start : start + _QUERY_BLOCK] @ embeddings.T
-            order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
-            rows.append(order)
-            scores.append(np.take_along_axis(similarity, order, axis=1))
-        return np.concatenate(scores), np.concatenate(rows)
+        return self.index
 
     @contextmanager
     def _cut_at(self, max_length: int | None) -> Iterator[None]:
@@ -342,14 +339,46 @@ class SimCSE:
             self.model.max_seq_length = limit
 
 
-def _sentences(source: str | Path | Sequence[str], column: str | None = None) -> list[str]:
-    if isinstance(source, str | Path):
-        return [text for text in read_sentences(Path(source), column) if text.strip()]
-    return list(source)
+def _sentences(source: str | Path | Iterable[str], column: str | None = None) -> list[str]:
+    """Sentences as they are given, or those of a file."""
+    if not isinstance(source, str | Path):
+        return _texts(source)
+    path = Path(source)
+    lines = read_sentences(path, column, None if has_data_suffix(path) else ".txt")
+    sentences = [sentence for line in lines if (sentence := line.rstrip())]
+    if not sentences:
+        raise UserError(f"{path}: no text in it")
+    return sentences
 
 
-def _index_path(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix != ".npz":
-        raise UserError(f"{path}: expected the name of an index, ending in .npz")
-    return path
+def _texts(texts: str | Iterable[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        UserError: Something else was given, such as a table, which would give its columns' names.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    table = isinstance(texts, Mapping) or hasattr(texts, "columns")
+    if table or isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        hint = "; pass one column, such as df['text']" if table else ""
+        raise UserError(f"expected a str or several, got {type(texts).__name__}{hint}")
+    listed = list(texts)
+    for position, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise UserError(f"sentence {position}: expected str, got {type(text).__name__}")
+        sound_text(f"sentence {position}", text)
+    return listed
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, Integral) or value < 1:
+        raise UserError(f"{name}: expected a whole number from 1 on, got {value!r}")
+
+
+def _check_device(device: str | list[str]) -> None:
+    for one in device if isinstance(device, list) else [device]:
+        try:
+            torch.empty(0, device=one)
+        except (RuntimeError, AssertionError, TypeError) as error:  # torch's ways to say so
+            raise UserError(f"device {one}: {first_line(error)}") from error

@@ -45,7 +45,7 @@ def load_model(
     if name is None:
         if not (DEFAULT_MODEL / "modules.json").is_file():
             raise UserError(
-                f"no model given and no {DEFAULT_MODEL} here; make it with: python train.py"
+                f"no model given and no {DEFAULT_MODEL} here; make it with: simcse train quickstart"
             )
         name = str(DEFAULT_MODEL)
     source = encoder.source_of(name)

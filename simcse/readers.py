@@ -105,12 +105,15 @@ def _are_triplets(found: list[str]) -> bool:
 Fields = Iterator[tuple[str, tuple[str, ...]]]
 
 
-def read_sentences(path: Path, column: str | None = None) -> Iterator[str]:
+def read_sentences(
+    path: Path, column: str | None = None, suffix: str | None = None
+) -> Iterator[str]:
     """All texts of one file, in order, empty ones too.
 
     Args:
         path: txt, csv, tsv, jsonl or parquet; all but parquet also with .gz.
         column: Column of a table; needed where there is more than one.
+        suffix: Read it as a file that ends in this.
 
     Raises:
         UserError: Missing, undecodable or malformed file, with its line.
@@ -118,7 +121,7 @@ def read_sentences(path: Path, column: str | None = None) -> Iterator[str]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     wanted = Wanted(columns=(column,) if column else ())
-    return (text for _, (text,) in _File(path, _suffix(path)).read(wanted))
+    return (text for _, (text,) in _File(path, suffix or _suffix(path)).read(wanted))
 
 
 @dataclass(frozen=True)
@@ -300,7 +303,7 @@ def find_sources(name: str, config: DataConfig) -> Iterator[Source]:
         yield from (_File(file, _suffix(file)) for file in files)
     elif path.is_dir():
         raise UserError(f"data.train: {name} is a folder; name its files, such as {name}/*.txt")
-    elif ":" not in name and (path.is_absolute() or name.count("/") > 1 or _has_data_suffix(path)):
+    elif ":" not in name and (path.is_absolute() or name.count("/") > 1 or has_data_suffix(path)):
         raise UserError(f"data.train: {name}: no such file")
     else:
         yield from _from_hub(name, config)
@@ -314,7 +317,7 @@ def hub_repository(name: str) -> str | None:
     repository, file_follows, _ = name.partition(":")
     if not re.fullmatch(HUB_NAME, repository):
         return None
-    return repository if file_follows or not _has_data_suffix(Path(name)) else None
+    return repository if file_follows or not has_data_suffix(Path(name)) else None
 
 
 def _from_hub(name: str, config: DataConfig) -> Iterator[Source]:
@@ -344,7 +347,8 @@ def _from_hub(name: str, config: DataConfig) -> Iterator[Source]:
         ) from error
 
 
-def _has_data_suffix(path: Path) -> bool:
+def has_data_suffix(path: Path) -> bool:
+    """Whether a name says how the file is to be read."""
     return bool(set(path.suffixes[-2:]) & {*SUFFIXES, ".gz"})
 
 

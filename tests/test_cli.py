@@ -76,7 +76,7 @@ def test_encode_and_search_commands_outside_the_clone(model_folder, corpus, tmp_
 
 
 def test_search_saves_and_uses_an_index(model_folder, corpus, tmp_path, capsys):
-    index = str(tmp_path / "index.npz")
+    index = str(tmp_path / "index.safetensors")
     shared = ["--model", str(model_folder), "--top-k", "1"]
     assert main(["search", "A dog.", "--corpus", str(corpus), "--save-index", index, *shared]) == 0
     first = capsys.readouterr().out
@@ -119,7 +119,9 @@ def test_schema_is_json(capsys):
         (["evaluate", "/no/model", "--tasks", "pairs"], "/no/model is neither a model folder"),
         (["encode", "missing.txt", "-o", "e.npy"], "missing.txt: no such file"),
         (["encode", "missing.txt", "-o", "e.pt"], "expected a name that ends in .npy or .parquet"),
-        (["search", "q"], "search needs either --corpus FILE or --index FILE.npz"),
+        (["search", "q", " ", "--corpus", "c.txt"], "search: a query is empty"),
+        (["search", "q", "--corpus", "c", "--save-index", "i.npz"], "ending in .safetensors"),
+        (["search", "q"], "search needs either --corpus FILE or --index FILE.safetensors"),
     ],
 )
 def test_mistakes_are_one_line(arguments, expected, capsys):

@@ -1,9 +1,12 @@
+import inspect
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import SENTENCES, make_encoder
+from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
 from simcse import SimCSE, encoder, loading
@@ -61,6 +64,114 @@ def test_encode_rejects_what_is_not_text(simcse):
         simcse.encode(["fine", "half \ud83d"])
     with pytest.raises(UserError, match="sentence 0: NUL character"):
         simcse.encode("nul\0")
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        tuple(SENTENCES),
+        np.array(SENTENCES),
+        np.array(SENTENCES, dtype=object),
+        pd.Series(SENTENCES, index=range(6, 0, -1)),
+        Dataset.from_dict({"text": SENTENCES})["text"],
+        dict.fromkeys(SENTENCES).keys(),
+        (sentence for sentence in SENTENCES),
+    ],
+    ids=lambda several: type(several).__name__,
+)
+def test_sentences_come_in_anything_that_gives_them_in_order(simcse, several):
+    simcse.build_index(several)
+    assert simcse.index["sentences"] == SENTENCES
+    [(found, _)] = simcse.search(SENTENCES[2], top_k=1)
+    assert found == SENTENCES[2]
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda s: s.encode(None), "expected a str or several, got NoneType"),
+        (lambda s: s.encode(3), "expected a str or several, got int"),
+        (lambda s: s.encode(b"bytes"), "expected a str or several, got bytes"),
+        (lambda s: s.encode({"text": "x"}), r"got dict; pass one column, such as df\['text'\]"),
+        (lambda s: s.encode(pd.DataFrame({"text": ["x"]})), "got DataFrame; pass one column"),
+        (lambda s: s.build_index(pd.DataFrame({"text": ["x"]})), "got DataFrame; pass one column"),
+        (lambda s: s.add_to_index({"text": "x"}), "got dict; pass one column"),
+        (lambda s: s.encode(Dataset.from_dict({"text": ["x"]})), "sentence 0: expected str, got d"),
+        (lambda s: s.encode("x", role="passage"), "role: 'passage' is unknown; allowed are query"),
+        (lambda s: s.encode("x", batch_size=0), "batch_size: expected a whole number from 1 on"),
+        (lambda s: s.encode("x", batch_size=2.5), "batch_size: .* got 2.5"),
+        (lambda s: s.encode("x", "nowhere"), "device nowhere: "),
+        (lambda s: s.encode("x", ["cpu", "nowhere"]), "device nowhere: "),
+        (lambda s: s.encode("x", 1.5), "device 1.5: "),
+        (lambda s: s.search("x", top_k=0), "top_k: expected a whole number from 1 on, got 0"),
+        (lambda s: s.search("x", top_k=-1), "top_k: .* got -1"),
+        (lambda s: s.search("x", threshold=float("nan")), "threshold: expected a number, got nan"),
+        (lambda s: s.search("x", threshold="0.5"), "threshold: expected a number, got '0.5'"),
+        (lambda s: s.search(None), "expected a str or several, got NoneType"),
+        (lambda s: s.similarity("x", np.zeros((3, 7))), r"expected embeddings 32 wide, got \(3, 7"),
+        (lambda s: SimCSE("x", "cpu", "cls"), "num_cells: expected a whole number from 1 on"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_change_nothing(simcse, call, expected):
+    simcse.build_index(SENTENCES)
+    before = simcse.index
+    with pytest.raises(UserError, match=expected) as error:
+        call(simcse)
+    assert "\n" not in str(error.value)
+    assert simcse.index is before
+    assert before["sentences"] == SENTENCES
+
+
+THEIRS = {  # princeton-nlp/SimCSE, simcse/tool.py, with the defaults
+    "__init__": "model_name_or_path, device=None, num_cells=100, num_cells_in_search=10",
+    "encode": "sentence, device=None, return_numpy=False, normalize_to_unit=True, keepdim=False, "
+    "batch_size=64, max_length=128",
+    "similarity": "queries, keys, device=None",
+    "build_index": "sentences_or_file_path, use_faiss=None, faiss_fast=False, device=None, "
+    "batch_size=64",
+    "add_to_index": "sentences_or_file_path, device=None, batch_size=64",
+    "search": "queries, device=None, threshold=0.6, top_k=5",
+}
+OTHER_DEFAULTS = {"model_name_or_path", "max_length"}  # named in the class's docstring
+
+
+@pytest.mark.parametrize("method", THEIRS)
+def test_arguments_are_princetons_in_their_order(method):
+    function = getattr(SimCSE, method)
+    ours = list(inspect.signature(function).parameters.values())[1:]
+    theirs = [argument.split("=") for argument in THEIRS[method].split(", ")]
+    for parameter, (name, *default) in zip(ours, theirs, strict=False):
+        assert parameter.name == name
+        if name not in OTHER_DEFAULTS and default:
+            assert repr(parameter.default) == default[0]
+    # What we add comes after, and has a default.
+    assert len(ours) >= len(theirs)
+    assert all(p.default is not inspect.Parameter.empty for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize("use_faiss", [False, True])
+def test_princetons_readme_with_every_argument_by_position(model_folder, tmp_path, use_faiss):
+    if use_faiss:
+        pytest.importorskip("faiss")
+    model = SimCSE(str(model_folder), "cpu", 100, 10)
+    assert (model.device, model.index, model.is_faiss_index) == ("cpu", None, False)
+    assert model.tokenizer("A woman is reading.")["input_ids"]
+    assert model.encode("A woman is reading.", "cpu", False, True, True, 64, 12).shape == (1, 32)
+    assert isinstance(model.encode("A woman is reading.", "cpu", True), np.ndarray)
+    sentences = ["A woman is reading.", "A man is playing a guitar."]
+    assert model.similarity(sentences, ["He plays guitar.", "A photo."], "cpu").shape == (2, 2)
+    corpus = tmp_path / "sentences.of-unknown-kind"
+    corpus.write_text("\n".join(sentences) + "  \n\n")
+    for source in (sentences, str(corpus)):
+        for faiss_fast in (False, True):
+            model.build_index(source, use_faiss, faiss_fast, "cpu", 1)
+            assert model.is_faiss_index is use_faiss
+            assert model.index["sentences"] == sentences
+            model.add_to_index(["He plays guitar."], "cpu", 1)
+            [(found, score)] = model.search("He plays guitar.", "cpu", 0.5, 1)
+            assert (found, score) == ("He plays guitar.", pytest.approx(1, abs=1e-5))
+            assert [len(matches) for matches in model.search(sentences, "cpu", -1.0, 3)] == [3, 3]
+    assert sentences == ["A woman is reading.", "A man is playing a guitar."]  # not added to
 
 
 @pytest.mark.slow
@@ -123,10 +234,10 @@ def test_index_from_a_file_saved_and_loaded(simcse, model_folder, tmp_path):
     (tmp_path / "corpus.txt").write_text("\n\n".join(SENTENCES) + "\n")
     simcse.build_index(tmp_path / "corpus.txt")
     expected = simcse.search(SENTENCES, threshold=0)
-    simcse.save_index(tmp_path / "index.npz")
+    simcse.save_index(tmp_path / "index.safetensors")
     again = SimCSE(model_folder)
-    again.load_index(tmp_path / "index.npz")
-    assert again.sentences == SENTENCES
+    again.load_index(tmp_path / "index.safetensors")
+    assert again.index["sentences"] == SENTENCES
     assert [[s for s, _ in m] for m in again.search(SENTENCES, threshold=0)] == [
         [s for s, _ in m] for m in expected
     ]
@@ -135,25 +246,28 @@ def test_index_from_a_file_saved_and_loaded(simcse, model_folder, tmp_path):
 def test_broken_or_foreign_index_is_named(simcse, model_folder, tmp_path, tiny):
     with pytest.raises(UserError, match="there is no index"):
         SimCSE(model_folder).search("x")
-    path = tmp_path / "index.npz"
-    with pytest.raises(UserError, match="not a saved index"):
-        simcse.load_index(path)
-    path.write_bytes(b"PK\3\4 broken")
+    path = tmp_path / "index.safetensors"
     with pytest.raises(UserError, match="not a saved index"):
         simcse.load_index(path)
     simcse.build_index(SENTENCES)
-    with pytest.raises(UserError, match=r"ending in \.npz"):
+    with pytest.raises(UserError, match=r"ending in \.safetensors"):
         simcse.save_index(tmp_path / "index")
     simcse.save_index(path)
     with pytest.raises(UserError, match="made by another model"):
         SimCSE(tiny, pooling="cls").load_index(path)
+    wider = SimCSE(make_encoder(tmp_path / "wider", hidden_size=48), pooling="cls")
+    with pytest.raises(UserError, match="made by another model"):
+        wider.load_index(path)
+    assert wider.index is None
+    with pytest.raises(UserError, match="there is no index"):
+        wider.add_to_index(["x"])
 
 
 def test_index_from_a_column_of_a_table(simcse, tmp_path):
     table = tmp_path / "corpus.csv"
     table.write_text("id,text\n1,The first row.\n2,The second row.\n")
     simcse.build_index(table, column="text")
-    assert simcse.sentences == ["The first row.", "The second row."]
+    assert simcse.index["sentences"] == ["The first row.", "The second row."]
     with pytest.raises(UserError, match=r"choose columns .*, one column, of id, text"):
         simcse.build_index(table)
 
@@ -167,7 +281,7 @@ def test_missing_device_is_one_line(tiny):
 
 def test_default_model_is_the_quickstarts(tmp_path, monkeypatch, model_folder):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"make it with: python train\.py"):
+    with pytest.raises(UserError, match=r"make it with: simcse train quickstart"):
         SimCSE()
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "quickstart").symlink_to(model_folder)
