@@ -34,7 +34,10 @@ import json, resource, sys, time
 import torch
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss)
+from pathlib import Path
 from simcse import encoder
+from simcse.loop import backpropagate
+from simcse.training import make_accelerator
 from simcse.config import validate
 from simcse.loss import TrainingLoss
 side, batch, mini, length = sys.argv[1], *map(int, sys.argv[2:])

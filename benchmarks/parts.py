@@ -36,10 +36,10 @@ from training import BATCH, WARM, Setting, first_lines, write_lines
 
 from simcse import encoder
 from simcse.data import load_training_data
-from simcse.loop import backpropagate, make_accelerator
+from simcse.loop import backpropagate
 from simcse.loss import TrainingLoss
 from simcse.settings import Config, EncoderConfig
-from simcse.training import batch_sampler, view_collator
+from simcse.training import batch_sampler, make_accelerator, view_collator
 
 AS_IS = "as it is"
 SHOWN = 12  # operators of the profile

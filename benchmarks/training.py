@@ -48,7 +48,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from simcse import encoder, loop
+from simcse import encoder, loop, resuming
 from simcse.config import validate
 from simcse.data import load_training_data
 from simcse.encoding import token_ids
@@ -56,7 +56,7 @@ from simcse.interruption import StopSignals
 from simcse.loss import TrainingLoss
 from simcse.progress import Progress
 from simcse.settings import Config, EncoderConfig
-from simcse.training import DEV_SCORE, view_collator
+from simcse.training import DEV_SCORE, make_accelerator, view_collator
 
 BATCH, TEMPERATURE, WARM = 64, 0.05, 3
 PEER = "sentence-transformers"
@@ -219,7 +219,7 @@ def ours(setting: Setting, batching: str, precision: str, seed: int) -> Clock:
     with (
         patch.object(Progress, "step", step),
         patch.object(Progress, "dev"),
-        patch.object(loop.State, "save"),
+        patch.object(resuming.State, "save"),
         patch.object(loop, "load_weights"),
         StopSignals() as signals,
     ):
@@ -283,7 +283,7 @@ def check_same(setting: Setting) -> None:
     rows = [{"input_ids": [i], "text_hash": [n], "label": 0} for n, i in enumerate(ids)]
     loss = TrainingLoss(mine, config)
     features = view_collator(config, mine).features(rows, mine.device)
-    terms = loop.backpropagate(loop.make_accelerator(config, setting.folder), loss, features)
+    terms = loop.backpropagate(make_accelerator(config, setting.folder), loss, features)
     peer_loss = MultipleNegativesRankingLoss(theirs, scale=1 / TEMPERATURE)
     columns = [theirs.preprocess(sentences) for _ in range(2)]
     other = peer_loss(columns, None)

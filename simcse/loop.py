@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import get_linear_schedule_with_warmup
 
-from simcse import checkpoints, distributed, encoder
-from simcse.caching import Features, random_state, replaying, set_random_state
-from simcse.checkpoints import CHECKPOINTS, STATE_FILE
-from simcse.engines import Engine, clip_gradients, load_optimizer_state, optimizer_state
+from simcse import checkpoints, distributed
+from simcse.caching import Features, random_state, replaying
+from simcse.checkpoints import CHECKPOINTS
+from simcse.engines import Engine, clip_gradients
 from simcse.errors import UserError, naming_memory
 from simcse.interruption import StopSignals, stop
 from simcse.loss import TrainingLoss
 from simcse.progress import Progress
 from simcse.push import CheckpointPushes
+from simcse.resuming import Position, State, load_weights
 from simcse.settings import Config
-from simcse.training import DEV_SCORE, Sampler, batch_sampler, steps_of, view_collator
+from simcse.training import (
+    DEV_SCORE,
+    Sampler,
+    batch_sampler,
+    make_accelerator,
+    make_optimizer,
+    steps_of,
+    view_collator,
+)
 
 _MEMORY = ("training.mini_batch_size (gradient caching)", "training.batch_size", "data.max_length")
-
-
-@dataclass
-class Position:
-    """How far a run is: what a checkpoint holds beside weights, optimiser and random numbers."""
-
-    step: int = 0
-    best_step: int | None = None
-    best_score: float | None = None
-    totals: dict[str, float] = field(default_factory=dict)
-    """Of the loss and its terms, summed over the steps since the last line of the log."""
-    since: int = 0
-    """Steps in :attr:`totals`."""
-    log: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(  # noqa: C901 (one function, to be read from top to bottom)
@@ -96,7 +85,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     if checkpoint is not None:
         state.load(checkpoint)
     position = state.position
-    progress = Progress(run, accelerator, steps, position.log)
+    progress = Progress(run, accelerator, steps, position.step, position.log)
     pushes = CheckpointPushes(config.hub.push_checkpoints) if config.hub.push_checkpoints else None
     batches = batches_from(sampler, position.step)
 
@@ -128,7 +117,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
             position.step += 1
             if not optimizer.step_was_skipped:
                 loss.state.after_step(model, position.step / steps)
-            schedule.step()
+                schedule.step()
 
             # The log: means over the steps since its last line.
             position.since += 1
@@ -149,13 +138,14 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
                 scores = dev(engine.whole())
                 progress.dev(position.step, scores)
                 score = scores[DEV_SCORE]
-                if math.isfinite(score) and score > (position.best_score or -math.inf):
+                best = -math.inf if position.best_score is None else position.best_score
+                if math.isfinite(score) and score > best:
                     position.best_score, position.best_step = score, position.step
             signal = distributed.highest(signals.received, accelerator.device)
             if scores_now or signal:
-                state.save(root, training.keep_checkpoints)
+                saved = state.save(root, training.keep_checkpoints)
                 if pushes is not None and distributed.is_first():
-                    pushes.send(engine.whole(), position.step)
+                    pushes.send(saved, position.step)
             if signal:
                 stop(
                     signal,
@@ -191,11 +181,9 @@ def backpropagate(
         The weighted terms, which sum up to the loss of the whole batch.
     """
     device = accelerator.device
-    passes = loss.passes(features)
+    passes, engine = loss.passes(features), loss.engine
     cached = loss.mini_batch_size is not None
-
     values: dict[str, float] = {}
-    engine = loss.engine
 
     # Masked language modelling has passes of its own.
     with engine.without_sync():
@@ -255,137 +243,6 @@ class Where:
             "counted from 0 without empty and repeated ones); lower training.learning_rate or "
             f"{remedy}"
         )
-
-
-@dataclass
-class State:
-    """Everything that a checkpoint holds."""
-
-    accelerator: Accelerator
-    loss: TrainingLoss
-    optimizer: Any
-    schedule: Any
-    position: Position
-
-    def save(self, root: Path, keep: int) -> None:
-        """Write a checkpoint of this step and remove old ones."""
-        position, scaler = self.position, self.accelerator.scaler
-        whole, optimizer = self.loss.engine.whole(), optimizer_state(self.optimizer)
-        with checkpoints.writing(root, position.step) as scratch:
-            folder = checkpoints.place(scratch, position.step)
-            folder.mkdir(parents=True, exist_ok=True)
-            state = random_state(self.accelerator.device)
-            torch.save(state, folder / f"random_{distributed.rank()}.pt")
-            if distributed.is_first():
-                encoder.save(whole, folder)
-                self.loss.state.save(folder)
-                content = {
-                    "optimizer": optimizer,
-                    "schedule": self.schedule.state_dict(),
-                    "scaler": scaler.state_dict() if scaler is not None else None,
-                }
-                torch.save(content, folder / "optimizer.pt")
-                text = json.dumps(asdict(position))
-                (folder / STATE_FILE).write_text(text, encoding="utf-8")
-        if distributed.is_first():
-            checkpoints.rotate(root, keep, position.best_step, position.step)
-
-    def load(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
-        load_weights(folder, self.loss)
-        content = _load_tensors(folder / "optimizer.pt")
-        load_optimizer_state(self.optimizer, content["optimizer"])
-        self.schedule.load_state_dict(content["schedule"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(content["scaler"])
-        state = _load_tensors(folder / f"random_{distributed.rank()}.pt")
-        set_random_state(self.accelerator.device, state)
-        values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        self.position = Position(**values)
-
-
-def load_weights(folder: Path, loss: TrainingLoss) -> None:
-    """Put a checkpoint's weights into the encoder and the objective."""
-    saved = SentenceTransformer(
-        str(folder), device="cpu", trust_remote_code=loss.model.trust_remote_code
-    )
-    loss.engine.load(saved.state_dict())
-    loss.state.load(folder)
-
-
-def _load_tensors(path: Path) -> Any:
-    """What ``torch.save`` wrote, if it is plain tensors and numbers.
-
-    Raises:
-        UserError: It holds other objects, which could run code.
-    """
-    try:
-        return torch.load(path, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: holds more than tensors and numbers; refused") from error
-
-
-def make_accelerator(config: Config, run: Path) -> Accelerator:
-    """Device, loss scaling and trackers for a config.
-
-    Raises:
-        UserError: A precision or tracker that this machine does not have, several GPUs in one
-            process, or a batch that the processes cannot share.
-    """
-    training, processes = config.training, distributed.world()
-    rows = 2 * processes if config.data.form == "labelled" else processes
-    if training.batch_size % rows:
-        raise UserError(
-            f"training.batch_size: {training.batch_size} is for all {processes} processes together "
-            f"and must be a multiple of {rows}"
-        )
-    if training.precision == "float16" and not torch.cuda.is_available():
-        raise UserError(
-            "training.precision: float16 needs a GPU; allowed here are float32, bfloat16"
-        )
-    if (
-        training.precision == "bfloat16"
-        and torch.cuda.is_available()
-        and not torch.cuda.is_bf16_supported()
-    ):
-        raise UserError("training.precision: this GPU has no bfloat16; use float32 or float16")
-    trackers = [tracker.value for tracker in get_available_trackers()]
-    if missing := [name for name in training.report_to if name not in trackers]:
-        raise UserError(
-            f"training.report_to: {', '.join(missing)} unknown or not installed; "
-            f"available here: {', '.join(trackers) or 'none'}"
-        )
-    if training.sharding == "full" and processes == 1:
-        raise UserError(
-            "training.sharding: full is for several processes; start them with torchrun "
-            "--nproc_per_node (docs/scaling.md)"
-        )
-    if processes == 1 and torch.cuda.device_count() > 1:
-        raise UserError(
-            f"there are {torch.cuda.device_count()} GPUs: start a process for each with torchrun "
-            "--nproc_per_node (docs/scaling.md), or use one with CUDA_VISIBLE_DEVICES=0"
-        )
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        # bfloat16 needs no loss scaling; where its autocast is, see `simcse.state`.
-        mixed_precision="fp16" if training.precision == "float16" else "no",
-        log_with=training.report_to or None,
-        project_config=ProjectConfiguration(str(run), logging_dir=str(run / "tensorboard")),
-    )
-
-
-def make_optimizer(config: Config, loss: TrainingLoss) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors (biases, norms) and a learned temperature do not."""
-    learned = [p for p in loss.parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for p in learned if p.ndim > 1],
-            "weight_decay": config.training.weight_decay,
-        },
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.training.learning_rate, fused=True)
 
 
 def batches_from(sampler: Sampler, step: int) -> Iterator[list[int]]:

@@ -25,18 +25,19 @@ class Progress:
         run: Run folder.
         accelerator: Has the trackers.
         steps: Of the whole run.
+        done: Of these, before it was resumed.
         entries: Of the log so far; whatever ``log.jsonl`` holds beyond them is dropped.
     """
 
     def __init__(
-        self, run: Path, accelerator: Accelerator, steps: int, entries: list[Entry]
+        self, run: Path, accelerator: Accelerator, steps: int, done: int, entries: list[Entry]
     ) -> None:
         self.path = run / LOG_FILE
         self.accelerator = accelerator
         self.entries = entries
         self.prototypes: str | None = None
         hidden = None if distributed.is_first() else True  # None: on a terminal only
-        self.bar = tqdm(total=steps, unit="step", disable=hidden)
+        self.bar = tqdm(total=steps, initial=done, unit="step", disable=hidden)
         if distributed.is_first():
             write_atomically(self.path, "".join(map(_line, entries)))
 

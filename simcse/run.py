@@ -36,6 +36,7 @@ from simcse.evaluation.tasks import Task
 from simcse.files import filling, write_atomically
 from simcse.interruption import StopSignals
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
+from simcse.resuming import Position
 from simcse.runs import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
@@ -52,6 +53,7 @@ from simcse.training import (
     check_views_differ,
     evaluate_model,
     labels_of,
+    make_accelerator,
     rows_used,
     steps_of,
     view_collator,
@@ -102,7 +104,7 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
         print_scores(scores)
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)  # a kill may have left some
         return
-    loop.make_accelerator(config, run)  # for what it refuses, before the text is read
+    make_accelerator(config, run)  # for what it refuses, before the text is read
     with StopSignals() as stop:
         prepared = prepare(config)
         with distributed.first():
@@ -155,7 +157,7 @@ def _finish(
     prepared: Prepared,
     model: SentenceTransformer,
     raw: dict[str, Scores],
-    position: loop.Position,
+    position: Position,
     minutes: float | None,
 ) -> None:
     """Export the model, which has the weights of the best checkpoint, and score it."""
@@ -200,7 +202,7 @@ def dry_run(config: Config) -> None:
         raise UserError("--dry-run: measures one process; start it without a launcher")
     run = Path(str(config.output))
     finished = _is_finished(run, config)
-    loop.make_accelerator(config, run)  # for what it refuses
+    make_accelerator(config, run)  # for what it refuses
     print(to_yaml(config))
     prepared = prepare(config)
     steps = steps_of(config, prepared.rows)
@@ -421,7 +423,7 @@ def step_seconds(
     """Seconds of forward and backward pass (float32), the median of a few real batches."""
     model, rows = prepared.model, prepared.rows
     collator = view_collator(config, model)
-    accelerator = loop.make_accelerator(config, Path(str(config.output)))
+    accelerator = make_accelerator(config, Path(str(config.output)))
     loss = prepared.loss.to(model.device)
     model.train()
     seconds = []

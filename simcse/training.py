@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
@@ -145,3 +150,66 @@ def check_views_differ(config: Config, model: SentenceTransformer, rows: Dataset
             "and there is nothing to learn; set encoder.dropout, such as 0.1, "
             "or the dropout of a view"
         )
+
+
+def make_accelerator(config: Config, run: Path) -> Accelerator:
+    """Device, loss scaling and trackers for a config.
+
+    Raises:
+        UserError: A precision or tracker that this machine does not have, several GPUs in one
+            process, or a batch that the processes cannot share.
+    """
+    training, processes = config.training, distributed.world()
+    rows = 2 * processes if config.data.form == "labelled" else processes
+    if training.batch_size % rows:
+        raise UserError(
+            f"training.batch_size: {training.batch_size} is for all {processes} processes together "
+            f"and must be a multiple of {rows}"
+        )
+    if training.precision == "float16" and not torch.cuda.is_available():
+        raise UserError(
+            "training.precision: float16 needs a GPU; allowed here are float32, bfloat16"
+        )
+    if (
+        training.precision == "bfloat16"
+        and torch.cuda.is_available()
+        and not torch.cuda.is_bf16_supported()
+    ):
+        raise UserError("training.precision: this GPU has no bfloat16; use float32 or float16")
+    trackers = [tracker.value for tracker in get_available_trackers()]
+    if missing := [name for name in training.report_to if name not in trackers]:
+        raise UserError(
+            f"training.report_to: {', '.join(missing)} unknown or not installed; "
+            f"available here: {', '.join(trackers) or 'none'}"
+        )
+    if training.sharding == "full" and processes == 1:
+        raise UserError(
+            "training.sharding: full is for several processes; start them with torchrun "
+            "--nproc_per_node (docs/scaling.md)"
+        )
+    if processes == 1 and torch.cuda.device_count() > 1:
+        raise UserError(
+            f"there are {torch.cuda.device_count()} GPUs: start a process for each with torchrun "
+            "--nproc_per_node (docs/scaling.md), or use one with CUDA_VISIBLE_DEVICES=0"
+        )
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        # bfloat16 needs no loss scaling; where its autocast is, see `simcse.state`.
+        mixed_precision="fp16" if training.precision == "float16" else "no",
+        log_with=training.report_to or None,
+        project_config=ProjectConfiguration(str(run), logging_dir=str(run / "tensorboard")),
+    )
+
+
+def make_optimizer(config: Config, loss: TrainingLoss) -> torch.optim.AdamW:
+    """AdamW; matrices decay, vectors (biases, norms) and a learned temperature do not."""
+    learned = [p for p in loss.parameters() if p.requires_grad]
+    groups = [
+        {
+            "params": [p for p in learned if p.ndim > 1],
+            "weight_decay": config.training.weight_decay,
+        },
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.training.learning_rate, fused=True)

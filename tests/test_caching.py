@@ -13,8 +13,9 @@ from conftest import MINI_BERT, ROOT, SENTENCES, make_masked_encoder, terms_of
 from simcse import distributed, encoder
 from simcse.config import validate
 from simcse.engines import Engine, whole_tensor
-from simcse.loop import backpropagate, make_accelerator
+from simcse.loop import backpropagate
 from simcse.loss import TrainingLoss
+from simcse.training import make_accelerator
 from simcse.views import ViewCollator
 
 MINI_BATCH = 5  # divides neither the batch nor the number of texts
@@ -215,7 +216,8 @@ from simcse import encoder
 from pathlib import Path
 from simcse.config import validate
 from simcse.engines import Engine, whole_tensor
-from simcse.loop import backpropagate, make_accelerator
+from simcse.loop import backpropagate
+from simcse.training import make_accelerator
 from simcse.loss import TrainingLoss
 def peak(mini_batch_size):
     config = validate({"encoder": {"name": sys.argv[1]},

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import BertForMaskedLM
 
-from simcse import encoder, loop
+from simcse import encoder, loop, training
 from simcse.cli import main
 from simcse.config import validate
 from simcse.loss import TrainingLoss
@@ -314,7 +314,7 @@ def test_a_learned_temperature_does_not_decay(tiny):
     config = validate({"objective": "clip", "training": {"weight_decay": 0.5}}, "test")
     loss = TrainingLoss(encoder.build(EncoderConfig(name=str(tiny))), config)
     names = {id(p): name for name, p in loss.named_parameters()}
-    groups = loop.make_optimizer(config, loss).param_groups
+    groups = training.make_optimizer(config, loss).param_groups
     decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     assert decays["state.temperature.logarithm"] == 0
     assert {name for name, decay in decays.items() if decay} == {

@@ -23,7 +23,7 @@ import pytest
 import torch
 from conftest import log, newest_checkpoint
 
-from simcse import checkpoints, loop, run, training
+from simcse import checkpoints, loop, resuming, run, training
 from simcse.cli import main
 from simcse.errors import UserError, naming_memory
 from simcse.interruption import StopSignals
@@ -106,7 +106,7 @@ def _act_at(path, number, action=signal.SIGKILL):
     """Before the n-th call of a function send this process a signal, or fill a disk."""
     calls = []
     module, *inner, name = path.split(".")
-    owner = {"loop": loop, "checkpoints": checkpoints, "run": run}[module]
+    owner = {"loop": loop, "resuming": resuming, "checkpoints": checkpoints, "run": run}[module]
     for part in inner:
         owner = getattr(owner, part)
     original = getattr(owner, name)
@@ -176,7 +176,7 @@ def whole(arguments, tmp_path_factory, start):
 # Where a checkpoint may be cut off: while its files are written, flushed, sealed, renamed, while
 # older ones go, and the export after the last; each before the n-th call in a process.
 DEATHS = [
-    ("loop.torch.save", 2),
+    ("resuming.torch.save", 2),
     ("checkpoints._seal", 1),
     ("checkpoints.os.fsync", 12),
     ("checkpoints.write_atomically", 1),
@@ -284,8 +284,8 @@ def disk(tmp_path):
 FULL = {
     "cache": ("run.load_training_data", 1, None),
     "checkpoint": ("checkpoints.writing", 2, "checkpoint-4"),
-    "optimiser": ("loop.torch.save", 4, "checkpoint-4"),
-    "state": ("loop.asdict", 2, "checkpoint-4"),
+    "optimiser": ("resuming.torch.save", 4, "checkpoint-4"),
+    "state": ("resuming.asdict", 2, "checkpoint-4"),
     "log": (STEP, 6, "checkpoint-4"),
     "export": ("run.filling", 1, "checkpoint-20"),
     "scores": ("run.save_items", 1, "checkpoint-20"),
