@@ -85,7 +85,7 @@ def _triplets(fields: Fields, counts: Counter[str]) -> Iterator[Row]:
         label = NLI_LABELS.get(spelling.strip().lower())
         if label is None:
             raise UserError(
-                f"{place}: label {spelling!r} unknown; allowed are "
+                f"{place}: label {spelling[:60]!r} unknown; allowed are "
                 f"{', '.join(repr(name) for name in NLI_LABELS)}"
             )
         if not (premise.strip() and hypothesis.strip()):

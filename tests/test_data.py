@@ -175,6 +175,11 @@ def packed(content: bytes) -> bytes:
         ("a.csv.gz", packed(b"s\n" + b"x\n" * 9999)[:-9], "broken gzip file"),
         ("a.jsonl.gz", packed(b"{}\n") + b"tail", "choose columns|broken gzip file"),
         ("a.csv", b"s\nx,y\n", r"a\.csv:2: 2 fields, the header has 1"),
+        ("a.jsonl", b'{"s":' * 9999 + b"1" + b"}" * 9999, r"a\.jsonl:1: not valid JSON"),
+        ("a.jsonl", b'{"s":' * 90 + b"1" + b"}" * 90, r"a\.jsonl:1: expected text, found dict"),
+        ("a.jsonl", b'{"%s": "x", "s": "x"}' % (b"k" * 99_999), r"a\.jsonl:1: choose .* of k+ …$"),
+        ("a.jsonl", b'{"s": "x"}\n{"%s": "x"}' % (b"k" * 99_999), r"a\.jsonl:2: no col.* k+ …$"),
+        ("a.csv", b"%s,%s" % ((b"k" * 99_999,) * 2), r"a\.csv:1: two columns are called 'k+'$"),
         ("a.parquet", b"x", r"a\.parquet: not a sound parquet file"),
         ("a.parquet", b"PAR1" + b"x" * 40 + b"PAR1", r"a\.parquet: not a sound parquet file"),
         ("a.TXT.GZ", b"no gzip", "broken gzip file"),
@@ -184,6 +189,7 @@ def test_bad_files_are_named_with_their_line(load, tmp_path, name, content, expe
     with pytest.raises(UserError, match=expected) as error:
         load(write(tmp_path / name, content))
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def as_parquet(folder, array, name="s"):

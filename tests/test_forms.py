@@ -134,6 +134,8 @@ def test_nli_columns_and_number_labels_of_other_data_sets(load, tmp_path, tokeni
 def test_an_unknown_label_is_named_with_its_place(load):
     with pytest.raises(UserError, match=r"n\.csv:3: label 'maybe' unknown; allowed are 'entail"):
         load("n.csv", "premise,hypothesis,label\na,b,neutral\na,c,maybe\n", form="nli")
+    with pytest.raises(UserError, match=r"n\.csv:2: label 'x{60}' unknown"):
+        load("n.csv", f"premise,hypothesis,label\na,b,{'x' * 9999}\n", form="nli")
 
 
 def test_labelled_text_and_groups_without_a_header(load, tokenizer):
