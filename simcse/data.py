@@ -51,13 +51,13 @@ class TextCounts:
     texts: int
     """Texts of all rows: more than rows where a row is a pair or more."""
     found: dict[str, int] = field(default_factory=dict)
-    """NLI rows by their label, and entailments without a contradiction."""
+    """Incomplete rows; NLI rows by their label, and entailments without a contradiction."""
 
     def __str__(self) -> str:
         share = self.truncated / max(self.texts, 1)
-        nli = "".join(f"{count:,} {name}, " for name, count in self.found.items())
+        found = "".join(f"{count:,} {name}, " for name, count in self.found.items())
         return (
-            f"{nli}{self.rows:,} rows with text, {self.empty:,} empty (skipped), "
+            f"{found}{self.rows:,} rows with text, {self.empty:,} empty (skipped), "
             f"{self.duplicate:,} duplicate (skipped), {self.truncated:,} longer than max_length "
             f"(cut; {share:.1%}), sha256 {self.sha256}"
         )
@@ -93,9 +93,7 @@ def load_training_data(
             counts_temporary.write_text(json.dumps(asdict(counts)), encoding="utf-8")
     counts = TextCounts(**json.loads(counts_path.read_text(encoding="utf-8")))
     if counts.rows == 0:
-        raise UserError(
-            f"data.train: no text in {', '.join(config.train)} ({counts.empty:,} empty rows)"
-        )
+        raise UserError(f"data.train: no text in {', '.join(config.train)}: {counts}")
     dataset = Dataset.from_file(str(path))
     keep = np.unique(dataset.data.column("row_hash").to_numpy(), return_index=True)[1]
     keep.sort()
@@ -120,7 +118,7 @@ def texts_of(config: DataConfig, rows: Dataset) -> Iterator[str]:
 
 def _read(sources: list[Source], config: DataConfig, found: Counter[str]) -> Iterator[Row]:
     fields = chain.from_iterable(source.read(Wanted.of(config)) for source in sources)
-    return rows_of(fields, config.form, found)
+    return rows_of(fields, config.form, found, config.incomplete)
 
 
 def _tokenize(
@@ -207,7 +205,7 @@ def _cache_key(
     parts = [
         CACHE_VERSION,
         [s.identity() for s in sources],
-        [config.form, config.columns, config.names, config.quotes],
+        [config.form, config.columns, config.names, config.quotes, config.incomplete],
         config.max_length,
         rules,
     ]
