@@ -22,6 +22,7 @@ from tqdm import tqdm
 from simcse.encoder import SENTENCE_EMBEDDING
 from simcse.first_token import cut, find_cuts
 from simcse.settings import Role
+from simcse.tokens import first_ids, in_chunks
 
 _CHUNK = 10_000
 _WORTH_CUTTING = 1000  # texts; finding what can be left out costs as much as a hundred
@@ -89,14 +90,8 @@ def encoder_of(model: SentenceTransformer, role: Role | None) -> Callable[..., n
 def token_ids(model: SentenceTransformer, texts: Sequence[str]) -> list[np.ndarray]:
     """Token ids of each text, int32, cut at the model's limit; needs a fast tokenizer."""
     ids: list[np.ndarray] = []
-    for start in range(0, len(texts), _CHUNK):
-        found = model.tokenizer(
-            list(texts[start : start + _CHUNK]),
-            truncation=True,
-            max_length=model.max_seq_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+    for chunk in in_chunks(texts, _CHUNK, len):
+        found, _ = first_ids(chunk, model.tokenizer, model.max_seq_length)
         ids += [np.array(one, dtype=np.int32) for one in found]
     return ids
 

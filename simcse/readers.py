@@ -30,6 +30,8 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 # A longer line is a binary file or a whole corpus without line breaks, never a sentence.
 MAX_CHARACTERS = 1_000_000
 _LONGEST = 4 * MAX_CHARACTERS + 4  # bytes
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_PARQUET_ROWS = 1000  # in memory at a time; pyarrow's default may be gigabytes of long texts
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ class _File:
         try:
             with pyarrow.parquet.ParquetFile(self.path) as file:
                 chosen = wanted.choose(str(self.path), file.schema_arrow.names)
-                for batch in file.iter_batches(columns=chosen):
+                for batch in file.iter_batches(_PARQUET_ROWS, columns=chosen):
                     columns = [batch.column(name).to_pylist() for name in chosen]
                     for values in zip(*columns, strict=True):
                         number += 1
@@ -275,7 +277,7 @@ def sound_text(place: str, text: str) -> str:
         )
     if "\0" in text:
         raise UserError(f"{place}: NUL character; is this a text file?")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and _SURROGATE.search(text):
         raise UserError(f"{place}: lone surrogate character; is this valid Unicode text?")
     return text
 
