@@ -26,6 +26,7 @@ from simcse.tokens import first_ids, in_chunks
 
 _CHUNK = 10_000
 _WORTH_CUTTING = 1000  # texts; finding what can be left out costs as much as a hundred
+_MANY_CHARACTERS = 100_000  # the library would tokenise all of them, whatever the model's limit
 _CPU_TOKENS = 4096  # of a batch on the CPU, where more at once is slower
 # What a model may do to a text before it tokenises it.
 _PROBE = ("  A text with Spaces,\tTabs\nand CAPITALS, also at its ends. \n", "short")
@@ -69,7 +70,8 @@ def encode_by_length(
         show_progress_bar=False,
     )
     embed = partial(_embed, model, normalize=normalize, route=role)
-    if len(distinct) <= batch_size or not _agree(model, encode, embed):
+    few = len(distinct) <= batch_size and sum(map(len, distinct)) < _MANY_CHARACTERS
+    if few or not _agree(model, encode, embed):
         result = encode(distinct, show_progress_bar=show_progress)
     else:
         result = _in_batches(model, distinct, batch_size, embed, show_progress=show_progress)
