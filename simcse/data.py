@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +20,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from simcse.errors import UserError
-from simcse.files import cache_folder, replacing
+from simcse.files import cache_folder, cached
 from simcse.forms import Row, rows_of
 from simcse.readers import Source, Wanted, find_sources
 from simcse.settings import DataConfig
+from simcse.tokens import first_ids, in_chunks
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 _CHUNK = 10_000
 
 _SCHEMA = pa.schema(
@@ -51,13 +53,13 @@ class TextCounts:
     texts: int
     """Texts of all rows: more than rows where a row is a pair or more."""
     found: dict[str, int] = field(default_factory=dict)
-    """NLI rows by their label, and entailments without a contradiction."""
+    """Incomplete rows; NLI rows by their label, and entailments without a contradiction."""
 
     def __str__(self) -> str:
         share = self.truncated / max(self.texts, 1)
-        nli = "".join(f"{count:,} {name}, " for name, count in self.found.items())
+        found = "".join(f"{count:,} {name}, " for name, count in self.found.items())
         return (
-            f"{nli}{self.rows:,} rows with text, {self.empty:,} empty (skipped), "
+            f"{found}{self.rows:,} rows with text, {self.empty:,} empty (skipped), "
             f"{self.duplicate:,} duplicate (skipped), {self.truncated:,} longer than max_length "
             f"(cut; {share:.1%}), sha256 {self.sha256}"
         )
@@ -84,18 +86,15 @@ def load_training_data(
     sources = [resolved for name in config.train for resolved in find_sources(name, config)]
     folder = Path(config.cache) if config.cache else cache_folder() / "tokens"
     path = folder / f"{_cache_key(sources, config, tokenizer)}.arrow"
-    counts_path = path.with_suffix(".json")
-    if not (path.is_file() and counts_path.is_file()):
-        with replacing(path) as temporary, replacing(counts_path) as counts_temporary:
-            found: Counter[str] = Counter()
-            rows = _read(sources, config, found)
-            counts = _tokenize(rows, found, tokenizer, config.max_length, temporary)
-            counts_temporary.write_text(json.dumps(asdict(counts)), encoding="utf-8")
-    counts = TextCounts(**json.loads(counts_path.read_text(encoding="utf-8")))
+
+    def make(temporary: Path) -> dict[str, Any]:
+        found: Counter[str] = Counter()
+        rows = _read(sources, config, found)
+        return asdict(_tokenize(rows, found, tokenizer, config.max_length, temporary))
+
+    counts = TextCounts(**cached(path, make))
     if counts.rows == 0:
-        raise UserError(
-            f"data.train: no text in {', '.join(config.train)} ({counts.empty:,} empty rows)"
-        )
+        raise UserError(f"data.train: no text in {', '.join(config.train)}: {counts}")
     dataset = Dataset.from_file(str(path))
     keep = np.unique(dataset.data.column("row_hash").to_numpy(), return_index=True)[1]
     keep.sort()
@@ -120,7 +119,7 @@ def texts_of(config: DataConfig, rows: Dataset) -> Iterator[str]:
 
 def _read(sources: list[Source], config: DataConfig, found: Counter[str]) -> Iterator[Row]:
     fields = chain.from_iterable(source.read(Wanted.of(config)) for source in sources)
-    return rows_of(fields, config.form, found)
+    return rows_of(fields, config.form, found, config.incomplete)
 
 
 def _tokenize(
@@ -135,9 +134,9 @@ def _tokenize(
     hashes = []
     digest = hashlib.sha256()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-        while chunk := list(islice(rows, _CHUNK)):
+        for chunk in in_chunks(rows, _CHUNK, lambda row: sum(map(len, row.texts))):
             texts = [text for row in chunk for text in row.texts]
-            ids, cut = tokenize_texts(texts, tokenizer, max_length)
+            ids, cut = first_ids(texts, tokenizer, max_length)
             remaining = iter(zip(ids, map(_hash64, texts), strict=True))
             columns: list[list[object]] = [[] for _ in _SCHEMA]
             for row in chunk:
@@ -167,25 +166,6 @@ def _tokenize(
     )
 
 
-def tokenize_texts(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[list[int]], int]:
-    """Token ids of each text, cut at ``max_length``, and how many texts were cut."""
-    encoded = tokenizer(
-        texts,
-        truncation=True,
-        max_length=max_length,
-        return_overflowing_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
-    # A long text comes back as several rows, its beginning first.
-    origin = encoded["overflow_to_sample_mapping"]
-    first = [row for row, text in enumerate(origin) if row == 0 or origin[row - 1] != text]
-    cut = len({text for row, text in enumerate(origin) if row and origin[row - 1] == text})
-    return [encoded["input_ids"][row] for row in first], cut
-
-
 def _hash64(text: str) -> int:
     return int.from_bytes(
         hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True
@@ -202,13 +182,16 @@ def _row_hash(text_hash: Sequence[int], label: int) -> int:
 def _cache_key(
     sources: list[Source], config: DataConfig, tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    # The serialised tokenizer holds vocabulary, normalisation and special-token template.
-    rules = tokenizer.backend_tokenizer.to_str()
+    # The serialised tokenizer holds vocabulary, normalisation and special-token template, and what
+    # the last call said of length.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
     parts = [
         CACHE_VERSION,
         [s.identity() for s in sources],
-        [config.form, config.columns, config.names, config.quotes],
+        [config.form, config.columns, config.names, config.quotes, config.incomplete],
         config.max_length,
-        rules,
+        backend.to_str(),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

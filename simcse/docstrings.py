@@ -20,13 +20,13 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from simcse.errors import UserError
-from simcse.files import cache_folder, write_atomically
+from simcse.files import cache_folder, cached
 
 DISTRIBUTION = "simcse-trainer"
 HARVEST_VERSION = 2
@@ -123,12 +123,15 @@ def _load(folder: Path) -> list[Docstring]:
         [HARVEST_VERSION, sys.version, sorted((n, v) for n, (v, _) in sources.items())]
     )
     path = folder / f"docstrings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
-    if not path.is_file():
-        lines = []
-        for name in sorted(sources):
-            for docstring in harvest(sources[name][1]):
-                lines.append(json.dumps([docstring.module, docstring.sentences]))
-        write_atomically(path, "\n".join(lines) + "\n")
+
+    def make(temporary: Path) -> dict[str, Any]:
+        with temporary.open("w", encoding="utf-8") as file:
+            for name in sorted(sources):
+                for docstring in harvest(sources[name][1]):
+                    file.write(json.dumps([docstring.module, docstring.sentences]) + "\n")
+        return {}
+
+    cached(path, make)
     with path.open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     return [Docstring(module, tuple(sentences)) for module, sentences in rows]

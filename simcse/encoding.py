@@ -24,9 +24,11 @@ from simcse.encoder import SENTENCE_EMBEDDING
 from simcse.errors import UserError
 from simcse.first_token import cut, find_cuts
 from simcse.settings import Role
+from simcse.tokens import first_ids, in_chunks
 
 _CHUNK = 10_000
 _WORTH_CUTTING = 1000  # texts; finding what can be left out costs as much as a hundred
+_MANY_CHARACTERS = 100_000  # the library would tokenise all of them, whatever the model's limit
 _CPU_TOKENS = 4096  # of a batch on the CPU, where more at once is slower
 # What a model may do to a text before it tokenises it.
 _PROBE = ("  A text with Spaces,\tTabs\nand CAPITALS, also at its ends. \n", "short")
@@ -70,7 +72,8 @@ def encode_by_length(
         show_progress_bar=False,
     )
     embed = partial(_embed, model, normalize=normalize, route=role)
-    if len(distinct) <= batch_size or not _agree(model, encode, embed):
+    few = len(distinct) <= batch_size and sum(map(len, distinct)) < _MANY_CHARACTERS
+    if few or not _agree(model, encode, embed):
         result = encode(distinct, show_progress_bar=show_progress)
     else:
         result = _in_batches(model, distinct, batch_size, embed, show_progress=show_progress)
@@ -97,14 +100,8 @@ def encoder_of(model: SentenceTransformer, role: Role | None) -> Callable[..., n
 def token_ids(model: SentenceTransformer, texts: Sequence[str]) -> list[np.ndarray]:
     """Token ids of each text, int32, cut at the model's limit; needs a fast tokenizer."""
     ids: list[np.ndarray] = []
-    for start in range(0, len(texts), _CHUNK):
-        found = model.tokenizer(
-            list(texts[start : start + _CHUNK]),
-            truncation=True,
-            max_length=model.max_seq_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+    for chunk in in_chunks(texts, _CHUNK, len):
+        found, _ = first_ids(chunk, model.tokenizer, model.max_seq_length)
         ids += [np.array(one, dtype=np.int32) for one in found]
     return ids
 

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from simcse.errors import UserError
 from simcse.readers import Fields
@@ -30,47 +31,60 @@ class Row:
     label: str | None = None
 
 
-def rows_of(fields: Fields, form: str, counts: Counter[str]) -> Iterator[Row]:
+# What may not be empty in a row; the last of pairs goes for all hard negatives.
+_NEEDED = {
+    "sentences": ("text",),
+    "pairs": ("anchor", "positive", "hard_negative"),
+    "nli": ("premise", "hypothesis"),
+    "labelled": ("text", "label"),
+}
+
+
+def rows_of(
+    fields: Fields, form: str, counts: Counter[str], incomplete: Literal["skip", "refuse"]
+) -> Iterator[Row]:
     """Turn the columns of a form into rows.
 
     Args:
         fields: Place and columns of each row.
         form: One of :data:`simcse.settings.COLUMNS`.
-        counts: Gains ``empty`` and, for NLI, what was found and made.
+        counts: Gains ``empty`` and what else was skipped and, for NLI, what was found and made.
+        incomplete: What to do with a row of which something is empty, but not all.
 
     Raises:
-        UserError: A text of a pair is empty, a label is empty or unknown; with its place.
+        UserError: A label is unknown, or an incomplete row is to be refused; with its place.
     """
+    fields = _complete(fields, form, counts, incomplete)
     if form == "nli":
         yield from _triplets(fields, counts)
         return
     width: int | None = None
     for place, texts in fields:
-        if not any(text.strip() for text in texts):
-            counts["empty"] += 1
-        elif form == "sentences":
-            yield Row(place, texts)
-        elif form == "labelled":
+        if form == "labelled":
             text, label = texts
-            if not text.strip():
-                counts["empty"] += 1
-                continue
-            if not label.strip():
-                raise UserError(f"{place}: empty label")
             yield Row(place, (text,), label.strip())
+            continue
+        width = width or len(texts)
+        if len(texts) != width:
+            raise UserError(f"{place}: {len(texts)} columns; the rows before have {width}")
+        yield Row(place, texts)
+
+
+def _complete(
+    fields: Fields, form: str, counts: Counter[str], incomplete: Literal["skip", "refuse"]
+) -> Fields:
+    needed = _NEEDED[form]
+    for place, texts in fields:
+        found = [bool(text.strip()) for text in texts]
+        if not any(found):
+            counts["empty"] += 1
+        elif all(found) or (form == "nli" and all(found[:2])):  # a row may be without a label
+            yield place, texts
+        elif incomplete == "skip":
+            counts["incomplete (skipped)"] += 1
         else:
-            _no_empty_text(place, texts)
-            width = width or len(texts)
-            if len(texts) != width:
-                raise UserError(f"{place}: {len(texts)} columns; the rows before have {width}")
-            yield Row(place, texts)
-
-
-def _no_empty_text(place: str, texts: tuple[str, ...]) -> None:
-    roles = ("anchor", "positive", *("hard_negative" for _ in texts[2:]))
-    for role, text in zip(roles, texts, strict=True):
-        if not text.strip():
-            raise UserError(f"{place}: empty {role}")
+            what = needed[min(found.index(False), len(needed) - 1)]
+            raise UserError(f"{place}: empty {what}; data.incomplete=skip leaves such rows out")
 
 
 def _triplets(fields: Fields, counts: Counter[str]) -> Iterator[Row]:
@@ -85,12 +99,9 @@ def _triplets(fields: Fields, counts: Counter[str]) -> Iterator[Row]:
         label = NLI_LABELS.get(spelling.strip().lower())
         if label is None:
             raise UserError(
-                f"{place}: label {spelling!r} unknown; allowed are "
+                f"{place}: label {spelling[:60]!r} unknown; allowed are "
                 f"{', '.join(repr(name) for name in NLI_LABELS)}"
             )
-        if not (premise.strip() and hypothesis.strip()):
-            counts["empty"] += 1
-            continue
         counts[label] += 1
         if label == ENTAILMENT:
             entailed.setdefault(premise, []).append((place, hypothesis))

@@ -30,6 +30,8 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 # A longer line is a binary file or a whole corpus without line breaks, never a sentence.
 MAX_CHARACTERS = 1_000_000
 _LONGEST = 4 * MAX_CHARACTERS + 4  # bytes
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_PARQUET_ROWS = 1000  # in memory at a time; pyarrow's default may be gigabytes of long texts
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class Wanted:
                 meant.
         """
         if twice := [name for name in self.columns or found if found.count(name) > 1]:
-            raise UserError(f"{place}: two columns are called {twice[0]!r}")
+            raise UserError(f"{place}: two columns are called {twice[0][:60]!r}")
         if missing := [name for name in self.columns if name not in found]:
-            raise UserError(f"{place}: no column {missing[0]!r}; found {', '.join(found)}")
+            raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(found)}")
         if self.columns:
             return list(self.columns)
         least, _, what = COLUMNS[self.form]
@@ -68,7 +70,7 @@ class Wanted:
         elif len(found) == least or (self.form == "pairs" and _are_triplets(found)):
             return found
         raise UserError(
-            f"{place}: choose columns (data.columns, or --column), {what}, of {', '.join(found)}"
+            f"{place}: choose columns (data.columns, or --column), {what}, of {_shown(found)}"
         )
 
     def fields(self, place: str, values: Sequence[object]) -> tuple[str, tuple[str, ...]]:
@@ -85,6 +87,12 @@ class Wanted:
                 raise UserError(f"{place}: expected text, found {type(value).__name__}")
             texts.append(sound_text(place, value or ""))
         return place, tuple(texts)
+
+
+def _shown(names: Iterable[str]) -> str:
+    """Names of columns for an error; a file of anything may have millions, or one of a megabyte."""
+    text = ", ".join(names)
+    return text if len(text) <= 300 else f"{text[:300]} …"
 
 
 # Names by which data sets call the columns of a form; the label is the last.
@@ -211,7 +219,7 @@ class _File:
                 raise UserError(f"{place}: expected a JSON object, found {type(row).__name__}")
             chosen = chosen or wanted.choose(place, list(row))
             if missing := [name for name in chosen if name not in row]:
-                raise UserError(f"{place}: no column {missing[0]!r}; found {', '.join(row)}")
+                raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(row)}")
             yield wanted.fields(place, [row[name] for name in chosen])
 
     def _read_csv(self, lines: Iterator[tuple[str, str]], wanted: Wanted) -> Fields:
@@ -247,7 +255,7 @@ class _File:
         try:
             with pyarrow.parquet.ParquetFile(self.path) as file:
                 chosen = wanted.choose(str(self.path), file.schema_arrow.names)
-                for batch in file.iter_batches(columns=chosen):
+                for batch in file.iter_batches(_PARQUET_ROWS, columns=chosen):
                     columns = [batch.column(name).to_pylist() for name in chosen]
                     for values in zip(*columns, strict=True):
                         number += 1
@@ -272,7 +280,7 @@ def sound_text(place: str, text: str) -> str:
         )
     if "\0" in text:
         raise UserError(f"{place}: NUL character; is this a text file?")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and _SURROGATE.search(text):
         raise UserError(f"{place}: lone surrogate character; is this valid Unicode text?")
     return text
 

@@ -154,6 +154,9 @@ class DataConfig(_Section):
     """Names of the columns of csv and tsv files that have no header."""
     quotes: bool = True
     """Whether quotes enclose fields of csv and tsv files; ``false`` takes them as they stand."""
+    incomplete: Literal["skip", "refuse"] = "skip"
+    """Rows of which a text or a label is empty and others are not: counted and left out, or refused
+    with their line. Rows of which all is empty are always left out."""
     split: str = "train"
     """Split of a Hub data set."""
     revision: str | None = None

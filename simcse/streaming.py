@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +13,7 @@ from numpy.lib import format as npy
 
 from simcse.errors import UserError
 from simcse.files import replacing
+from simcse.tokens import in_chunks
 
 CHUNK = 20_000  # texts in memory at a time; enough of them that batches of like length can be made
 
@@ -88,7 +88,7 @@ def encode_to_file(
     """Embed texts into a file that appears whole or not at all.
 
     Args:
-        texts: In any number; at most :data:`CHUNK` of them are held.
+        texts: In any number; a chunk of at most :data:`CHUNK` of them is held.
         encode: Gives float32 ``(texts, dim)``.
         output: Ends in one of :data:`FORMATS`; an old file is replaced when all is done.
         source: Name of where the texts come from, for errors.
@@ -100,12 +100,11 @@ def encode_to_file(
         UserError: There is no text, or the name ends otherwise.
     """
     make = check_name(output)
-    remaining = iter(texts)
     rows = width = 0
     with replacing(output) as temporary:
         file = make(temporary)
         try:
-            while chunk := list(islice(remaining, CHUNK)):
+            for chunk in in_chunks(texts, CHUNK, len):
                 embeddings = encode(chunk)
                 file.write(chunk, embeddings)
                 rows, width = rows + len(chunk), embeddings.shape[1]

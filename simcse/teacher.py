@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -16,8 +16,9 @@ from simcse.data import TextCounts, texts_of
 from simcse.encoder import fingerprint, source_of
 from simcse.encoding import encode_by_length
 from simcse.errors import UserError, first_line
-from simcse.files import cache_folder, replacing
+from simcse.files import cache_folder, cached
 from simcse.settings import Config, ObjectiveConfig
+from simcse.tokens import in_chunks
 
 _CHUNK = 4096
 
@@ -62,16 +63,15 @@ def teacher_embeddings(
     key = hashlib.sha256(b"".join(parts)).hexdigest()[:24]
     folder = Path(config.data.cache) if config.data.cache else cache_folder() / "teachers"
     path = folder / f"{key}.npy"
-    if path.is_file():
-        return path
-    width = teacher.get_embedding_dimension()
-    print(f"teacher  {name}: embedding {needed.sum():,} texts, {width} wide", flush=True)
-    texts = enumerate(texts_of(config.data, rows))
-    wanted = ((row, text) for row, text in texts if needed[row])
-    with replacing(path) as temporary:
+
+    def make(temporary: Path) -> dict[str, Any]:
+        width = teacher.get_embedding_dimension()
+        print(f"teacher  {name}: embedding {needed.sum():,} texts, {width} wide", flush=True)
+        texts = enumerate(texts_of(config.data, rows))
+        wanted = ((row, text) for row, text in texts if needed[row])
         memory = open_memmap(temporary, "w+", np.float32, (len(rows), width))
         done = 0
-        while chunk := list(islice(wanted, _CHUNK)):
+        for chunk in in_chunks(wanted, _CHUNK, lambda pair: len(pair[1])):
             places, sentences = zip(*chunk, strict=True)
             found = encode_by_length(teacher, sentences, config.evaluation.batch_size)
             memory[list(places)] = found
@@ -80,4 +80,7 @@ def teacher_embeddings(
         del memory
         if done != needed.sum():
             raise UserError(f"data.train: the text has changed while {name} was reading it")
+        return {}
+
+    cached(path, make)
     return path

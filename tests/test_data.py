@@ -105,9 +105,12 @@ def test_glob_and_several_files_in_order(load, tmp_path):
     assert dataset["input_ids"][:] == again["input_ids"][:]
 
 
-def test_second_load_reads_the_cache_and_a_changed_file_does_not(load, tmp_path, monkeypatch):
+def test_second_load_reads_the_cache_and_a_changed_file_does_not(
+    load, tokenizer, tmp_path, monkeypatch
+):
     path = write(tmp_path / "a.txt", "one two three\n")
     first, _ = load(path)
+    tokenizer(["a text"], truncation=True, max_length=5, padding=True)  # which it remembers
 
     def unexpected(*_):
         raise AssertionError("tokenised again")
@@ -119,6 +122,22 @@ def test_second_load_reads_the_cache_and_a_changed_file_does_not(load, tmp_path,
     write(path, "one two three\nfour\n")
     os.utime(path, ns=(1, 1))
     assert load(path)[1].rows == 2
+
+
+def test_a_cache_that_lacks_rows_is_made_anew(load, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "_CHUNK", 10)
+    text = write(tmp_path / "a.txt", "\n".join(f"sentence number {i}" for i in range(25)))
+    rows, counts = load(text)
+    whole = rows["input_ids"][:]
+    [path] = (tmp_path / "cache").glob("*.arrow")
+    with pa.ipc.open_stream(path.read_bytes()) as reader:
+        first = reader.read_next_batch()
+    path.unlink()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
+        writer.write_batch(first)
+    again, found = load(text)
+    assert (again["input_ids"][:], found) == (whole, counts)
+    assert f"warning: {path}: not what was written there" in capsys.readouterr().out
 
 
 def test_failed_load_leaves_no_cache(load, tmp_path):
@@ -175,6 +194,11 @@ def packed(content: bytes) -> bytes:
         ("a.csv.gz", packed(b"s\n" + b"x\n" * 9999)[:-9], "broken gzip file"),
         ("a.jsonl.gz", packed(b"{}\n") + b"tail", "choose columns|broken gzip file"),
         ("a.csv", b"s\nx,y\n", r"a\.csv:2: 2 fields, the header has 1"),
+        ("a.jsonl", b'{"s":' * 9999 + b"1" + b"}" * 9999, r"a\.jsonl:1: not valid JSON"),
+        ("a.jsonl", b'{"s":' * 90 + b"1" + b"}" * 90, r"a\.jsonl:1: expected text, found dict"),
+        ("a.jsonl", b'{"%s": "x", "s": "x"}' % (b"k" * 99_999), r"a\.jsonl:1: choose .* of k+ …$"),
+        ("a.jsonl", b'{"s": "x"}\n{"%s": "x"}' % (b"k" * 99_999), r"a\.jsonl:2: no col.* k+ …$"),
+        ("a.csv", b"%s,%s" % ((b"k" * 99_999,) * 2), r"a\.csv:1: two columns are called 'k+'$"),
         ("a.parquet", b"x", r"a\.parquet: not a sound parquet file"),
         ("a.parquet", b"PAR1" + b"x" * 40 + b"PAR1", r"a\.parquet: not a sound parquet file"),
         ("a.TXT.GZ", b"no gzip", "broken gzip file"),
@@ -184,6 +208,7 @@ def test_bad_files_are_named_with_their_line(load, tmp_path, name, content, expe
     with pytest.raises(UserError, match=expected) as error:
         load(write(tmp_path / name, content))
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def as_parquet(folder, array, name="s"):

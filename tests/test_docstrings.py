@@ -103,6 +103,18 @@ def test_only_required_distributions_count():
     assert not {"pytest", "mypy", "ruff", "tensorboard", docstrings.DISTRIBUTION} & names
 
 
+def test_a_damaged_harvest_is_made_anew(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tables.py").write_text(SOURCE)
+    found = [("tables", "1.0", {"tables": tmp_path / "tables.py"})]
+    monkeypatch.setattr(docstrings, "_distributions", lambda: iter(found))
+    whole = docstrings._load.__wrapped__(tmp_path)
+    assert [docstring.module for docstring in whole] == ["tables", "tables"]
+    [path] = tmp_path.glob("docstrings-*.jsonl")
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    assert docstrings._load.__wrapped__(tmp_path) == whole
+    assert "not what was written there; made anew" in capsys.readouterr().out
+
+
 def test_cache_folder_is_where_the_environment_says():
     folder = os.environ["SIMCSE_CACHE"]
     docstrings.load()

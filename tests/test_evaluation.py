@@ -17,6 +17,7 @@ from simcse.evaluation.sources import (
     load_geometry,
     load_task,
     read_pairs,
+    read_sts,
     task_names,
 )
 from simcse.evaluation.table import collapse_lines, score_table
@@ -112,6 +113,37 @@ def test_subsets_are_concatenated_and_unscored_pairs_skipped(tmp_path):
     assert task.sentence1 == ["a0", "a1", "a2"]
     assert task.sentence2 == ["b0", "b1", "b2"]
     assert task.grades.tolist() == [0.5, 1.5, 2.5]
+
+
+def test_sentences_are_spaced_as_senteval_does(tmp_path):
+    """Its loaders split at whitespace (``str.split``), its batchers join with single spaces."""
+    folder = sts_folder(tmp_path)
+    wide = " two  spaces,\u00a0no-break,\u3000wide\x0b\x85and \u2028more "
+    (folder / "STS.input.OnWN.txt").write_text(f"{wide}\tplain\nx\ty\n", newline="\n")
+    expected = "two spaces, no-break, wide and more"
+    task = load_task("STS13", tmp_path)
+    assert (task.sentence1[1], task.sentence2[1]) == (expected, "plain")
+    stsb, sick = tmp_path / "STS" / "STSBenchmark", tmp_path / "SICK"
+    stsb.mkdir()
+    sick.mkdir()
+    rows = "".join(f"g\tf\t2012\t1\t{grade}\t{wide}\tplain\n" for grade in (1, 4.5))
+    (stsb / "sts-dev.csv").write_text(rows)
+    rows = "".join(f"1\tplain\t{wide}\t{grade}\tX\n" for grade in (1, 4.5))
+    (sick / "SICK_test_annotated.txt").write_text(f"head\n{rows}")
+    assert load_task("STSB-dev", tmp_path).sentence1 == [expected] * 2
+    assert load_task("SICK-R", tmp_path).sentence2 == [expected] * 2
+    assert load_geometry(tmp_path, dev_only=True).sentence1 == [expected] * 2
+
+
+@pytest.mark.shared
+def test_spaces_of_sts12(senteval):
+    pairs = [(first, second) for first, second, _ in read_sts("STS12", senteval)]
+    task = load_task("STS12", senteval)
+    ours = list(zip(task.sentence1, task.sentence2, strict=True))
+    assert sum(a != b for a, b in zip(pairs, ours, strict=True)) == 114
+    assert [[text.split() for text in pair] for pair in pairs] == [
+        [text.split(" ") for text in pair] for pair in ours
+    ]
 
 
 def test_missing_subset_and_line_counts(tmp_path):

@@ -68,17 +68,45 @@ def test_a_repeated_pair_is_one_row_a_repeated_anchor_is_not(load):
 
 
 @pytest.mark.parametrize(
-    ("row", "expected"),
+    ("form", "row", "what"),
     [
-        ("x,,z", r"p\.csv:2: empty positive"),
-        (" ,y,z", r"p\.csv:2: empty anchor"),
-        ("x,y,", r"p\.csv:2: empty hard_negative"),
-        ("x,y", r"p\.csv:2: 2 fields, the header has 3"),
+        ("pairs", "x,,z", "positive"),
+        ("pairs", " ,y,z", "anchor"),
+        ("pairs", "x,y,", "hard_negative"),
+        ("nli", "x,,entailment", "hypothesis"),
+        ("nli", " ,y,0", "premise"),
+        ("labelled", "x,", "label"),
+        ("labelled", ",1", "text"),
     ],
 )
-def test_pairs_without_a_text_are_refused(load, row, expected):
-    with pytest.raises(UserError, match=expected):
-        load("p.csv", f"anchor,positive,negative\n{row}\n", form="pairs")
+def test_incomplete_rows_are_counted_and_skipped_or_refused(load, tokenizer, form, row, what):
+    header, whole = {
+        "pairs": ("anchor,positive,negative", "a,b,c\nd,e,f\n"),
+        "nli": ("premise,hypothesis,label", "a,b,entailment\na,c,contradiction\n"),
+        "labelled": ("text,label", "a,1\nb,1\n"),
+    }[form]
+    content = f"{header}\n{row}\n{whole}"
+    rows, counts = load("p.csv", content, form=form)
+    assert texts(tokenizer, rows) == texts(
+        tokenizer, load("w.csv", f"{header}\n{whole}", form=form)[0]
+    )
+    assert (counts.empty, counts.found["incomplete (skipped)"]) == (0, 1)
+    assert str(counts).startswith("1 incomplete (skipped), ")
+    with pytest.raises(UserError, match=rf"p\.csv:2: empty {what}; data\.incomplete=skip leaves"):
+        load("p.csv", content, form=form, incomplete="refuse")
+
+
+def test_an_empty_row_and_one_without_a_label_are_not_incomplete(load):
+    strict = {"incomplete": "refuse"}
+    _, counts = load("p.csv", "anchor,positive\na,b\n , \n\n", form="pairs", **strict)
+    assert (counts.rows, counts.empty) == (1, 2)
+    content = "premise,hypothesis,label\na,b,0\na,c,2\na,d,\n"
+    assert load("n.csv", content, form="nli", **strict)[1].found["no label"] == 1
+
+
+def test_nothing_but_incomplete_rows_is_said(load):
+    with pytest.raises(UserError, match=r"no text in .*p\.csv: 2 incomplete \(skipped\), 0 rows"):
+        load("p.csv", "anchor,positive\na,\n,b\n", form="pairs")
 
 
 NLI = [
@@ -134,6 +162,8 @@ def test_nli_columns_and_number_labels_of_other_data_sets(load, tmp_path, tokeni
 def test_an_unknown_label_is_named_with_its_place(load):
     with pytest.raises(UserError, match=r"n\.csv:3: label 'maybe' unknown; allowed are 'entail"):
         load("n.csv", "premise,hypothesis,label\na,b,neutral\na,c,maybe\n", form="nli")
+    with pytest.raises(UserError, match=r"n\.csv:2: label 'x{60}' unknown"):
+        load("n.csv", f"premise,hypothesis,label\na,b,{'x' * 9999}\n", form="nli")
 
 
 def test_labelled_text_and_groups_without_a_header(load, tokenizer):
@@ -146,8 +176,6 @@ def test_labelled_text_and_groups_without_a_header(load, tokenizer):
     assert counts.empty == 1
     usual, _ = load("l.csv", "text,label\none,1\ntwo,1\n", form="labelled")
     assert len(set(usual["label"][:])) == 1
-    with pytest.raises(UserError, match=r"l\.csv:2: empty label"):
-        load("l.csv", "text,label\none, \n", form="labelled")
     with pytest.raises(UserError, match=r"g\.tsv:1: 2 fields, data.names has 3"):
         load("g.tsv", "a\tb\n", form="labelled", names=["x", "text", "label"])
 
@@ -190,5 +218,5 @@ def test_sentences_can_be_read_again_in_the_order_of_the_rows(load, tmp_path):
 def test_rows_keep_their_places():
     fields = iter([("f:1", ("a", "b")), ("f:2", ("", ""))])
     counts: Counter[str] = Counter()
-    [row] = rows_of(fields, "pairs", counts)
+    [row] = rows_of(fields, "pairs", counts, "refuse")
     assert (row.place, row.texts, counts["empty"]) == ("f:1", ("a", "b"), 1)

@@ -387,6 +387,13 @@ def test_teacher_is_asked_once(arguments, run, teacher, capsys):
     assert "embedding 48 texts, 48 wide" in capsys.readouterr().out
     assert main([*arguments, *words, f"output={run.with_name('again')}"]) == 0
     assert "embedding 48 texts" not in capsys.readouterr().out
+    [path] = run.with_name("cache").glob("*.npy")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
+    assert main([*arguments, *words, f"output={run.with_name('third')}", "--dry-run"]) == 0
+    found = capsys.readouterr().out
+    assert f"warning: {path}: not what was written there" in found and "embedding 48 t" in found
+    assert path.read_bytes() == whole
 
 
 def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):

@@ -20,6 +20,7 @@ from simcse.evaluation.mteb_tasks import (
     EncodeOnce,
     _check_commit,
     evaluate_mteb,
+    fill_from,
     find_tasks,
 )
 from simcse.evaluation.protocol import Remembering, evaluate
@@ -85,6 +86,15 @@ def test_both_routes_agree_and_say_which_sick(model, data, tmp_path):
     result = json.loads(saved.read_text())
     assert result["task_name"] == "STS13"
     assert result["dataset_revision"] == "local files in SentEval's layout"
+
+
+def test_local_text_keeps_its_spaces_as_mtebs_own_data_do(data):
+    path = data / "STS" / "STSBenchmark" / "sts-test.csv"
+    path.write_text(path.read_text() + "g\tf\t2012\t1\t3\tTwo  spaces. \tOne space.\n")
+    [task] = find_tasks(["STSBenchmark"])
+    assert fill_from(data, task)
+    assert task.dataset["test"]["sentence1"][-1] == "Two  spaces. "
+    assert load_task("STSB", data).sentence1[-1] == "Two spaces."
 
 
 def test_equal_to_mteb_without_this_project(model, data, tmp_path):

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SENTENCES
 
-from simcse import encoder, streaming
+from simcse import encoder, streaming, tokens
 from simcse.cli import main
 from simcse.encoding import encode_by_length
 from simcse.errors import UserError
@@ -58,6 +58,19 @@ def test_texts_are_read_no_further_than_a_chunk(tmp_path, monkeypatch):
         encode_to_file(texts(), stops, tmp_path / "e.npy", "x")
     assert (tmp_path / "e.npy").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["e.npy"]
+
+
+def test_long_texts_make_smaller_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "CHARACTERS", 20)  # a text has six or seven
+    sizes = []
+
+    def spy(texts):
+        sizes.append(len(texts))
+        return embed(texts)
+
+    assert encode_to_file(TEXTS, spy, tmp_path / "e.npy", "x") == (23, 2)
+    assert sizes == [4, 4, 4, 3, 3, 3, 2]
+    np.testing.assert_array_equal(np.load(tmp_path / "e.npy"), embed(TEXTS))
 
 
 def test_no_text_is_a_mistake_and_leaves_nothing(tmp_path):

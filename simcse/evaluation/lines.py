@@ -31,6 +31,14 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
     return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
 
 
+def spaced(text: str) -> str:
+    """A sentence as SentEval gives it to a model: its words with one space between.
+
+    WordPiece tokenizers see no difference; byte-level BPE has tokens for runs of spaces.
+    """
+    return " ".join(text.split())
+
+
 def parse_lines(
     path: Path,
     parse: Callable[[str], Row],

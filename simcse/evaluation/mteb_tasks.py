@@ -180,7 +180,10 @@ def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
 
 
 def fill_from(data: Path | None, task: AbsTask) -> bool:
-    """Give one of the seven STS tasks its text from local files, where they are at hand."""
+    """Give one of the seven STS tasks its text from local files, where they are at hand.
+
+    The text keeps its spaces, as mteb's own data do.
+    """
     name = MTEB_STS.get(f"{MTEB}{task.metadata.name}")
     if data is None or name is None or not is_here(name, data):
         return False

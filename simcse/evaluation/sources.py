@@ -11,7 +11,7 @@ import numpy as np
 
 from simcse import docstrings
 from simcse.errors import UserError
-from simcse.evaluation.lines import parse_lines, read_lines
+from simcse.evaluation.lines import parse_lines, read_lines, spaced
 from simcse.evaluation.names import GROUPS, STS, mteb_name, nearest
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, Task
 from simcse.evaluation.transfer import READERS, load_transfer
@@ -90,7 +90,7 @@ def load_task(name: str, data: Path | None) -> Task:
 
 
 def read_sts(name: str, data: Path) -> list[Row]:
-    """Scored pairs of an STS task: both sentences and the grade.
+    """Scored pairs of an STS task: both sentences, as the files have them, and the grade.
 
     Args:
         name: One of :data:`STS`, ``STSB-dev``, or ``SICK-R (all)`` for train, trial and test.
@@ -225,13 +225,13 @@ def _grade(text: str) -> float:
     except ValueError:
         grade = math.nan
     if not 0 <= grade <= 5:
-        raise ValueError(f"a grade is a number from 0 to 5, got {text!r}")
+        raise ValueError(f"a grade is a number from 0 to 5, got {text[:60]!r}")
     return grade
 
 
 def _columns(rows: list[Row]) -> tuple[list[str], list[str], np.ndarray]:
     sentence1, sentence2, grades = zip(*rows, strict=True)
-    return list(sentence1), list(sentence2), np.array(grades)
+    return [*map(spaced, sentence1)], [*map(spaced, sentence2)], np.array(grades)
 
 
 def _pair_task(name: str, rows: list[Row], source: str | None = None) -> PairTask:

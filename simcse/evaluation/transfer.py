@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import BaseCrossValidator, PredefinedSplit, StratifiedKFold
 
 from simcse.errors import UserError
-from simcse.evaluation.lines import parse_lines, read_lines
+from simcse.evaluation.lines import parse_lines, read_lines, spaced
 from simcse.evaluation.tasks import Lookup, Result
 
 SEED = 1111
@@ -137,7 +137,7 @@ def _polarity(positive: str, negative: str) -> Callable[[Path], dict[str, list[E
     def read(folder: Path) -> dict[str, list[Example]]:
         rows: list[Example] = []
         for name, label in ((positive, 1), (negative, 0)):
-            rows += [((_spaced(line),), label) for line in _texts(folder / name)]
+            rows += [((spaced(line),), label) for line in _texts(folder / name)]
         return {"all": _sorted(rows)}
 
     return read
@@ -150,7 +150,7 @@ def _texts(path: Path) -> list[str]:
 def _sst2(folder: Path) -> dict[str, list[Example]]:
     def parse(line: str) -> Example:
         text, label = line.strip().split("\t")[:2]
-        return (_spaced(text),), {"0": 0, "1": 1}[label]
+        return (spaced(text),), {"0": 0, "1": 1}[label]
 
     return {
         part: _sorted(
@@ -166,7 +166,7 @@ _QUESTIONS = {"ABBR": 0, "DESC": 1, "ENTY": 2, "HUM": 3, "LOC": 4, "NUM": 5}
 def _trec(folder: Path) -> dict[str, list[Example]]:
     def parse(line: str) -> Example:
         label, rest = line.strip().split(":", 1)
-        return (_spaced(rest.split(" ", 1)[1]),), _QUESTIONS[label]
+        return (spaced(rest.split(" ", 1)[1]),), _QUESTIONS[label]
 
     expected = f"{'|'.join(_QUESTIONS)}:kind and a question"
     return {
@@ -178,7 +178,7 @@ def _trec(folder: Path) -> dict[str, list[Example]]:
 def _mrpc(folder: Path) -> dict[str, list[Example]]:
     def parse(line: str) -> Example:  # quality, id, id, sentence, sentence
         fields = line.strip().split("\t")
-        return (_spaced(fields[3]), _spaced(fields[4])), {"0": 0, "1": 1}[fields[0]]
+        return (spaced(fields[3]), spaced(fields[4])), {"0": 0, "1": 1}[fields[0]]
 
     expected = "0 or 1, two ids and two sentences between tabs"
     return {
@@ -187,10 +187,6 @@ def _mrpc(folder: Path) -> dict[str, list[Example]]:
         )
         for part in ("train", "test")
     }
-
-
-def _spaced(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _sorted(rows: list[Example]) -> list[Example]:
