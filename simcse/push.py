@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from simcse import encoder
 from simcse.errors import UserError
-from simcse.hub import with_retries
+from simcse.hub import masked, with_retries
 
 BRANCH = "checkpoints"
 WAIT_AT_THE_END = 300.0
@@ -99,4 +99,5 @@ class PushCheckpoints(TrainerCallback):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _warn(self, step: int, error: Exception) -> None:
-        tqdm.write(f"warning: checkpoint of step {step:,} not pushed: {error}; training goes on")
+        reason = masked(str(error))
+        tqdm.write(f"warning: checkpoint of step {step:,} not pushed: {reason}; training goes on")
