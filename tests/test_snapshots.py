@@ -1,12 +1,14 @@
 """What a run takes from the Hub: from the cache at once, else downloaded, else one line."""
 
 import json
+import sys
 
 import httpx2
 import pytest
 from conftest import SENTENCES, make_encoder
 from hub_server import LOOP, PAGE, RESET, SILENCE, SLOW, only_hub
 from huggingface_hub import constants, hf_hub_download
+from transformers import dynamic_module_utils
 
 from simcse import encoder
 from simcse.cli import main
@@ -204,3 +206,24 @@ def test_secrets_are_in_no_message(hub, tmp_path, capsys, monkeypatch):
     assert not [secret for secret in ("s3cret", "forbidden", "heim") if secret in error]
     text = "got https://user:s3cret@hub/x\nand hf_gehéim"
     assert masked(text) == "got https://***@hub/x and ***"
+
+
+@pytest.mark.parametrize("where", ["", "someone/code--"])
+def test_code_that_the_user_trusts_may_lie_in_another_repository(
+    hub, files, tmp_path, monkeypatch, where
+):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = json.loads(files["config.json"][0]) | {"model_type": "own"}
+    config["auto_map"] = {"AutoConfig": f"{where}own.Own", "AutoModel": f"{where}own.Net"}
+    code = "from transformers import BertConfig, BertModel\n"
+    code += "class Own(BertConfig):\n    model_type = 'own'\n"
+    code += "class Net(BertModel):\n    config_class = Own\n"
+    home = "someone/code" if where else "someone/own"
+    for name in ("someone/own", "someone/code"):
+        content = {**files, "config.json": (json.dumps(config).encode(), None)}
+        content |= {"own.py": (code.encode(), None)} if name == home else {}
+        hub.commit(hub.create("model", name), "main", content, "add")
+    settings = {"name": "someone/own", "trust_remote_code": True}
+    model = encoder.build(EncoderConfig(**settings))
+    assert type(encoder.transformer_of(model).model).__name__ == "Net"
