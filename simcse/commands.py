@@ -96,6 +96,8 @@ def publish(parsed: argparse.Namespace, arguments: list[str]) -> None:
 
 def how_to_fetch(parsed: argparse.Namespace) -> str:
     """What to do where something is missing and the Hub does not answer."""
+    if parsed.run is publish:
+        return "nothing here was changed; repeat the command when the Hub answers"
     if parsed.run is not train:
         return "repeat the command when the Hub answers"
     name, overrides = _config_words(parsed)

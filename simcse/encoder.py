@@ -35,6 +35,7 @@ from simcse.files import give_usual_mode
 from simcse.layout import use_common_layout
 from simcse.settings import EncoderConfig
 from simcse.settings import Pooling as PoolingName
+from simcse.snapshots import snapshot
 
 EMBEDDED_ENCODER = "mini-bert"
 # Where the loss finds its embeddings when the projection is for training only; `encode` reads
@@ -52,11 +53,24 @@ _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 _HEAD_DROPOUT = ("classif", "summary", "qa_", "pooler")
 
 
-def source_of(name: str) -> str:
-    """What the libraries load for an encoder name: the shipped folder for ``mini-bert``."""
-    if name == EMBEDDED_ENCODER and not Path(name).exists():
+def source_of(name: str, revision: str | None = None, *, refresh: bool = False) -> str:
+    """Folder of a model: as named, the one that is shipped, or what is had from the Hub.
+
+    Raises:
+        UserError: There is none.
+    """
+    if Path(name).is_dir():
+        return name
+    if name == EMBEDDED_ENCODER:
         return str(Path(__file__).parent / "assets" / EMBEDDED_ENCODER)
-    return name
+    try:
+        return str(snapshot(name, revision, refresh=refresh))
+    except UserError as error:
+        raise hub.failure(
+            f"{name} is neither a model folder here nor could it be had from the Hugging Face Hub: "
+            f"{error}",
+            error,
+        ) from error
 
 
 def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
@@ -89,15 +103,15 @@ def build(config: EncoderConfig) -> SentenceTransformer:
         config_kwargs = dict.fromkeys(names, config.dropout)
     if config.pooling == "avg_first_last":
         config_kwargs["output_hidden_states"] = True
-    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    source = {"trust_remote_code": config.trust_remote_code}
     # A masked language model has no pooler: transformers would make one up at random and save it.
     model_class = MODEL_MAPPING.get(type(settings), None)
     has_pooler = inspect.isclass(model_class) and (
         "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     )
-    with _loading(config):
+    with _loading(config) as folder:
         transformer = Transformer(
-            source_of(config.name),
+            folder,
             model_kwargs={
                 **source,
                 "dtype": torch.float32,  # the default is whatever the checkpoint was stored in
@@ -181,9 +195,9 @@ def routes(model: SentenceTransformer) -> list[str | None]:
 
 def hub_commit(config: EncoderConfig) -> str | None:
     """Commit of the Hub repository that the encoder is loaded from; ``None`` for a folder."""
-    if Path(source_of(config.name)).exists():
+    if Path(config.name).is_dir() or config.name == EMBEDDED_ENCODER:
         return None
-    return hub.cached_commit(config.name, config.revision)
+    return Path(source_of(config.name, config.revision)).name  # …/snapshots/<commit>
 
 
 def width(model: SentenceTransformer) -> int:
@@ -295,22 +309,21 @@ def _dropout_settings(settings: dict[str, Any]) -> list[str]:
 
 
 def _load(loader: Any, config: EncoderConfig) -> Any:
-    with _loading(config):
-        return loader.from_pretrained(
-            source_of(config.name),
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-        )
+    with _loading(config) as folder:
+        return loader.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
 
 
 @contextmanager
-def _loading(config: EncoderConfig) -> Iterator[None]:
+def _loading(config: EncoderConfig) -> Iterator[str]:
+    """Folder to load from; whatever is wrong with it is one line."""
     try:
-        yield
-    except Exception as error:  # every kind of network, authentication, lookup and format error
+        folder = source_of(config.name, config.revision)
+    except UserError as error:
+        raise hub.failure(f"encoder.name: {error}", error) from error
+    try:
+        yield folder
+    except Exception as error:  # every kind of lookup and format error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if Path(source_of(config.name)).is_dir():
-            problem = "is a folder, but not an encoder that can be loaded"
-        else:
-            problem = "is neither a model folder here nor could it be had from the Hugging Face Hub"
+        where = "a folder" if Path(config.name).is_dir() else "on the Hub"
+        problem = f"is {where}, but not an encoder that can be loaded"
         raise hub.failure(f"encoder.name: {config.name} {problem}: {reason}", error) from error

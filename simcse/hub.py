@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub import get_session, get_token, try_to_load_from_cache
+from huggingface_hub import constants, get_session, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -18,22 +21,27 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.utils import logging as client_logging
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from simcse.errors import HubUnreachableError, UserError, first_line
 
 TIMEOUT = httpx2.Timeout(120.0, connect=15.0)
-"""Of each read, write and connection; the client alone would wait for ever."""
+"""Of each read, write and connection that sends something; the client alone would wait for ever."""
+QUESTION_TIMEOUT = httpx2.Timeout(10.0)
+"""Of those that only ask, as the client has it for files."""
 LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 _PASSING_STATUS = frozenset({408, 409, 412, 423, 425, 429, 500, 502, 503, 504})
+# What the client's own code raises where an answer is not of the form that it expects.
+_NONSENSE = (LookupError, TypeError, AttributeError, ValueError, AssertionError, RuntimeError)
 
 Result = TypeVar("Result")
 
 
-def check_name(name: str) -> None:
-    """A repository is ``user/name``.
+def check_name(name: str, *, owner: bool = True) -> None:
+    """A repository is ``user/name``; some old ones have no ``owner``.
 
     Raises:
         UserError: It is not.
@@ -44,8 +52,17 @@ def check_name(name: str) -> None:
         raise UserError(
             f"{name!r}: expected the name of a repository: {first_line(error)}"
         ) from error
-    if "/" not in name:
+    if owner and "/" not in name:
         raise UserError(f"{name!r}: expected the name of a repository, such as me/{name}")
+
+
+def masked(text: str) -> str:
+    """In one line, without the token and the password of ``HF_ENDPOINT``."""
+    text = re.sub(r"//[^/\s@]+@", "//***@", " ".join(text.split()))
+    for secret in (get_token(), urlsplit(constants.ENDPOINT).password):
+        if secret:
+            text = text.replace(secret, "***")
+    return text
 
 
 def failure(message: str, error: BaseException) -> UserError:
@@ -56,17 +73,16 @@ def failure(message: str, error: BaseException) -> UserError:
         error: What a library raised; its causes tell a Hub that does not answer from one that
             answers no.
     """
-    unreachable = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
-    found = any(isinstance(cause, (*unreachable, ConnectionError)) for cause in _causes(error))
+    unreachable = (
+        httpx2.TransportError,
+        OfflineModeIsEnabled,
+        LocalEntryNotFoundError,
+        HubUnreachableError,
+        ConnectionError,
+    )
+    found = any(isinstance(cause, unreachable) for cause in _causes(error))
     status = _status(error)
-    return (HubUnreachableError if found or (status or 0) >= 500 else UserError)(message)
-
-
-def cached_commit(name: str, revision: str | None = None) -> str | None:
-    """Commit of a model as it is in the client's cache; ``None`` where it is not there."""
-    file = try_to_load_from_cache(name, "config.json", revision=revision)
-    # The client keeps files as …/snapshots/<commit>/config.json.
-    return Path(file).parent.name if isinstance(file, str) else None
+    return (HubUnreachableError if found or (status or 0) >= 500 else UserError)(masked(message))
 
 
 def with_retries(call: Callable[[], Result], what: str, attempts: int) -> Result:
@@ -81,19 +97,21 @@ def with_retries(call: Callable[[], Result], what: str, attempts: int) -> Result
         UserError: The Hub refuses, or did not answer in the last attempt either.
     """
     for attempt in range(1, attempts + 1):
-        get_session().timeout = TIMEOUT  # anew: the client drops its session after some errors
+        hooks = get_session().event_hooks["request"]
+        if _bound_time not in hooks:  # anew: the client drops its session after some errors
+            hooks.append(_bound_time)
         try:
-            return call()
+            with _quiet_client():
+                return call()
         except Exception as error:  # the client wraps errors of connections in several ways
             reason = _reason(error)
             if reason is None:
                 raise
             if not _passes(error):
-                raise UserError(f"{what}: {reason}") from error
+                raise failure(f"{what}: {reason}", error) from error
             if attempt == attempts:
-                raise HubUnreachableError(
-                    f"{what}: {reason} ({attempts} attempts); nothing here was changed"
-                ) from error
+                tried = f" ({attempts} attempts)" if attempts > 1 else ""
+                raise HubUnreachableError(f"{what}: {reason}{tried}") from error
             wait = min(_asked_to_wait(error) or 2.0 ** (attempt - 1), LONGEST_WAIT)
             print(
                 f"{what}: {reason}; trying again in {wait:.0f} s ({attempt + 1} of {attempts})",
@@ -102,6 +120,26 @@ def with_retries(call: Callable[[], Result], what: str, attempts: int) -> Result
             )
             time.sleep(wait)
     raise ValueError(f"attempts: expected 1 or more, got {attempts}")
+
+
+def _bound_time(request: httpx2.Request) -> None:
+    """Put limits where the client has none; it overrules those of its session."""
+    limits = TIMEOUT if request.method in ("POST", "PUT") else QUESTION_TIMEOUT
+    given = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {
+        part: given.get(part) or seconds for part, seconds in limits.as_dict().items()
+    }
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Without the client's own words, which are many, and show URLs as they are."""
+    before = client_logging.get_verbosity()
+    client_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        client_logging.set_verbosity(before)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -120,14 +158,19 @@ def _status(error: BaseException) -> int | None:
 def _passes(error: BaseException) -> bool:
     if (status := _status(error)) is not None:
         return status in _PASSING_STATUS
-    return not any(
-        isinstance(cause, OfflineModeIsEnabled | LocalTokenNotFoundError)
-        for cause in _causes(error)
-    )
+    refusals = (OfflineModeIsEnabled, LocalTokenNotFoundError, httpx2.TooManyRedirects)
+    if any(isinstance(cause, refusals) for cause in _causes(error)):
+        return False
+    return _is_no_json(error) or not isinstance(error, _NONSENSE)
 
 
 def _reason(error: BaseException) -> str | None:
     """In one line; ``None`` for what is not the Hub's or the network's doing."""
+    reason = None if isinstance(error, UserError) else _words(error)
+    return None if reason is None else masked(reason)[:500]
+
+
+def _words(error: BaseException) -> str | None:
     status = _status(error)
     if status in (401, 403):
         if status == 401 and get_token() is None:
@@ -136,27 +179,35 @@ def _reason(error: BaseException) -> str | None:
         return f"the Hub refused ({status}): {meaning}; {_LOG_IN}"
     if status is not None:
         # What the Hub finds wrong with a card is in the client's own words, over several lines.
-        said = error if type(error) is ValueError else _http_error(error)
-        return f"the Hub answered {status}: {' '.join(str(said).split())[:500]}"
+        said = str(error) if type(error) is ValueError else _http_error(error).server_message
+        return f"the Hub answered {status}{f': {said}' if said else ''}"
     for cause in _causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set; unset it to reach the Hub"
-        if isinstance(
-            cause, json.JSONDecodeError
-        ):  # an HTML page, of a proxy or a Hub that is down
+        if _is_no_json(cause):  # an HTML page, of a proxy or a Hub that is down
             return "the Hub's answer is not JSON"
         if isinstance(cause, LocalTokenNotFoundError):
             return f"no token; {_LOG_IN}"
-        if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
+        if isinstance(cause, UnicodeEncodeError):  # of a header
+            return f"the token is not ASCII; {_LOG_IN}"
+        if isinstance(cause, httpx2.RequestError | ConnectionError | TimeoutError):
             return f"the Hub cannot be reached ({type(cause).__name__}: {first_line(cause)})"
     # What the client finds wrong with a transfer is an OSError without number (the system's have
     # one), and hf_xet, which carries large files, has no error of its own for connections.
     own = type(error).__module__.partition(".")[0] in ("hf_xet", "huggingface_hub")
     transfer = isinstance(error, OSError) and error.errno is None
-    return first_line(error) if own or transfer else None
+    if own or transfer:
+        return first_line(error)
+    if isinstance(error, _NONSENSE):
+        return f"the Hub's answer makes no sense ({type(error).__name__}: {error})"
+    return None
 
 
-def _http_error(error: BaseException) -> BaseException:
+def _is_no_json(error: BaseException) -> bool:
+    return isinstance(error, json.JSONDecodeError)
+
+
+def _http_error(error: BaseException) -> HfHubHTTPError:
     return next(cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError))
 
 

@@ -49,11 +49,7 @@ def load_model(
             )
         name = str(DEFAULT_MODEL)
     source = encoder.source_of(name)
-    try:
-        stores_pooling = is_sentence_transformer_model(source)
-    except Exception:  # the Hub does not answer; what was downloaded earlier decides
-        stores_pooling = is_sentence_transformer_model(source, local_files_only=True)
-    if stores_pooling:
+    if is_sentence_transformer_model(source):
         if pooling is not None:
             raise UserError(f"pooling: {name} stores its own pooling; leave pooling out")
         return _load_stored(name, source, device)

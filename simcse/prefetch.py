@@ -13,21 +13,22 @@ from simcse.teacher import load_teacher
 
 
 def prefetch(config: Config) -> None:
-    """Fetch encoder, training text and teacher by the very calls that a run makes.
+    """Fetch the newest encoder, training text and teacher, by the very calls that a run makes.
 
     Raises:
         UserError: Something is neither here nor to be had from the Hub. What could be fetched is
             kept, so the command can be repeated.
     """
+    encoder.source_of(config.encoder.name, config.encoder.revision, refresh=True)
     encoder.load_tokenizer(config.encoder)
     encoder.build(config.encoder)
     print(f"encoder  {_named(config.encoder.name, config.encoder.revision)}", flush=True)
     for name in config.data.train:
-        for _ in find_sources(name, config.data):
+        for _ in find_sources(name, config.data, refresh=True):
             pass
         print(f"text     {_named(name, config.data.revision)}", flush=True)
     if config.objective.teacher is not None:
-        load_teacher(config.objective)
+        load_teacher(config.objective, refresh=True)
         print(f"teacher  {_named(config.objective.teacher, config.objective.teacher_revision)}")
     data = Path(config.evaluation.data) if config.evaluation.data else None
     try:

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from simcse.errors import UserError
 from simcse.evaluation.sources import read_pairs
 from simcse.export import CARD_FILE, FIGURES, RESULTS, export, load_trained, trained_runs
-from simcse.hub import check_name, with_retries
+from simcse.hub import check_name, masked, with_retries
 
 TOLERANCE = 1e-5
 """Largest difference of an embedding's value between what was sent and what came back."""
@@ -80,7 +80,9 @@ def publish(
             f"push to {name}",
             attempts,
         )
-        print(f"pushed to {api.endpoint}/{name} ({revision or 'main'}, commit {commit.oid})")
+        print(
+            f"pushed to {masked(api.endpoint)}/{name} ({revision or 'main'}, commit {commit.oid})"
+        )
         cache = Path(temporary) / "cache"
         arrived = with_retries(
             lambda: api.snapshot_download(name, revision=commit.oid, cache_dir=cache),

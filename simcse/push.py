@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from simcse import encoder
 from simcse.errors import UserError
-from simcse.hub import with_retries
+from simcse.hub import masked, with_retries
 
 BRANCH = "checkpoints"
 WAIT_AT_THE_END = 300.0
@@ -88,4 +88,5 @@ class CheckpointPushes:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _warn(self, step: int, error: Exception) -> None:
-        tqdm.write(f"warning: checkpoint of step {step:,} not pushed: {error}; training goes on")
+        reason = masked(str(error))
+        tqdm.write(f"warning: checkpoint of step {step:,} not pushed: {reason}; training goes on")

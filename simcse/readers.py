@@ -24,6 +24,7 @@ from datasets import Dataset
 from simcse import docstrings, hub
 from simcse.errors import UserError, first_line
 from simcse.settings import COLUMNS, HUB_NAME, DataConfig
+from simcse.snapshots import snapshot
 
 EMBEDDED_TEXT = "docstrings"
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
@@ -288,8 +289,10 @@ def sound_text(place: str, text: str) -> str:
 Source = _Docstrings | _HubDataset | _File
 
 
-def find_sources(name: str, config: DataConfig) -> Iterator[Source]:
+def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Iterator[Source]:
     """The sources that one entry of ``data.train`` stands for.
+
+    ``refresh`` is that of :func:`simcse.snapshots.snapshot`.
 
     Raises:
         UserError: Nothing matches, or the Hub cannot be reached.
@@ -314,7 +317,7 @@ def find_sources(name: str, config: DataConfig) -> Iterator[Source]:
     elif ":" not in name and (path.is_absolute() or name.count("/") > 1 or has_data_suffix(path)):
         raise UserError(f"data.train: {name}: no such file")
     else:
-        yield from _from_hub(name, config)
+        yield from _from_hub(name, config, refresh=refresh)
 
 
 def hub_repository(name: str) -> str | None:
@@ -328,31 +331,29 @@ def hub_repository(name: str) -> str | None:
     return repository if file_follows or not has_data_suffix(Path(name)) else None
 
 
-def _from_hub(name: str, config: DataConfig) -> Iterator[Source]:
+def _from_hub(name: str, config: DataConfig, *, refresh: bool) -> Iterator[Source]:
     """``user/name`` is a data set, ``user/name:file`` one file of its repository, read as it is."""
     from datasets import load_dataset
-    from huggingface_hub import hf_hub_download, snapshot_download
 
     repository, _, file = name.partition(":")
     try:
-        if file:
-            local = Path(
-                hf_hub_download(repository, file, repo_type="dataset", revision=config.revision)
-            )
-            yield _File(local, _suffix(Path(file)))
-        else:
-            # By the client's cache: without the Hub, datasets takes any commit that it has read.
-            folder = snapshot_download(repository, repo_type="dataset", revision=config.revision)
-            data = load_dataset(folder, split=config.split)
-            yield _HubDataset(repository, config.split, data)
-    except UserError:
-        raise
-    except Exception as error:  # every kind of network, authentication and lookup error
+        folder = snapshot(repository, config.revision, "dataset", file or None, refresh=refresh)
+    except UserError as error:
         raise hub.failure(
             f"data.train: {name} is no file here and could not be had from the Hugging Face Hub: "
-            f"{type(error).__name__}: {first_line(error)}",
+            f"{error}",
             error,
         ) from error
+    if file:
+        yield _File(folder / file, _suffix(Path(file)))
+        return
+    try:
+        data = load_dataset(str(folder), split=config.split)
+    except Exception as error:  # every kind of lookup and format error
+        raise UserError(
+            f"data.train: {name} cannot be read: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    yield _HubDataset(repository, config.split, data)
 
 
 def has_data_suffix(path: Path) -> bool:

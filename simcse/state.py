@@ -166,8 +166,7 @@ class MaskedLanguageModel(nn.Module):
         transformer = encoder.transformer_of(model)
         try:
             full: Any = AutoModelForMaskedLM.from_pretrained(
-                encoder.source_of(config.encoder.name),
-                revision=config.encoder.revision,
+                encoder.source_of(config.encoder.name, config.encoder.revision),
                 trust_remote_code=config.encoder.trust_remote_code,
                 dtype=torch.float32,
             )

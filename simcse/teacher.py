@@ -23,15 +23,15 @@ from simcse.tokens import in_chunks
 _CHUNK = 4096
 
 
-def load_teacher(config: ObjectiveConfig) -> SentenceTransformer:
-    """The teacher of a config that names one.
+def load_teacher(config: ObjectiveConfig, *, refresh: bool = False) -> SentenceTransformer:
+    """The teacher of a config that names one; ``refresh`` as in :func:`simcse.snapshots.snapshot`.
 
     Raises:
         UserError: It cannot be loaded.
     """
     try:
-        name = source_of(str(config.teacher))
-        return SentenceTransformer(name, revision=config.teacher_revision)
+        revision = config.teacher_revision
+        return SentenceTransformer(source_of(str(config.teacher), revision, refresh=refresh))
     except Exception as error:  # every kind of network, lookup and format error
         raise hub.failure(
             f"objective.teacher: {config.teacher} is no sentence-transformers model that can be "

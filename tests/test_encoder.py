@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,9 +160,10 @@ def test_damaged_weights_and_empty_folders_are_one_line(tmp_path, tiny):
         assert "\n" not in str(error.value)
 
 
-def test_shipped_encoder_is_found_by_name():
+def test_shipped_encoder_is_found_by_name(monkeypatch):
     assert encoder.source_of("mini-bert") == str(MINI_BERT)
-    assert encoder.source_of("bert-base-uncased") == "bert-base-uncased"
+    monkeypatch.setattr(encoder, "snapshot", lambda *asked, refresh: Path("cache", *asked))
+    assert encoder.source_of("bert-base-uncased", "main") == "cache/bert-base-uncased/main"
     assert sum(p.numel() for p in encoder.build(EncoderConfig()).parameters()) == 5_289_984
 
 

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, SENTENCES, make_encoder
-from hub_server import start_hub
+from hub_server import Hub
 
 from simcse import SimCSE
 from simcse.cli import main
@@ -20,13 +20,11 @@ ENCODER = "someone/tiny-bert"
 TOKEN = "hf_doNotShowThisToAnybody"
 RELEASE = "princeton-nlp/sup-simcse-bert-base-uncased"
 
-pytestmark = pytest.mark.shared
-
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, text_file):
     """Serves an encoder, a released checkpoint, the paper's text file and a plain data set."""
-    server = start_hub(any_revision=True)  # mteb asks for the revisions it pins
+    server = Hub(any_revision=True)  # mteb asks for the revisions it pins
     folder = make_encoder(tmp_path_factory.mktemp("hub"))
     files = {path.name: (path.read_bytes(), None) for path in folder.iterdir()}
     for name in (ENCODER, RELEASE):
@@ -45,7 +43,7 @@ def hub(tmp_path_factory, text_file):
     server.add_dataset("someone/sentences", {"train.jsonl": rows.encode()})
     server.add_dataset("someone/packed", {"part.txt.gz": gzip.compress(text)})
     yield server, folder
-    server.server.shutdown()
+    server.close()
 
 
 @pytest.fixture
@@ -79,15 +77,17 @@ SETTINGS = [
 ]
 
 
+SAID = {"HF_HUB_OFFLINE": "1"}
+DEAD = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there
 CLI = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
 
 
 @pytest.mark.parametrize(
-    ("config", "more", "expected"),
+    ("config", "more", "off", "expected"),
     [
-        pytest.param("unsup_bert_base", [], "96 rows with text", id="paper, unsupervised"),
+        pytest.param("unsup_bert_base", [], SAID, "96 rows with text", id="paper, unsupervised"),
         pytest.param(
-            "sup_bert_base", [], "95 rows with text", id="paper, supervised", marks=pytest.mark.slow
+            "sup_bert_base", [], DEAD, "95 rows with text", id="supervised", marks=pytest.mark.slow
         ),
         pytest.param(
             "unsup_bert_base",
@@ -99,6 +99,7 @@ CLI = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
                 f"objective.teacher={ENCODER}",
                 "objective.teacher_revision={encoder}",
             ],
+            SAID,
             "96 rows with text",
             id="rows and teacher, pinned",
             marks=pytest.mark.slow,
@@ -106,13 +107,16 @@ CLI = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
         pytest.param(
             "unsup_bert_base",
             ["data.train=someone/packed:part.txt.gz"],
+            DEAD,
             "96 rows with text",
             id="file",
             marks=pytest.mark.slow,
         ),
     ],
 )
-def test_prefetch_then_a_run_with_the_network_off(client, hub, tmp_path, config, more, expected):
+def test_prefetch_then_a_run_with_the_network_off(
+    client, hub, tmp_path, config, more, off, expected
+):
     server, _ = hub
     pins = {
         "encoder": server.repos["model", ENCODER]["refs"]["main"],
@@ -125,7 +129,7 @@ def test_prefetch_then_a_run_with_the_network_off(client, hub, tmp_path, config,
     assert "all that the config needs is on this machine" in answer.stdout
     calls = len(server.log)
     settings.append(f"output={tmp_path / 'run'}")
-    answer = client("train.py", config, *settings, HF_HUB_OFFLINE="1", HF_TOKEN=TOKEN)
+    answer = client("train.py", config, *settings, HF_TOKEN=TOKEN, **off)
     assert answer.returncode == 0, answer.stderr
     assert expected in answer.stdout
     assert (tmp_path / "run" / "scores.json").is_file()

@@ -319,7 +319,7 @@ def test_released_checkpoints_get_the_pooling_they_were_trained_with(tmp_path, m
     inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     with torch.no_grad():
         output = plain.eval()(**inputs)
-    monkeypatch.setattr(encoder, "source_of", lambda name: str(folder))
+    monkeypatch.setattr(encoder, "source_of", lambda name, revision=None: str(folder))
     copy = tmp_path / "sup-simcse-bert-base-uncased"  # a local copy that has kept its name
     shutil.copytree(folder, copy)
     for name, expected in (

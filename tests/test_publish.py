@@ -1,19 +1,17 @@
 """Publishing to a Hub server on the loopback address: what arrives, what is refused, what fails."""
 
 import hashlib
-import time
 
 import httpx2
 import numpy as np
 import pytest
 from conftest import SENTENCES
-from hub_server import HANG_UP, PAGE, SILENCE, TOKEN, commits, start_hub, tree
+from hub_server import HANG_UP, LOOP, PAGE, SILENCE, commits, only_hub, tree
 from huggingface_hub import ModelCard, constants
 from sentence_transformers import SentenceTransformer
 
 from simcse.cli import main
 
-pytestmark = pytest.mark.shared
 NAME = "me/small"
 SLOW = pytest.mark.slow
 LFS = r"^/lfs/"
@@ -25,19 +23,9 @@ def run(two_seeds):
 
 
 @pytest.fixture
-def hub(monkeypatch, one_picture):
-    """A Hub, the client told to use it and nothing else, and no waiting between attempts."""
-    hub = start_hub(lfs_bytes=1 << 16)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    hub.waited = []
-    monkeypatch.setattr(time, "sleep", hub.waited.append)
-    yield hub
-    hub.server.shutdown()
+def hub(monkeypatch, one_picture, tmp_path):
+    with only_hub(monkeypatch, tmp_path / "hub-cache", lfs_bytes=1 << 16) as hub:
+        yield hub
 
 
 def publish(run, *options, name=NAME):
@@ -65,17 +53,17 @@ def test_a_new_repository_is_private_whole_and_checked(hub, run, capsys):
     assert "figures/loss.png" in files
     assert not {"config.yaml", "log.jsonl", "environment.json", "scores.npz"} & set(files)
     assert files["model.safetensors"] == (run / "model.safetensors").read_bytes()
-    sent_apart = [path for method, path, _ in hub.log if method == "PUT" and "/lfs/" in path]
+    sent_apart = [path for method, path in hub.log if method == "PUT" and "/lfs/" in path]
     assert len(sent_apart) >= 1  # weights by LFS, the card in the commit
     assert ModelCard(files["README.md"].decode()).data.pipeline_tag == "sentence-similarity"
 
 
 def test_again_sends_nothing_and_a_change_only_itself(hub, run, capsys):
     assert publish(run, "--message", "first") == 0
-    count, puts = commits(hub, NAME), sum(m == "PUT" for m, *_ in hub.log)
+    count, puts = commits(hub, NAME), sum(method == "PUT" for method, _ in hub.log)
     assert publish(run) == 0
     assert commits(hub, NAME) == count
-    assert sum(m == "PUT" for m, *_ in hub.log) == puts
+    assert sum(method == "PUT" for method, _ in hub.log) == puts
     repository = hub.repos["model", NAME]
     stale = {
         "figures/old.png": (b"x", None),
@@ -95,7 +83,7 @@ def test_again_sends_nothing_and_a_change_only_itself(hub, run, capsys):
     for mine in ("notes.txt", "data/my.bin", "adapters/lora.safetensors"):
         assert files[mine] == b"mine"
     assert len(files["README.md"]) > 1000
-    assert sum(m == "PUT" for m, *_ in hub.log) == puts
+    assert sum(method == "PUT" for method, _ in hub.log) == puts
 
 
 @SLOW
@@ -167,9 +155,9 @@ def test_interrupted_for_good_and_repeated(hub, run, capsys):
     assert error.splitlines()[-1].startswith("error: push to me/small: the Hub answered 500")
     assert "repeat the command" in error.splitlines()[-1]
     assert contents(run) == before
-    puts = sum(m == "PUT" for m, *_ in hub.log)
+    puts = sum(method == "PUT" for method, _ in hub.log)
     assert publish(run) == 0
-    assert sum(m == "PUT" for m, *_ in hub.log) == puts  # the weights were there already
+    assert sum(method == "PUT" for method, _ in hub.log) == puts  # the weights were there already
 
 
 @pytest.mark.parametrize(
@@ -190,6 +178,34 @@ def test_what_does_not_pass_is_one_line_at_once(hub, run, faults, expected, caps
     assert hub.waited == []
 
 
+@pytest.mark.parametrize(
+    ("call", "answer", "expected"),
+    [
+        (("GET", "/api/models"), (200, {}), "look for me/small: the Hub's answer makes no sense"),
+        (("POST", "/create"), (200, {}), "create me/small: the Hub's answer makes no sense"),
+        (
+            ("GET", "/api/models"),
+            LOOP,
+            "look for me/small: the Hub cannot be reached (TooManyRedirects",
+        ),
+        (
+            ("POST", "/batch"),
+            (
+                200,
+                {"objects": [{"oid": "0" * 64, "size": 1, "error": {"code": 1, "message": "big"}}]},
+            ),
+            "push to me/small: the Hub's answer makes no sense (ValueError: LFS batch API returned",
+        ),
+    ],
+)
+def test_an_odd_answer_is_one_line_at_once(hub, run, call, answer, expected, capsys):
+    hub.faults = {call: [answer] * 99}
+    assert publish(run) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {expected}")
+    assert hub.waited == []
+
+
 def test_a_token_that_is_wrong_or_missing(hub, run, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert publish(run) == 2
@@ -202,8 +218,7 @@ def test_a_token_that_is_wrong_or_missing(hub, run, monkeypatch, capsys, tmp_pat
 
 
 def test_no_hub_at_all(hub, run, monkeypatch, capsys):
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.close()
     before = contents(run)
     assert publish(run, "--retries", "2") == 2
     error = capsys.readouterr().err
@@ -267,8 +282,7 @@ def test_checkpoints_go_to_no_public_repository(hub, arguments, run_folder, caps
 
 
 def test_training_goes_on_without_a_hub(hub, arguments, run_folder, capsys):
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.close()
     assert main([*arguments, "hub.push_checkpoints=me/backup"]) == 0
     assert "not pushed" in capsys.readouterr().out
     other = run_folder.parent / "other"
@@ -286,7 +300,7 @@ def test_what_the_hub_does_not_have_is_not_to_be_fetched(hub, tmp_path, capsys):
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "encoder.name: someone/nothing is neither a model folder" in line
     assert "prefetch" not in line
-    assert any("someone/nothing" in path for _, path, _ in hub.log)
+    assert any("someone/nothing" in path for _, path in hub.log)
     assert not (tmp_path / "run").exists()
 
 

@@ -36,6 +36,7 @@ from simcse.evaluation.protocol import Encode, Scores, encode_once
 from simcse.evaluation.sources import is_here, read_sts, require_grades
 from simcse.evaluation.tasks import Lookup
 from simcse.settings import TaskName
+from simcse.snapshots import snapshot
 
 
 class EncodeOnce(SentenceTransformerEncoderWrapper):  # type: ignore[misc]
@@ -176,7 +177,7 @@ def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
             answer is the Hub's commit, as on mteb's leaderboard. Else it is
             :func:`~simcse.encoder.fingerprint`.
     """
-    return (hub.cached_commit(hub_name) if hub_name else None) or fingerprint(model)
+    return snapshot(hub_name).name if hub_name else fingerprint(model)  # …/snapshots/<commit>
 
 
 def fill_from(data: Path | None, task: AbsTask) -> bool:
