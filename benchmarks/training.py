@@ -205,8 +205,8 @@ def ours(setting: Setting, batching: str, precision: str, seed: int) -> Clock:
     """Train with SimCSETrainer."""
     config = setting.config(seed, batching=batching, steps=setting.steps, precision=precision)
     output = setting.folder / "ours"
-    rows, _ = load_training_data(config.data, encoder.load_tokenizer(config.encoder), 0)
     model = encoder.build(config.encoder)
+    rows, _ = load_training_data(config.data, model.tokenizer, 0)
     dev = DevEvaluator(load_dev_task("pairs", None), load_geometry(None, dev_only=True), 64)
     arguments = training_arguments(config, output)
     arguments.save_strategy = arguments.eval_strategy = "no"

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from simcse.encoder import SENTENCE_EMBEDDING
+from simcse.errors import UserError
 from simcse.first_token import cut, find_cuts
 from simcse.settings import Role
 
@@ -54,6 +55,9 @@ def encode_by_length(
 
     Returns:
         float32, ``(texts, dim)``, in the order of the texts.
+
+    Raises:
+        UserError: An embedding is not finite.
     """
     places: dict[str, int] = {}
     where = [places.setdefault(text, len(places)) for text in texts]
@@ -73,6 +77,8 @@ def encode_by_length(
     else:
         result = _in_batches(model, distinct, batch_size, embed, show_progress=show_progress)
     result = np.asarray(result, dtype=np.float32)
+    if bad := len(result) - int(np.isfinite(result).all(axis=1).sum()):
+        raise UserError(f"{bad} of {len(result)} embeddings hold NaN or infinity")
     return result if len(distinct) == len(texts) else result[where]
 
 

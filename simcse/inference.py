@@ -42,6 +42,7 @@ class SimCSE:
             quickstart's result.
         device: Such as ``cpu`` or ``cuda``; ``None`` takes the best at hand.
         pooling: Only for a plain encoder, which does not store it.
+        trust_remote_code: Let the model run code that comes with it, if you trust its author.
 
     Raises:
         UserError: The model does not exist or cannot be loaded.
@@ -53,9 +54,10 @@ class SimCSE:
         device: str | None = None,
         *,
         pooling: Pooling | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         name = None if model_name_or_path is None else str(model_name_or_path)
-        self.model = load_model(name, pooling, device)
+        self.model = load_model(name, pooling, device, trust_remote_code=trust_remote_code)
         self.sentences: list[str] = []
         self._embeddings: np.ndarray | None = None
         self._faiss: Any = None

@@ -19,7 +19,6 @@ def prefetch(config: Config) -> None:
         UserError: Something is neither here nor to be had from the Hub. What could be fetched is
             kept, so the command can be repeated.
     """
-    encoder.load_tokenizer(config.encoder)
     encoder.build(config.encoder)
     print(f"encoder  {_named(config.encoder.name, config.encoder.revision)}", flush=True)
     for name in config.data.train:

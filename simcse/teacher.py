@@ -11,12 +11,12 @@ from datasets import Dataset
 from numpy.lib.format import open_memmap
 from sentence_transformers import SentenceTransformer
 
-from simcse import hub
 from simcse.data import TextCounts, texts_of
 from simcse.encoder import fingerprint, source_of
 from simcse.encoding import encode_by_length
-from simcse.errors import UserError, first_line
+from simcse.errors import UserError
 from simcse.files import cache_folder, replacing
+from simcse.gate import Origin, load_sentence_model
 from simcse.settings import Config, ObjectiveConfig
 
 _CHUNK = 4096
@@ -28,15 +28,14 @@ def load_teacher(config: ObjectiveConfig) -> SentenceTransformer:
     Raises:
         UserError: It cannot be loaded.
     """
-    try:
-        name = source_of(str(config.teacher))
-        return SentenceTransformer(name, revision=config.teacher_revision)
-    except Exception as error:  # every kind of network, lookup and format error
-        raise hub.failure(
-            f"objective.teacher: {config.teacher} is no sentence-transformers model that can be "
-            f"loaded: {first_line(error)}",
-            error,
-        ) from error
+    name = str(config.teacher)
+    origin = Origin(
+        f"objective.teacher: {name}",
+        source_of(name),
+        "a teacher has to do without",
+        revision=config.teacher_revision,
+    )
+    return load_sentence_model(origin)
 
 
 def teacher_embeddings(
