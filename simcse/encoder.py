@@ -47,6 +47,8 @@ _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 # princeton-nlp's training code has another name for the pooler's layer.
 _SIMCSE_POOLER = {r"^mlp\.dense\.": "pooler.dense."}
 
+_WORDS = ["A river of seven stones.", "Yes."]
+
 # Dropout of heads that a sentence encoder does not have.
 _HEAD_DROPOUT = ("classif", "summary", "qa_", "pooler")
 
@@ -279,7 +281,7 @@ def width(model: SentenceTransformer) -> int:
 def dropout(model: nn.Module, rate: float | None) -> Iterator[None]:
     """Every dropout probability of a model set to ``rate``; ``None`` leaves them.
 
-    Covers ``nn.Dropout`` and attention that keeps its probability as a number.
+    Covers ``nn.Dropout`` and modules that keep a probability as a number.
     """
     places = [] if rate is None else _dropout_places(model)
     before = [getattr(module, name) for module, name in places]
@@ -293,13 +295,33 @@ def dropout(model: nn.Module, rate: float | None) -> Iterator[None]:
 
 
 def _dropout_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    places: list[tuple[nn.Module, str]] = [
-        (module, "p") for module in model.modules() if isinstance(module, nn.Dropout)
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if "dropout" in name or (name == "p" and "Dropout" in type(module).__name__)
+        if isinstance(value, int | float) and not isinstance(value, bool)
     ]
-    for module in model.modules():
-        names = [n for n in ("attention_dropout", "dropout_prob") if n in vars(module)]
-        places += [(module, n) for n in names if isinstance(getattr(module, n), float)]
-    return places
+
+
+def check_dropout_is_reached(model: SentenceTransformer) -> None:
+    """Make sure that :func:`dropout` sets all of a model's dropout, by asking the model.
+
+    Raises:
+        UserError: At rate 0 two passes still differ.
+    """
+    tokens = model.tokenizer(_WORDS, padding=True, return_tensors="pt").to(model.device)
+    features = {key: tokens[key] for key in ("input_ids", "attention_mask")}
+    modes = {module: module.training for module in model.modules()}
+    with torch.random.fork_rng(), torch.no_grad(), dropout(model.train(), 0.0):
+        first, second = (model(dict(features))[SENTENCE_EMBEDDING] for _ in range(2))
+    for module, mode in modes.items():
+        module.training = mode
+    if not torch.allclose(first, second, rtol=0, atol=1e-5 * float(first.abs().max())):
+        raise UserError(
+            "views: dropout of a view cannot be set, since this encoder is random at dropout 0 "
+            "too; use encoder.dropout"
+        )
 
 
 def training_key(model: SentenceTransformer) -> str:

@@ -268,6 +268,8 @@ def prepare(config: Config) -> Prepared:
             f"{config.encoder.name} allows"
         )
     _check_rows(config, rows, model)
+    if any(view.dropout is not None for view in config.views):
+        encoder.check_dropout_is_reached(model)
     check_views_differ(config, model, rows)
     if columns := len(rows[0]["input_ids"]) - 1:
         negatives = f", {columns - 1} hard negative{'s' * (columns > 2)}" if columns > 1 else ""

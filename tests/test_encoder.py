@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, MINI_BERT, SENTENCES, make_encoder
+from conftest import ARCHITECTURES, MINI_BERT, OTHERS, SENTENCES, make_encoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
@@ -128,6 +128,36 @@ def test_dropout_override_and_missing_dropout(tmp_path, architecture):
     # Another way to make views differ needs no dropout.
     shuffled = Config(views=[ViewConfig(), ViewConfig(shuffle=True)])
     check_views_differ(shuffled, without, [{**rows[0], "text_hash": [h]} for h in range(8)])
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_dropout_of_a_view_reaches_modules_that_keep_it_as_a_number(tmp_path, architecture):
+    folder = make_encoder(tmp_path / "encoder", architecture)
+    model = encoder.build(EncoderConfig(name=str(folder))).train()
+    features = dict(model.tokenizer(SENTENCES, padding=True, return_tensors="pt"))
+    features.pop("token_type_ids", None)
+
+    def passes():
+        return [model(dict(features))["sentence_embedding"] for _ in range(2)]
+
+    first, second = passes()
+    assert not torch.allclose(first, second, atol=1e-3)
+    with encoder.dropout(model, 0.0):
+        first, second = passes()
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+        expected = model.eval()(dict(features))["sentence_embedding"]
+        torch.testing.assert_close(first, expected, rtol=0, atol=1e-5)
+    before = torch.random.get_rng_state()
+    encoder.check_dropout_is_reached(model)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not model.training
+
+
+def test_randomness_that_no_rate_reaches_is_refused(tmp_path, arguments, capsys):
+    folder = make_encoder(tmp_path / "encoder", "flaubert", layerdrop=0.5, n_layers=8)
+    words = [f"encoder.name={folder}", "views=[{dropout: 0.0}, {dropout: 0.2}]"]
+    assert main([*arguments, *words]) == 2
+    assert "views: dropout of a view cannot be set" in capsys.readouterr().err
 
 
 def test_weights_are_float32_whatever_they_were_stored_in(tmp_path, tiny):
