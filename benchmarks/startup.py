@@ -73,7 +73,7 @@ def cpu_seconds(command: list[str]) -> float:
 
 def prepare(sentences: list[str], *, peer: bool) -> float:
     """Seconds to token ids on disk, from a text file, in a fresh folder."""
-    tokenizer = encoder.load_tokenizer(EncoderConfig())
+    tokenizer = encoder.build(EncoderConfig()).tokenizer
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text.txt"
         path.write_text("\n".join(sentences) + "\n", encoding="utf-8")

@@ -209,8 +209,9 @@ def ours(setting: Setting, batching: str, precision: str, seed: int) -> Clock:
     config = setting.config(seed, batching=batching, steps=setting.steps, precision=precision)
     output = setting.folder / "ours"
     output.mkdir(exist_ok=True)
-    rows, _ = load_training_data(config.data, encoder.load_tokenizer(config.encoder), 0)
-    loss = TrainingLoss(encoder.build(config.encoder), config)
+    model = encoder.build(config.encoder)
+    rows, _ = load_training_data(config.data, model.tokenizer, 0)
+    loss = TrainingLoss(model, config)
     clock = Clock(loss.model, cut=bool(loss.cuts))
 
     def step(progress: Progress, number: int) -> None:

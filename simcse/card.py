@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Module, Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling as AnyPooling
+from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
+from torch import nn
 
 from simcse import encoder
 from simcse.card_facts import (
@@ -30,8 +35,10 @@ from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, 
 from simcse.readers import hub_repository
 from simcse.runs import ENVIRONMENT_FILE, read_json
 from simcse.seeds import summary_cells
+from simcse.settings import Pooling
 
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "simcse"]
+_DENSE = "a dense layer with tanh"
 _PAIRS = "; pairs: 252 sentence pairs, written and graded for simcse-trainer"
 
 
@@ -39,7 +46,7 @@ def model_card(published: Published) -> ModelCard:
     """Metadata and text; huggingface_hub has parsed the result."""
     config, model = published.config, published.model
     environment = read_json(published.run.folder / ENVIRONMENT_FILE, "libraries", "text")
-    dense = [i for i, m in enumerate(model) if type(m).__name__ == "Dense"]
+    pooling, later = encoder.pooling_of(model), _after_pooling(model)
     template = Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -52,13 +59,17 @@ def model_card(published: Published) -> ModelCard:
         name=published.name,
         base=base_model(config, environment),
         data=training_text(config),
-        width=encoder.width(model),
+        width=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        pooling=config.encoder.pooling,
-        pooling_words=f"{config.encoder.pooling} pooling"
-        + (", then a dense layer with tanh" if config.encoder.projection == "always" else ""),
-        dense=f"{dense[0]}_Dense" if dense else None,
+        pooling=pooling,
+        pooling_words=", then ".join([f"{pooling} pooling", *later]),
+        dense=f"{len(model) - 1}_Dense" if later else None,
+        # What the example for transformers alone can say in a few lines.
+        plain=pooling in get_args(Pooling)
+        and later in ([], [_DENSE])
+        and (model.default_prompt_name, model.truncate_dim) == (None, None)
+        and (not later or isinstance(model[-1], Dense)),
         towers=config.encoder.towers == "two",
         score_note=_score_note(published),
         score_table=_markdown(_score_rows(published)),
@@ -75,6 +86,18 @@ def model_card(published: Published) -> ModelCard:
         limitations=list(limitations(published)),
     )
     return ModelCard(text)
+
+
+def _after_pooling(model: SentenceTransformer) -> list[str]:
+    """What a model does with an embedding after pooling, in words."""
+    before = Router | Transformer | AnyPooling | WeightedLayerPooling
+    later = [m for m in model.modules() if isinstance(m, Module) and not isinstance(m, before)]
+    return [
+        _DENSE
+        if isinstance(module, Dense) and isinstance(module.activation_function, nn.Tanh)
+        else f"the module {type(module).__name__}"
+        for module in later
+    ]
 
 
 def _metadata(published: Published, environment: dict[str, Any]) -> ModelCardData:

@@ -236,6 +236,7 @@ def _add_publishing(subcommands: argparse._SubParsersAction[argparse.ArgumentPar
         default="sentence-transformers",
         help="onnx needs the extra onnx (default: %(default)s)",
     )
+    _add_consent(export)
     export.set_defaults(run=commands.export)
 
     publish = subcommands.add_parser(
@@ -262,6 +263,7 @@ def _add_publishing(subcommands: argparse._SubParsersAction[argparse.ArgumentPar
         metavar="N",
         help="how often to try again while the Hub does not answer (default: %(default)s)",
     )
+    _add_consent(publish)
     publish.set_defaults(run=commands.publish)
 
 
@@ -280,6 +282,15 @@ def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None
     parser.add_argument("--pooling", choices=get_args(Pooling), help="for a plain encoder only")
     parser.add_argument("--device", help="such as cpu or cuda:0")
     parser.add_argument("--batch-size", type=_positive, default=batch_size)
+    _add_consent(parser)
+
+
+def _add_consent(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let the model run code that comes with it; only for authors you trust",
+    )
 
 
 def _positive(text: str) -> int:

@@ -68,9 +68,10 @@ def export(parsed: argparse.Namespace, arguments: list[str]) -> None:
         if parsed.format == "onnx":
             from simcse.onnx_export import export_onnx
 
-            export_onnx(run, folder)
+            export_onnx(run, folder, trust_remote_code=parsed.trust_remote_code)
         else:
-            export(run, output.absolute().name, folder)
+            name = output.absolute().name
+            export(run, name, folder, trust_remote_code=parsed.trust_remote_code)
     print(f"written to {output}")
 
 
@@ -82,7 +83,13 @@ def publish(parsed: argparse.Namespace, arguments: list[str]) -> None:
 
     run = Path(parsed.run_folder)
     if parsed.dry_run:
-        publish.dry_run(run, parsed.name, public=parsed.public, revision=parsed.revision)
+        publish.dry_run(
+            run,
+            parsed.name,
+            public=parsed.public,
+            revision=parsed.revision,
+            trust_remote_code=parsed.trust_remote_code,
+        )
         return
     publish.publish(
         run,
@@ -91,6 +98,7 @@ def publish(parsed: argparse.Namespace, arguments: list[str]) -> None:
         revision=parsed.revision,
         message=parsed.message,
         attempts=parsed.retries + 1,
+        trust_remote_code=parsed.trust_remote_code,
     )
 
 
@@ -134,7 +142,9 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
         from simcse.evaluation.mteb_tasks import evaluate_mteb, find_tasks, revision_of
 
         mteb_tasks = find_tasks(theirs)
-    model = load_model(parsed.model, parsed.pooling, parsed.device)
+    model = load_model(
+        parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
+    )
     bar = sys.stderr.isatty()
     encode = Remembering(
         lambda texts: encode_by_length(model, texts, parsed.batch_size, show_progress=bar)
@@ -213,7 +223,12 @@ def encode(parsed: argparse.Namespace, arguments: list[str]) -> None:
     output = Path(parsed.output)
     check_name(output)
     sentences = read_sentences(Path(parsed.file), parsed.column)
-    simcse = SimCSE(parsed.model, parsed.device, pooling=parsed.pooling)
+    simcse = SimCSE(
+        parsed.model,
+        parsed.device,
+        pooling=parsed.pooling,
+        trust_remote_code=parsed.trust_remote_code,
+    )
 
     def embed(texts: list[str]) -> np.ndarray:
         found = simcse.encode(
@@ -244,7 +259,12 @@ def search(parsed: argparse.Namespace, arguments: list[str]) -> None:
 
     if parsed.save_index:
         check_name(Path(parsed.save_index))
-    simcse = SimCSE(parsed.model, parsed.device, pooling=parsed.pooling)
+    simcse = SimCSE(
+        parsed.model,
+        parsed.device,
+        pooling=parsed.pooling,
+        trust_remote_code=parsed.trust_remote_code,
+    )
     if parsed.index:
         simcse.load_index(parsed.index)
     else:

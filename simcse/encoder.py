@@ -10,6 +10,7 @@ import copy
 import hashlib
 import inspect
 import json
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +22,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
 from torch import nn
-from transformers import (
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig
 
-from simcse import hub
+from simcse import gate, hub
 from simcse.errors import UserError
 from simcse.files import give_usual_mode
+from simcse.gate import Origin
 from simcse.layout import use_common_layout
 from simcse.settings import EncoderConfig
 from simcse.settings import Pooling as PoolingName
@@ -49,12 +45,25 @@ QUERY, DOCUMENT = "query", "document"
 # Of a transformers config: what says nothing about the embeddings.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
+# princeton-nlp's training code has another name for the pooler's layer.
+_SIMCSE_POOLER = {r"^mlp\.dense\.": "pooler.dense."}
+
+_WORDS = ["A river of seven stones.", "Yes."]
+
 # Dropout of heads that a sentence encoder does not have.
 _HEAD_DROPOUT = ("classif", "summary", "qa_", "pooler")
 
 
-def source_of(name: str, revision: str | None = None, *, refresh: bool = False) -> str:
+def source_of(
+    name: str, revision: str | None = None, *, label: str | None = None, refresh: bool = False
+) -> str:
     """Folder of a model: as named, the one that is shipped, or what is had from the Hub.
+
+    Args:
+        name: Folder or Hub name.
+        revision: Branch, tag or commit of a Hub name.
+        label: Starts the error, in place of the name.
+        refresh: Ask the Hub for the newest commit.
 
     Raises:
         UserError: There is none.
@@ -67,75 +76,156 @@ def source_of(name: str, revision: str | None = None, *, refresh: bool = False) 
         return str(snapshot(name, revision, refresh=refresh))
     except UserError as error:
         raise hub.failure(
-            f"{name} is neither a model folder here nor could it be had from the Hugging Face Hub: "
-            f"{error}",
+            f"{label or name} is neither a model folder here nor could it be had from the Hugging "
+            f"Face Hub: {error}",
             error,
         ) from error
 
 
-def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
-    """The encoder's tokenizer.
-
-    Raises:
-        UserError: Neither a folder here nor to be had from the Hub, not a fast tokenizer, or no
-            padding token.
-    """
-    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, config)
-    if not tokenizer.is_fast:
-        raise UserError(f"encoder.name: {config.name} has no fast tokenizer (tokenizers library)")
-    if tokenizer.pad_token_id is None:
-        raise UserError(f"encoder.name: the tokenizer of {config.name} has no padding token")
-    return tokenizer
+def origin_of(config: EncoderConfig) -> Origin:
+    """The encoder of a run's config, which also says whether its code may run."""
+    label = f"encoder.name: {config.name}"
+    folder = source_of(config.name, config.revision, label=label)
+    consent = "allow it with encoder.trust_remote_code=true"
+    return Origin(label, folder, consent, config.trust_remote_code)
 
 
 def build(config: EncoderConfig) -> SentenceTransformer:
-    """Build the model to train; its modules are transformer, pooling and the projection if any.
+    """The model to train: what the encoder is, and the projection if any.
+
+    A sentence-transformers model keeps all of its modules and settings; any other encoder gets a
+    pooling.
 
     Raises:
-        UserError: The encoder cannot be loaded or has no dropout settings to override.
+        UserError: The encoder cannot be loaded, cannot be trained on text, or contradicts the
+            settings.
     """
-    settings = _load(AutoConfig, config)
-    config_kwargs: dict[str, Any] = {}
-    if config.dropout is not None:
-        names = _dropout_settings(settings.to_dict())
-        if not names:
-            raise UserError(f"encoder.dropout: {config.name} has no dropout settings to override")
-        config_kwargs = dict.fromkeys(names, config.dropout)
-    if config.pooling == "avg_first_last":
-        config_kwargs["output_hidden_states"] = True
-    source = {"trust_remote_code": config.trust_remote_code}
-    # A masked language model has no pooler: transformers would make one up at random and save it.
-    model_class = MODEL_MAPPING.get(type(settings), None)
-    has_pooler = inspect.isclass(model_class) and (
-        "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    )
-    with _loading(config) as folder:
-        transformer = Transformer(
-            folder,
-            model_kwargs={
-                **source,
-                "dtype": torch.float32,  # the default is whatever the checkpoint was stored in
-                **({"add_pooling_layer": False} if has_pooler else {}),
-            },
-            config_kwargs={**source, **config_kwargs},
-            processor_kwargs=dict(source),
-        )
-    modules: list[nn.Module] = [transformer, *pooling_modules(transformer, config.pooling)]
+    origin = origin_of(config)
+    if gate.stores_modules(origin):
+        model = _sentence_model(origin, config)
+    else:
+        model = with_pooling(origin, config.pooling or "mean", config.dropout)
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{origin.label} has no fast tokenizer (tokenizers library)")
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{origin.label}: its tokenizer has no padding token")
     if config.towers == "two":
         # A copy starts from the same weights and then goes its own way.
-        modules = [Router.for_query_document(modules, copy.deepcopy(modules), default_route=QUERY)]
-    if config.projection != "none":
-        modules.append(_projection(transformer, train_only=config.projection == "train_only"))
-    return SentenceTransformer(modules=modules, trust_remote_code=config.trust_remote_code)
+        modules = list(model.children())
+        router = Router.for_query_document(modules, copy.deepcopy(modules), default_route=QUERY)
+        model = _of_modules(OrderedDict({"0": router}), model)
+    if config.projection != "none" and not _has_train_only_projection(model):
+        projection = _projection(model, train_only=config.projection == "train_only")
+        model.append(projection.to(model.device))
+    return model
+
+
+def with_pooling(
+    origin: Origin, pooling: PoolingName, dropout: float | None = None
+) -> SentenceTransformer:
+    """An encoder that does not say how it is pooled, and a pooling.
+
+    Args:
+        origin: The encoder.
+        pooling: As ``encoder.pooling``.
+        dropout: Overrides every dropout probability of the encoder.
+
+    Raises:
+        UserError: The encoder cannot be loaded, or has no dropout or pooler as asked for.
+    """
+    with gate.failing_for(origin):
+        settings = AutoConfig.from_pretrained(
+            origin.path, trust_remote_code=origin.trust_remote_code
+        )
+    overrides = _overrides(origin, settings, dropout)
+    if pooling == "avg_first_last":
+        overrides["output_hidden_states"] = True
+    # A masked language model has no pooler: transformers would make one up at random and save it.
+    has_pooler = gate.has_optional_pooler(MODEL_MAPPING.get(type(settings), None))
+    if has_pooler and pooling == "pooler":
+        arguments: dict[str, Any] = {"key_mapping": _SIMCSE_POOLER}
+    else:
+        arguments = {"add_pooling_layer": False} if has_pooler else {}
+    transformer, complete = gate.load_transformer(origin, config=overrides, model=arguments)
+    layer = getattr(getattr(transformer.model, "pooler", None), "dense", None)
+    if pooling == "pooler" and not (has_pooler and complete and isinstance(layer, nn.Linear)):
+        raise UserError(f"{origin.label} has no weights of a pooler, which pooling pooler needs")
+    modules = [transformer, *pooling_modules(transformer, pooling)]
+    return SentenceTransformer(modules=modules, trust_remote_code=origin.trust_remote_code)
+
+
+def _sentence_model(origin: Origin, config: EncoderConfig) -> SentenceTransformer:
+    """A sentence-transformers model to be trained further."""
+    model = gate.load_sentence_model(origin, dtype=torch.float32)
+    first = model[0]
+    if not (isinstance(first, Transformer) and "text" in first.modality_config):
+        raise UserError(
+            f"{origin.label} begins with the module {type(first).__name__}; only models that begin "
+            "with a Transformer of text can be trained further"
+        )
+    stored = pooling_of(model)
+    if config.pooling not in (None, stored):
+        raise UserError(
+            f"encoder.pooling: {config.name} has pooling {stored} of its own, which it keeps; "
+            "leave encoder.pooling out, or set it to null"
+        )
+    if config.projection == "always":
+        raise UserError(
+            f"encoder.projection: {config.name} keeps the modules it has; allowed is train_only or "
+            "none"
+        )
+    if config.dropout is None:
+        return model
+    overrides = _overrides(origin, first.config, config.dropout)
+    return gate.load_sentence_model(origin, dtype=torch.float32, config=overrides)
+
+
+def _of_modules(
+    modules: OrderedDict[str, nn.Module], model: SentenceTransformer
+) -> SentenceTransformer:
+    """Modules with the settings that ``model`` has around its own."""
+    result = SentenceTransformer(
+        modules=modules,
+        device=str(model.device),
+        prompts=model.prompts,
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+        truncate_dim=model.truncate_dim,
+        trust_remote_code=model.trust_remote_code,
+    )
+    result.module_kwargs = model.module_kwargs
+    return result
+
+
+def pooling_of(model: SentenceTransformer) -> str:
+    """The pooling of a model, in the words of ``encoder.pooling`` where it has one."""
+    if any(isinstance(module, WeightedLayerPooling) for module in model.modules()):
+        return "avg_first_last"
+    modes = [module.pooling_mode for module in model.modules() if isinstance(module, Pooling)]
+    mode = modes[0] if modes else ("none",)
+    return mode if isinstance(mode, str) else "+".join(mode)
 
 
 def pooling_modules(transformer: Transformer, pooling: PoolingName) -> list[nn.Module]:
     """Modules that turn the token states of ``transformer`` into one embedding.
 
     ``avg_first_last`` needs a transformer that returns its hidden states. Hidden state 0 is the
-    embedding layer, so the first layer is number 1, as in princeton-nlp/SimCSE.
+    embedding layer, so the first layer is number 1, as in princeton-nlp/SimCSE. ``pooler`` takes
+    the pooler's layer out of the transformer.
     """
     width = transformer.get_embedding_dimension()
+    if pooling == "pooler":
+        layer = transformer.model.pooler.dense
+        transformer.model.pooler = None  # as where it is left out
+        dense = Dense(
+            width,
+            width,
+            activation_function=nn.Tanh(),
+            init_weight=layer.weight.detach(),
+            init_bias=layer.bias.detach(),
+        )
+        return [Pooling(width, "cls"), dense]
     if pooling != "avg_first_last":
         return [Pooling(width, pooling)]
     layers = transformer.config.num_hidden_layers
@@ -201,15 +291,16 @@ def hub_commit(config: EncoderConfig) -> str | None:
 
 
 def width(model: SentenceTransformer) -> int:
-    """Width of the embeddings."""
-    return int(model.get_embedding_dimension())
+    """Width of the embeddings that the modules give; ``encode`` may cut them."""
+    with model.truncate_sentence_embeddings(None):
+        return int(model.get_embedding_dimension())
 
 
 @contextmanager
 def dropout(model: nn.Module, rate: float | None) -> Iterator[None]:
     """Every dropout probability of a model set to ``rate``; ``None`` leaves them.
 
-    Covers ``nn.Dropout`` and attention that keeps its probability as a number.
+    Covers ``nn.Dropout`` and modules that keep a probability as a number.
     """
     places = [] if rate is None else _dropout_places(model)
     before = [getattr(module, name) for module, name in places]
@@ -223,13 +314,33 @@ def dropout(model: nn.Module, rate: float | None) -> Iterator[None]:
 
 
 def _dropout_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    places: list[tuple[nn.Module, str]] = [
-        (module, "p") for module in model.modules() if isinstance(module, nn.Dropout)
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if "dropout" in name or (name == "p" and "Dropout" in type(module).__name__)
+        if isinstance(value, int | float) and not isinstance(value, bool)
     ]
-    for module in model.modules():
-        names = [n for n in ("attention_dropout", "dropout_prob") if n in vars(module)]
-        places += [(module, n) for n in names if isinstance(getattr(module, n), float)]
-    return places
+
+
+def check_dropout_is_reached(model: SentenceTransformer) -> None:
+    """Make sure that :func:`dropout` sets all of a model's dropout, by asking the model.
+
+    Raises:
+        UserError: At rate 0 two passes still differ.
+    """
+    tokens = model.tokenizer(_WORDS, padding=True, return_tensors="pt").to(model.device)
+    features = {key: tokens[key] for key in ("input_ids", "attention_mask")}
+    modes = {module: module.training for module in model.modules()}
+    with torch.random.fork_rng(), torch.no_grad(), dropout(model.train(), 0.0):
+        first, second = (model(dict(features))[SENTENCE_EMBEDDING] for _ in range(2))
+    for module, mode in modes.items():
+        module.training = mode
+    if not torch.allclose(first, second, rtol=0, atol=1e-5 * float(first.abs().max())):
+        raise UserError(
+            "views: dropout of a view cannot be set, since this encoder is random at dropout 0 "
+            "too; use encoder.dropout"
+        )
 
 
 def training_key(model: SentenceTransformer) -> str:
@@ -241,11 +352,7 @@ def exported(model: SentenceTransformer) -> SentenceTransformer:
     """The model without its training-time projection, sharing all other modules with ``model``."""
     if not _has_train_only_projection(model):
         return model
-    return SentenceTransformer(
-        modules=list(model.children())[:-1],
-        device=str(model.device),
-        trust_remote_code=model.trust_remote_code,
-    )
+    return _of_modules(OrderedDict(list(model.named_children())[:-1]), model)
 
 
 def save(model: SentenceTransformer, folder: Path) -> None:
@@ -279,16 +386,16 @@ def is_intact(folder: Path) -> bool:
     return needed
 
 
-def _projection(transformer: Transformer, *, train_only: bool) -> Dense:
+def _projection(model: SentenceTransformer, *, train_only: bool) -> Dense:
     """Dense layer with tanh, initialised as BERT initialises (SimCSE's MLP layer)."""
-    width = transformer.get_embedding_dimension()
     dense = Dense(
-        width,
-        width,
+        width(model),
+        width(model),
         activation_function=nn.Tanh(),
         module_output_name=TRAIN_EMBEDDING if train_only else None,
     )
-    nn.init.normal_(dense.linear.weight, std=getattr(transformer.config, "initializer_range", 0.02))
+    std = getattr(transformer_of(model).config, "initializer_range", 0.02)
+    nn.init.normal_(dense.linear.weight, std=std)
     nn.init.zeros_(dense.linear.bias)
     return dense
 
@@ -298,32 +405,17 @@ def _has_train_only_projection(model: SentenceTransformer) -> bool:
     return isinstance(last, Dense) and last.module_output_name == TRAIN_EMBEDDING
 
 
-def _dropout_settings(settings: dict[str, Any]) -> list[str]:
-    return [
+def _overrides(origin: Origin, settings: PreTrainedConfig, dropout: float | None) -> dict[str, Any]:
+    """Settings of ``config.json`` that give every dropout probability of the encoder this value."""
+    if dropout is None:
+        return {}
+    names = [
         name
-        for name, value in settings.items()
+        for name, value in settings.to_dict().items()
         if "dropout" in name
         and isinstance(value, int | float)
         and not any(head in name for head in _HEAD_DROPOUT)
     ]
-
-
-def _load(loader: Any, config: EncoderConfig) -> Any:
-    with _loading(config) as folder:
-        return loader.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-
-
-@contextmanager
-def _loading(config: EncoderConfig) -> Iterator[str]:
-    """Folder to load from; whatever is wrong with it is one line."""
-    try:
-        folder = source_of(config.name, config.revision)
-    except UserError as error:
-        raise hub.failure(f"encoder.name: {error}", error) from error
-    try:
-        yield folder
-    except Exception as error:  # every kind of lookup and format error
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        where = "a folder" if Path(config.name).is_dir() else "on the Hub"
-        problem = f"is {where}, but not an encoder that can be loaded"
-        raise hub.failure(f"encoder.name: {config.name} {problem}: {reason}", error) from error
+    if not names:
+        raise UserError(f"encoder.dropout: {origin.path} has no dropout settings to override")
+    return dict.fromkeys(names, dropout)

@@ -58,6 +58,9 @@ def encode_by_length(
 
     Returns:
         float32, ``(texts, dim)``, in the order of the texts.
+
+    Raises:
+        UserError: An embedding is not finite.
     """
     places: dict[str, int] = {}
     where = [places.setdefault(text, len(places)) for text in texts]
@@ -78,6 +81,8 @@ def encode_by_length(
     else:
         result = _in_batches(model, distinct, batch_size, embed, show_progress=show_progress)
     result = np.asarray(result, dtype=np.float32)
+    if bad := len(result) - int(np.isfinite(result).all(axis=1).sum()):
+        raise UserError(f"{bad} of {len(result)} embeddings hold NaN or infinity")
     return result if len(distinct) == len(texts) else result[where]
 
 

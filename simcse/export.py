@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sentence_transformers import SentenceTransformer
-
 from simcse import encoder
 from simcse.card import model_card
 from simcse.card_facts import Published
-from simcse.errors import UserError, first_line
+from simcse.errors import UserError
 from simcse.evaluation.hub_results import eval_results, pinned_results
 from simcse.evaluation.protocol import Scores
+from simcse.loading import load_trained
 from simcse.plots import pictures
 from simcse.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_runs, read_json
 from simcse.settings import Config
@@ -25,20 +24,21 @@ FIGURES = "figures"
 RESULTS = ".eval_results"
 
 
-def export(run: Path, name: str, folder: Path) -> None:
+def export(run: Path, name: str, folder: Path, *, trust_remote_code: bool) -> None:
     """Write the folder, and nothing but what belongs to it.
 
     Args:
         run: Run folder, or a folder of seeds: then the best by dev, with the scores of all.
         name: What the card calls the model, ``user/name``.
         folder: Empty or not there.
+        trust_remote_code: Let the model run code that comes with it.
 
     Raises:
         UserError: The run is not finished or damaged, or was made by no training run.
     """
     runs, config = trained_runs(run)
     best = runs.best
-    model = load_trained(best.folder, trust_remote_code=config.encoder.trust_remote_code)
+    model = load_trained(best.folder, trust_remote_code=trust_remote_code, device="cpu")
     fingerprint = encoder.fingerprint(model)
     drawn = pictures([RunSet(name.rpartition("/")[2], runs.runs)])
     later = _scored_later(best.folder, fingerprint)
@@ -84,20 +84,6 @@ def trained_runs(run: Path) -> tuple[RunSet, Config]:
     if runs.best.config is None:
         raise UserError(f"{run}: holds scores of a model, not a training run")
     return runs, runs.best.config
-
-
-def load_trained(folder: Path, *, trust_remote_code: bool = False) -> SentenceTransformer:
-    """The model of a run folder.
-
-    Raises:
-        UserError: It is damaged or missing.
-    """
-    if not encoder.is_intact(folder):
-        raise UserError(f"{folder}: its model is damaged or missing")
-    try:
-        return SentenceTransformer(str(folder), trust_remote_code=trust_remote_code, device="cpu")
-    except Exception as error:  # a damaged folder fails in many ways, deep in the libraries
-        raise UserError(f"{folder}: cannot be loaded: {first_line(error)}") from error
 
 
 def _scored_later(run: Path, fingerprint: str) -> Scores:

@@ -49,6 +49,7 @@ class SimCSE:
         num_cells: Clusters of an approximate index (``faiss_fast``).
         num_cells_in_search: Clusters that a search in it looks through.
         pooling: Only for a plain encoder, which does not store it.
+        trust_remote_code: Let the model run code that comes with it, if you trust its author.
 
     Raises:
         UserError: The model does not exist or cannot be loaded.
@@ -62,11 +63,12 @@ class SimCSE:
         num_cells_in_search: int = 10,
         *,
         pooling: Pooling | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         _check_count("num_cells", num_cells)
         _check_count("num_cells_in_search", num_cells_in_search)
         name = None if model_name_or_path is None else str(model_name_or_path)
-        self.model = load_model(name, pooling, device)
+        self.model = load_model(name, pooling, device, trust_remote_code=trust_remote_code)
         self.device = str(self.model.device)
         self.num_cells = num_cells
         self.num_cells_in_search = num_cells_in_search

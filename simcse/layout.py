@@ -22,6 +22,12 @@ _POOLING_KEYS = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 _DENSE_KEYS = ("in_features", "out_features", "bias", "activation_function")
+# What version 6 writes of every encoder of text, and version 5 refuses.
+_TRANSFORMER_DEFAULTS = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
 _TRANSFORMER_FILE = "sentence_bert_config.json"
 _ROUTER_FILE = "router_config.json"
 # What says how the tokenizer was loaded, not what it is.
@@ -53,12 +59,19 @@ def rewrite_tokenizers(folder: Path, *, token_types: bool) -> None:
 
 
 def _edit_module(folder: Path, kind: str, max_length: int | None, *, pooler: bool) -> None:
-    name = kind.rpartition(".")[2]
+    library, _, name = kind.rpartition(".")
+    if not library.startswith("sentence_transformers."):
+        return  # has files of its own
     if name == "Transformer":
         settings: dict[str, Any] = {"max_seq_length": max_length, "do_lower_case": False}
         if not pooler:
             settings["model_args"] = {"add_pooling_layer": False}
-        _edit(folder / _TRANSFORMER_FILE, lambda _: settings)
+        _edit(
+            folder / _TRANSFORMER_FILE,
+            lambda old: (
+                settings | {key: v for key, v in old.items() if v != _TRANSFORMER_DEFAULTS.get(key)}
+            ),
+        )
     elif name == "Pooling":
         _edit(folder / "config.json", _pooling_settings)
     elif name == "WeightedLayerPooling":

@@ -6,30 +6,33 @@ import logging
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.util.file_io import is_sentence_transformer_model
-from torch import nn
 
 from simcse import encoder
 from simcse.errors import UserError, first_line
-from simcse.settings import EncoderConfig
-from simcse.settings import Pooling as PoolingName
+from simcse.gate import Origin, load_sentence_model, stores_modules
+from simcse.settings import Pooling
 
 DEFAULT_MODEL = Path("outputs") / "quickstart"
-ASSUMED_POOLING: PoolingName = "mean"
+ASSUMED_POOLING: Pooling = "mean"
+_CONSENT = "allow it with --trust-remote-code (in Python trust_remote_code=True)"
 
 # princeton-nlp's checkpoints are plain encoders that do not say how they were pooled. The
 # supervised ones keep their projection in the pooler (princeton-nlp/SimCSE, README).
 _SIZES = ("bert-base-uncased", "bert-large-uncased", "roberta-base", "roberta-large")
-UNSUPERVISED_RELEASES = frozenset(f"princeton-nlp/unsup-simcse-{size}" for size in _SIZES)
-SUPERVISED_RELEASES = frozenset(f"princeton-nlp/sup-simcse-{size}" for size in _SIZES)
+RELEASES: dict[str, Pooling] = {
+    **{f"princeton-nlp/unsup-simcse-{size}": "cls" for size in _SIZES},
+    **{f"princeton-nlp/sup-simcse-{size}": "pooler" for size in _SIZES},
+}
 
 logger = logging.getLogger("simcse")
 
 
 def load_model(
-    name: str | None = None, pooling: PoolingName | None = None, device: str | None = None
+    name: str | None = None,
+    pooling: Pooling | None = None,
+    device: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> SentenceTransformer:
     """Load a trained model, a released SimCSE checkpoint or a plain encoder.
 
@@ -38,9 +41,11 @@ def load_model(
         pooling: For a plain encoder, which does not store its pooling. Without it mean pooling is
             assumed, and said so.
         device: Such as ``cpu`` or ``cuda:0``; ``None`` takes the best at hand.
+        trust_remote_code: Let the model run code that comes with it.
 
     Raises:
-        UserError: There is no such model, or ``pooling`` contradicts what the model stores.
+        UserError: There is no such model, it is not sound, or ``pooling`` contradicts what it
+            stores.
     """
     if name is None:
         if not (DEFAULT_MODEL / "modules.json").is_file():
@@ -48,46 +53,33 @@ def load_model(
                 f"no model given and no {DEFAULT_MODEL} here; make it with: simcse train quickstart"
             )
         name = str(DEFAULT_MODEL)
-    source = encoder.source_of(name)
-    if is_sentence_transformer_model(source):
+    origin = Origin(name, encoder.source_of(name), _CONSENT, trust_remote_code)
+    if stores_modules(origin):
         if pooling is not None:
             raise UserError(f"pooling: {name} stores its own pooling; leave pooling out")
-        return _load_stored(name, source, device)
-    # A local copy counts as the release when its folder has kept the release's name.
-    release = f"princeton-nlp/{Path(name).name}"
-    if release in SUPERVISED_RELEASES and pooling is None:
-        model = _with_trained_pooler(name)
+        model = load_sentence_model(origin, device="cpu" if device else None)
     else:
-        if pooling is None and release in UNSUPERVISED_RELEASES:
-            pooling = "cls"
-        elif pooling is None:
+        # A local copy counts as the release when its folder has kept the release's name.
+        pooling = pooling or RELEASES.get(f"princeton-nlp/{Path(name).name}")
+        if pooling is None:
             pooling = ASSUMED_POOLING
             logger.warning("%s does not say how it is pooled; assuming %s pooling", name, pooling)
-        model = encoder.build(EncoderConfig(name=name, pooling=pooling))
+        model = encoder.with_pooling(origin, pooling)
     try:
         return model.to(device) if device is not None else model
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there
         raise UserError(f"device {device}: {first_line(error)}") from error
 
 
-def _load_stored(name: str, source: str, device: str | None) -> SentenceTransformer:
-    try:
-        return SentenceTransformer(source, device=device)
-    except Exception as error:  # a damaged folder fails in many ways, deep in the libraries
-        raise UserError(f"{name}: cannot be loaded: {first_line(error)}") from error
+def load_trained(
+    folder: Path, *, trust_remote_code: bool, device: str | None = None
+) -> SentenceTransformer:
+    """The model of a run folder, or of one that was exported.
 
-
-def _with_trained_pooler(name: str) -> SentenceTransformer:
-    """First position, then the dense layer and tanh that the checkpoint keeps as its pooler."""
-    plain = encoder.build(EncoderConfig(name=name, pooling="cls"))
-    transformer = Transformer(encoder.source_of(name))
-    pooler = transformer.model.pooler.dense
-    width = transformer.get_embedding_dimension()
-    dense = Dense(
-        width,
-        width,
-        activation_function=nn.Tanh(),
-        init_weight=pooler.weight.detach(),
-        init_bias=pooler.bias.detach(),
-    )
-    return SentenceTransformer(modules=[plain[0], Pooling(width, "cls"), dense])
+    Raises:
+        UserError: It is damaged or missing.
+    """
+    if not (folder / "modules.json").is_file():
+        raise UserError(f"{folder}: its model is missing")
+    origin = Origin(str(folder), str(folder), _CONSENT, trust_remote_code)
+    return load_sentence_model(origin, device=device)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from simcse.encoder import SENTENCE_EMBEDDING
 from simcse.errors import UserError
 from simcse.evaluation.sources import read_pairs
-from simcse.export import load_trained, trained_runs
+from simcse.export import trained_runs
 from simcse.layout import rewrite_tokenizers
+from simcse.loading import load_trained
 
 GRAPH = "model.onnx"
 TOLERANCE = 1e-5
@@ -41,16 +42,17 @@ class _Graph(nn.Module):
         return embeddings
 
 
-def export_onnx(run: Path, folder: Path) -> None:
+def export_onnx(run: Path, folder: Path, *, trust_remote_code: bool) -> None:
     """Write a run's model as :func:`write_graph` does.
 
     Args:
         run: Run folder, or a folder of seeds: then the best by dev.
         folder: Is there, empty.
+        trust_remote_code: Let the model run code that comes with it.
 
     Raises:
-        UserError: The extra is not installed, the model has two towers, or the graph's embeddings
-            are not the model's.
+        UserError: The extra is not installed, the model has two towers or does what a graph
+            cannot, or the graph's embeddings are not the model's.
     """
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(
@@ -60,7 +62,9 @@ def export_onnx(run: Path, folder: Path) -> None:
     runs, config = trained_runs(run)
     if config.encoder.towers == "two":
         raise UserError("--format onnx: a model with two towers has no single graph")
-    model = load_trained(runs.best.folder, trust_remote_code=config.encoder.trust_remote_code)
+    model = load_trained(runs.best.folder, trust_remote_code=trust_remote_code, device="cpu")
+    if model.default_prompt_name is not None or model.truncate_dim is not None:
+        raise UserError("--format onnx: a graph adds no default prompt and cuts no embeddings")
     difference = write_graph(model, folder)
     print(f"onnxruntime and torch agree to {difference:.0e}")
 

@@ -20,7 +20,6 @@ def prefetch(config: Config) -> None:
             kept, so the command can be repeated.
     """
     encoder.source_of(config.encoder.name, config.encoder.revision, refresh=True)
-    encoder.load_tokenizer(config.encoder)
     encoder.build(config.encoder)
     print(f"encoder  {_named(config.encoder.name, config.encoder.revision)}", flush=True)
     for name in config.data.train:

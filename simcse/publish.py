@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import HfApi
-from sentence_transformers import SentenceTransformer
 
 from simcse.errors import UserError
 from simcse.evaluation.sources import read_pairs
-from simcse.export import CARD_FILE, FIGURES, RESULTS, export, load_trained, trained_runs
+from simcse.export import CARD_FILE, FIGURES, RESULTS, export
 from simcse.hub import check_name, masked, with_retries
+from simcse.loading import load_trained
 
 TOLERANCE = 1e-5
 """Largest difference of an embedding's value between what was sent and what came back."""
@@ -38,6 +38,7 @@ def publish(
     revision: str | None = None,
     message: str | None = None,
     attempts: int = 6,
+    trust_remote_code: bool = False,
 ) -> None:
     """Create or update a repository, then download it into a fresh cache and compare.
 
@@ -49,17 +50,17 @@ def publish(
         revision: Branch; made from ``main`` where there is none of that name.
         message: Of the commit.
         attempts: How often a step is tried while the Hub does not answer.
+        trust_remote_code: Let the model run code that comes with it.
 
     Raises:
         UserError: The run cannot be published, the Hub refuses or does not answer, or what came
             back is not what was sent.
     """
     _check_names(name, revision)
-    trusted = trained_runs(run)[1].encoder.trust_remote_code
     with tempfile.TemporaryDirectory(prefix="simcse-publish-") as temporary:
         folder = Path(temporary) / "model"
         folder.mkdir()
-        export(run, name, folder)
+        export(run, name, folder, trust_remote_code=trust_remote_code)
         print(f"{name}: {_size_line(folder)}", flush=True)
         api = HfApi()
         _open_repository(api, name, attempts, public=public)
@@ -89,14 +90,21 @@ def publish(
             f"download {name}",
             attempts,
         )
-        difference = _compare(folder, Path(arrived), trust_remote_code=trusted)
+        difference = _compare(folder, Path(arrived), trust_remote_code=trust_remote_code)
         print(
             f"verified: downloaded into a fresh cache, every file equal, {_SENTENCES} embeddings "
             f"equal to {difference:.0e}"
         )
 
 
-def dry_run(run: Path, name: str, *, public: bool = False, revision: str | None = None) -> None:
+def dry_run(
+    run: Path,
+    name: str,
+    *,
+    public: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
     """Print the files with their sizes and the card; nothing is sent or kept.
 
     Raises:
@@ -105,7 +113,7 @@ def dry_run(run: Path, name: str, *, public: bool = False, revision: str | None 
     _check_names(name, revision)
     with tempfile.TemporaryDirectory(prefix="simcse-publish-") as temporary:
         folder = Path(temporary)
-        export(run, name, folder)
+        export(run, name, folder, trust_remote_code=trust_remote_code)
         for path in _files(folder):
             print(f"{path.stat().st_size:>13,}  {path.relative_to(folder).as_posix()}")
         print(f"{_size_line(folder)}\n\n{CARD_FILE}:\n")
@@ -154,9 +162,11 @@ def _compare(sent: Path, arrived: Path, *, trust_remote_code: bool) -> float:
             "repeat the command"
         )
     sentences = [text for a, b, _ in read_pairs() for text in (a, b)][:_SENTENCES]
-    before = load_trained(sent, trust_remote_code=trust_remote_code).encode(sentences)
-    stock = SentenceTransformer(str(arrived), device="cpu", trust_remote_code=trust_remote_code)
-    difference = float(np.abs(before - stock.encode(sentences)).max())
+    before, after = (
+        load_trained(folder, trust_remote_code=trust_remote_code, device="cpu").encode(sentences)
+        for folder in (sent, arrived)
+    )
+    difference = float(np.abs(before - after).max())
     if not difference <= TOLERANCE:  # so that NaN counts
         raise UserError(
             f"verification: embeddings of the downloaded model differ by {difference:.2g}, more "

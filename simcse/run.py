@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
-from simcse import distributed, encoder, loop
+from simcse import distributed, encoder, gate, loop
 from simcse.checkpoints import CHECKPOINTS, newest_checkpoint
 from simcse.config import differences, read_config, to_yaml
 from simcse.data import TextCounts, load_training_data
@@ -35,6 +35,7 @@ from simcse.evaluation.table import collapse_lines, score_table
 from simcse.evaluation.tasks import Task
 from simcse.files import filling, write_atomically
 from simcse.interruption import StopSignals
+from simcse.loading import load_trained
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
 from simcse.resuming import Position
 from simcse.runs import (
@@ -164,7 +165,7 @@ def _finish(
     with filling(run) as folder:
         encoder.save(encoder.exported(model), folder)
     # Scored as its users will load it: from disk, without mixed precision.
-    result = SentenceTransformer(str(run), trust_remote_code=config.encoder.trust_remote_code)
+    result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
     evaluation = evaluate_model(result, prepared.tasks, config.evaluation.batch_size)
     save_items(run / ITEMS_FILE, evaluation.items)  # before the scores, which end the run
     scores = {
@@ -240,10 +241,10 @@ def prepare(config: Config) -> Prepared:
         UserError: Whatever a run can be refused for before it trains.
     """
     data = Path(config.evaluation.data) if config.evaluation.data else None
+    set_seed(config.seed)  # for the projection's first weights
+    model = encoder.build(config.encoder)
     with distributed.first():
-        rows, counts = load_training_data(
-            config.data, encoder.load_tokenizer(config.encoder), config.seed
-        )
+        rows, counts = load_training_data(config.data, model.tokenizer, config.seed)
     print(f"text     {', '.join(config.data.train)}: {counts}")
     print(f"         {len(rows):,} rows for training", flush=True)
     if len(rows) < config.training.batch_size:
@@ -258,8 +259,6 @@ def prepare(config: Config) -> Prepared:
         load_geometry(data, dev_only=True),
         config.evaluation.batch_size,
     )
-    set_seed(config.seed)  # for the projection's first weights
-    model = encoder.build(config.encoder)
     limit = model.max_seq_length
     if limit is not None and config.data.max_length > limit:
         raise UserError(
@@ -267,6 +266,8 @@ def prepare(config: Config) -> Prepared:
             f"{config.encoder.name} allows"
         )
     _check_rows(config, rows, model)
+    if any(view.dropout is not None for view in config.views):
+        encoder.check_dropout_is_reached(model)
     check_views_differ(config, model, rows)
     if columns := len(rows[0]["input_ids"]) - 1:
         negatives = f", {columns - 1} hard negative{'s' * (columns > 2)}" if columns > 1 else ""
@@ -406,13 +407,16 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
 def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Scores]:
     """Scores of the untrained encoder with each pooling, computed once per run folder."""
     path = run / RAW_SCORES_FILE
+    poolings: dict[str, str | None] = {name: name for name in config.evaluation.raw_poolings}
+    if poolings and gate.stores_modules(encoder.origin_of(config.encoder)):
+        poolings = {"own": None}
     if path.is_file():
-        return read_json(path, *config.evaluation.raw_poolings)
+        return read_json(path, *poolings)
     scores: dict[str, Scores] = {}
-    for pooling in config.evaluation.raw_poolings:
+    for name, pooling in poolings.items():
         raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
         model = encoder.build(raw)
-        scores[pooling] = evaluate_model(model, tasks, config.evaluation.batch_size).scores
+        scores[name] = evaluate_model(model, tasks, config.evaluation.batch_size).scores
     write_atomically(path, json.dumps(scores, indent=2) + "\n")
     return scores
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Pooling = Literal["cls", "mean", "avg_first_last"]
+Pooling = Literal["cls", "mean", "avg_first_last", "pooler"]
 TaskName = Literal[
     "pairs", "docstrings",
     "STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "STSB-dev", "SICK-R",
@@ -121,10 +121,12 @@ class EncoderConfig(_Section):
     revision: str | None = None
     """Branch, tag or commit of a Hub encoder."""
     trust_remote_code: bool = False
-    """Let the Hub repository run code of its own on this machine."""
-    pooling: Pooling = "mean"
+    """Let the encoder run code that comes with it on this machine."""
+    pooling: Pooling | None = None
     """``cls`` is the first position of the last layer, ``avg_first_last`` the mean over tokens of
-    the average of the first and the last layer."""
+    the average of the first and the last layer, ``pooler`` the first position through the
+    checkpoint's own dense layer with tanh. ``null`` is what a sentence-transformers model has,
+    which also keeps its other modules, prompts and settings, and ``mean`` for other encoders."""
     projection: Literal["none", "train_only", "always"] = "none"
     """A dense layer with tanh after pooling: left out, used by the loss only and dropped from the
     exported model (SimCSE's ``mlp_only_train``), or part of the exported model."""
@@ -356,7 +358,8 @@ class EvaluationConfig(_Section):
     raw_poolings: Annotated[list[Pooling], BeforeValidator(_list_from_one)] = [
         "cls", "mean", "avg_first_last",
     ]  # fmt: skip
-    """Poolings of the untrained encoder to score for comparison; ``[]`` skips it."""
+    """Poolings of the untrained encoder to score for comparison; ``[]`` skips it. A
+    sentence-transformers model is scored once, as it encodes by itself (``own``)."""
     batch_size: Count = 128
 
     @model_validator(mode="after")

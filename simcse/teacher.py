@@ -11,12 +11,12 @@ from datasets import Dataset
 from numpy.lib.format import open_memmap
 from sentence_transformers import SentenceTransformer
 
-from simcse import hub
 from simcse.data import TextCounts, texts_of
 from simcse.encoder import fingerprint, source_of
 from simcse.encoding import encode_by_length
-from simcse.errors import UserError, first_line
+from simcse.errors import UserError
 from simcse.files import cache_folder, cached
+from simcse.gate import Origin, load_sentence_model
 from simcse.settings import Config, ObjectiveConfig
 from simcse.tokens import in_chunks
 
@@ -29,15 +29,9 @@ def load_teacher(config: ObjectiveConfig, *, refresh: bool = False) -> SentenceT
     Raises:
         UserError: It cannot be loaded.
     """
-    try:
-        revision = config.teacher_revision
-        return SentenceTransformer(source_of(str(config.teacher), revision, refresh=refresh))
-    except Exception as error:  # every kind of network, lookup and format error
-        raise hub.failure(
-            f"objective.teacher: {config.teacher} is no sentence-transformers model that can be "
-            f"loaded: {first_line(error)}",
-            error,
-        ) from error
+    name, label = str(config.teacher), f"objective.teacher: {config.teacher}"
+    folder = source_of(name, config.teacher_revision, label=label, refresh=refresh)
+    return load_sentence_model(Origin(label, folder, "a teacher has to do without"))
 
 
 def teacher_embeddings(

@@ -39,6 +39,24 @@ ARCHITECTURES = {
     ),
 }  # fmt: skip
 
+# Settings of others, which keep their dropout or their tokenizer in ways of their own.
+_SEQ2SEQ = {"d_model": 32, "num_heads": 2, "d_ff": 48, "num_layers": 2, "d_kv": 16}
+_XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 2}
+OTHERS = {
+    "t5": ("T5Config", _SEQ2SEQ),
+    "mt5": ("MT5Config", _SEQ2SEQ),
+    "bart": (
+        "BartConfig",
+        {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+         "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+         "attention_dropout": 0.1, "activation_dropout": 0.1},
+    ),
+    "xlm": ("XLMConfig", _XLM),
+    "flaubert": ("FlaubertConfig", _XLM),
+    "longformer": ("LongformerConfig", {**SMALL, "num_hidden_layers": 2, "attention_window": 8}),
+    "xlm-roberta": ("XLMRobertaConfig", {**SMALL, "num_hidden_layers": 2}),
+}  # fmt: skip
+
 # Threads of tiny tensors wait for one another more than they compute.
 torch.set_num_threads(1)
 
@@ -54,7 +72,7 @@ SENTENCES = [
 
 def make_encoder(folder: Path, architecture: str = "bert", **settings: object) -> Path:
     """Save an encoder with random weights and the shipped tokenizer."""
-    config_class, values = ARCHITECTURES[architecture]
+    config_class, values = {**ARCHITECTURES, **OTHERS}[architecture]
     config = getattr(transformers, config_class)(
         vocab_size=8192, max_position_embeddings=66, **{**values, **settings}
     )

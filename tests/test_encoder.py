@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, MINI_BERT, SENTENCES, make_encoder
+from conftest import ARCHITECTURES, MINI_BERT, OTHERS, SENTENCES, make_encoder
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from transformers import AutoModel, AutoTokenizer
 
 from simcse import encoder
+from simcse.cli import main
 from simcse.errors import UserError
 from simcse.settings import Config, EncoderConfig, ViewConfig
 from simcse.training import check_views_differ
@@ -128,6 +131,36 @@ def test_dropout_override_and_missing_dropout(tmp_path, architecture):
     check_views_differ(shuffled, without, [{**rows[0], "text_hash": [h]} for h in range(8)])
 
 
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_dropout_of_a_view_reaches_modules_that_keep_it_as_a_number(tmp_path, architecture):
+    folder = make_encoder(tmp_path / "encoder", architecture)
+    model = encoder.build(EncoderConfig(name=str(folder))).train()
+    features = dict(model.tokenizer(SENTENCES, padding=True, return_tensors="pt"))
+    features.pop("token_type_ids", None)
+
+    def passes():
+        return [model(dict(features))["sentence_embedding"] for _ in range(2)]
+
+    first, second = passes()
+    assert not torch.allclose(first, second, atol=1e-3)
+    with encoder.dropout(model, 0.0):
+        first, second = passes()
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+        expected = model.eval()(dict(features))["sentence_embedding"]
+        torch.testing.assert_close(first, expected, rtol=0, atol=1e-5)
+    before = torch.random.get_rng_state()
+    encoder.check_dropout_is_reached(model)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not model.training
+
+
+def test_randomness_that_no_rate_reaches_is_refused(tmp_path, arguments, capsys):
+    folder = make_encoder(tmp_path / "encoder", "flaubert", layerdrop=0.5, n_layers=8)
+    words = [f"encoder.name={folder}", "views=[{dropout: 0.0}, {dropout: 0.2}]"]
+    assert main([*arguments, *words]) == 2
+    assert "views: dropout of a view cannot be set" in capsys.readouterr().err
+
+
 def test_weights_are_float32_whatever_they_were_stored_in(tmp_path, tiny):
     AutoModel.from_pretrained(tiny).to(torch.bfloat16).save_pretrained(tmp_path / "half")
     shutil.copytree(tiny, tmp_path / "half", dirs_exist_ok=True, ignore=lambda _, names: [
@@ -155,7 +188,7 @@ def test_damaged_weights_and_empty_folders_are_one_line(tmp_path, tiny):
     (folder / "model.safetensors").write_bytes(b"x" * 100)
     (tmp_path / "empty").mkdir()
     for name in ("damaged", "empty"):
-        with pytest.raises(UserError, match="is a folder, but not an encoder") as error:
+        with pytest.raises(UserError, match=f"{name} cannot be loaded: ") as error:
             encoder.build(EncoderConfig(name=str(tmp_path / name)))
         assert "\n" not in str(error.value)
 
@@ -170,5 +203,121 @@ def test_shipped_encoder_is_found_by_name(monkeypatch):
 @pytest.mark.parametrize("name", ["no/such-encoder", "/no/such/folder"])
 def test_missing_encoder_is_one_line(name):
     with pytest.raises(UserError, match=f"encoder.name: {name} is neither a model folder") as error:
-        encoder.load_tokenizer(EncoderConfig(name=name))
+        encoder.build(EncoderConfig(name=name))
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def stored(tiny, tmp_path_factory):
+    """A sentence-transformers model in which everything differs from the defaults."""
+    torch.manual_seed(5)
+    transformer = Transformer(str(tiny), max_seq_length=48, do_lower_case=True)
+    dense = Dense(32, 16, bias=False, activation_function=torch.nn.GELU())
+    model = SentenceTransformer(
+        modules=[transformer, Pooling(32, "max"), dense, Normalize()],
+        prompts={"query": "find: ", "document": "text: "},
+        default_prompt_name="query",
+        similarity_fn_name="dot",
+        truncate_dim=12,
+    )
+    folder = tmp_path_factory.mktemp("stored") / "model"
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def same_settings(a, b):
+    for x, y in zip(a, b, strict=True):
+        assert type(x) is type(y)
+        assert x.get_config_dict() == y.get_config_dict()
+    names = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
+    for name in (*names, "max_seq_length"):
+        assert getattr(a, name) == getattr(b, name)
+    return True
+
+
+@pytest.mark.parametrize("projection", ["none", "train_only"])
+def test_a_sentence_model_is_built_as_it_is(stored, tmp_path, projection):
+    theirs = SentenceTransformer(str(stored), device="cpu")
+    ours = encoder.build(EncoderConfig(name=str(stored), projection=projection))
+    assert theirs.get_embedding_dimension() == ours.get_embedding_dimension() == 12
+    assert encoder.width(ours) == 16
+    np.testing.assert_allclose(ours.encode(SENTENCES), theirs.encode(SENTENCES), atol=1e-6)
+    assert same_settings(encoder.exported(ours), theirs)
+    encoder.save(encoder.exported(ours), tmp_path / "again")
+    again = SentenceTransformer(str(tmp_path / "again"), device="cpu")
+    assert same_settings(again, theirs)
+    for role in ("encode_query", "encode_document", "encode"):
+        found = getattr(again, role)(SENTENCES)
+        np.testing.assert_allclose(found, getattr(theirs, role)(SENTENCES), atol=1e-6)
+    output = ours.train()(dict(ours.tokenizer(SENTENCES, padding=True, return_tensors="pt")))
+    assert output[encoder.training_key(ours)].requires_grad
+
+
+def test_a_sentence_model_is_trained_further_with_all_its_modules(
+    stored, arguments, run, tmp_path, one_picture
+):
+    words = [f"encoder.name={stored}", "training.steps=4", "evaluation.raw_poolings=[cls, mean]"]
+    assert main([*arguments, *words, "encoder.dropout=0.2"]) == 0
+    before, after = (SentenceTransformer(str(f), device="cpu") for f in (stored, run))
+    assert same_settings(after, before)
+    weights = after.state_dict()
+    changes = {
+        name: float((weights[name] - weight).abs().max())
+        for name, weight in before.state_dict().items()
+        if "pooler" not in name
+    }
+    assert 0 < changes["2.linear.weight"] < 0.01  # four steps of at most 0.001
+    assert max(changes.values()) < 0.01
+    assert all(change > 0 for name, change in changes.items() if "attention.output" in name)
+    scores = json.loads((run / "scores.json").read_text())
+    assert set(scores["raw"]) == {"own"}
+    assert main(["export", str(run), str(tmp_path / "exported")]) == 0
+    exported = SentenceTransformer(str(tmp_path / "exported"), device="cpu")
+    np.testing.assert_array_equal(exported.encode(SENTENCES), after.encode(SENTENCES))
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "max pooling, then the module Dense, then the module Normalize" in card
+    assert "With transformers alone" not in card
+    assert main([*arguments, *words, "encoder.dropout=0.2"]) == 0  # is finished
+
+
+def test_a_sentence_model_has_two_towers_of_all_its_modules(stored):
+    model = encoder.build(EncoderConfig(name=str(stored), towers="two", projection="train_only"))
+    theirs = SentenceTransformer(str(stored), device="cpu")
+    expected = theirs.encode_document(SENTENCES)
+    np.testing.assert_allclose(model.encode_document(SENTENCES), expected, atol=1e-6)
+    assert [type(part) for part in model[0].sub_modules["query"]] == [type(m) for m in theirs]
+    assert (model.prompts, model.default_prompt_name) == (theirs.prompts, "query")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"pooling": "mean"}, "encoder.pooling: .* has pooling max of its own"),
+        ({"projection": "always"}, "encoder.projection: .* keeps the modules it has; allowed is"),
+    ],
+)
+def test_what_contradicts_a_sentence_model_is_refused(stored, settings, expected):
+    with pytest.raises(UserError, match=expected) as error:
+        encoder.build(EncoderConfig(name=str(stored), **settings))
+    assert "\n" not in str(error.value)
+
+
+def test_the_pooling_that_a_sentence_model_has_may_be_named(tiny, tmp_path):
+    for pooling in ("cls", "avg_first_last"):
+        config = EncoderConfig(name=str(tiny), pooling=pooling)
+        encoder.save(encoder.build(config), tmp_path / pooling)
+        again = EncoderConfig(name=str(tmp_path / pooling), pooling=pooling)
+        encoder.build(again)
+        assert encoder.pooling_of(encoder.build(again.model_copy(update={"pooling": None}))) == (
+            pooling
+        )
+
+
+def test_what_does_not_begin_with_a_transformer_cannot_be_trained(tiny, tmp_path):
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny), towers="two")), tmp_path / "towers")
+    tokenizer = AutoTokenizer.from_pretrained(tiny).backend_tokenizer
+    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)])
+    static.save_pretrained(str(tmp_path / "static"))
+    for name, first in (("towers", "Router"), ("static", "StaticEmbedding")):
+        with pytest.raises(UserError, match=f"begins with the module {first}; only"):
+            encoder.build(EncoderConfig(name=str(tmp_path / name)))

@@ -5,11 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SENTENCES, make_encoder
+from conftest import SENTENCES, make_encoder, make_masked_encoder
 from datasets import Dataset
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from simcse import SimCSE, encoder, loading
+from simcse.cli import main
 from simcse.errors import UserError
 from simcse.settings import EncoderConfig
 
@@ -312,8 +315,8 @@ def test_missing_and_damaged_models_are_one_line(tmp_path, model_folder):
 
 
 def test_released_checkpoints_get_the_pooling_they_were_trained_with(tmp_path, monkeypatch):
-    assert len(loading.UNSUPERVISED_RELEASES | loading.SUPERVISED_RELEASES) == 8
-    assert "princeton-nlp/sup-simcse-roberta-large" in loading.SUPERVISED_RELEASES
+    assert len(loading.RELEASES) == 8
+    assert loading.RELEASES["princeton-nlp/sup-simcse-roberta-large"] == "pooler"
     folder = make_encoder(tmp_path / "released")  # a plain BERT with a pooler, as they are
     tokenizer, plain = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
     inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
@@ -329,6 +332,48 @@ def test_released_checkpoints_get_the_pooling_they_were_trained_with(tmp_path, m
     ):
         got = SimCSE(name).encode(SENTENCES, normalize_to_unit=False)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def unconverted(folder, name):
+    """A supervised checkpoint as princeton-nlp/SimCSE's training writes it."""
+    weights = {
+        f"mlp.{key.removeprefix('pooler.')}" if "pooler" in key else f"bert.{key}": value
+        for key, value in load_file(folder / "model.safetensors").items()
+    }
+    copy = shutil.copytree(folder, folder.parent / name)
+    (copy / "model.safetensors").unlink()
+    torch.save(weights, copy / "pytorch_model.bin")
+    return copy
+
+
+def test_the_pooler_of_a_checkpoint_is_a_pooling(tmp_path, capsys):
+    folder = make_encoder(tmp_path / "converted")
+    tokenizer, plain = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = plain.eval()(**inputs).pooler_output
+    released = unconverted(folder, "sup-simcse-bert-base-uncased")
+    other = unconverted(folder, "mine")
+    for name, pooling in ((folder, "pooler"), (released, None), (other, "pooler")):
+        got = SimCSE(name, pooling=pooling).encode(SENTENCES, normalize_to_unit=False)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    model = SimCSE(folder, pooling="pooler").model
+    encoder.save(model, tmp_path / "saved")
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_array_equal(again.encode(SENTENCES), model.encode(SENTENCES))
+    assert not any("pooler" in name for name, _ in again.named_parameters())
+    (tmp_path / "a.txt").write_text("\n".join(SENTENCES))
+    command = ["encode", str(tmp_path / "a.txt"), "-o", str(tmp_path / "e.npy"), "--keep-length"]
+    assert main([*command, "--model", str(other), "--pooling", "pooler"]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "e.npy"), expected, atol=1e-6)
+
+
+def test_without_the_pooler_s_weights_there_is_no_such_pooling(tmp_path):
+    masked = make_masked_encoder(tmp_path / "sup-simcse-bert-base-uncased")
+    headless = make_encoder(tmp_path / "distilbert", "distilbert")
+    for folder, pooling in ((masked, None), (masked, "pooler"), (headless, "pooler")):
+        with pytest.raises(UserError, match=f"{folder} has no weights of a pooler"):
+            SimCSE(folder, pooling=pooling)
 
 
 def test_two_towers_embed_queries_and_corpus_apart(tiny, tmp_path):

@@ -12,9 +12,10 @@ import torch
 from conftest import SENTENCES, newest_checkpoint
 from transformers import dynamic_module_utils
 
-from simcse import encoder, training
+from simcse import SimCSE, encoder, training
 from simcse.checkpoints import MANIFEST
 from simcse.cli import main
+from simcse.errors import UserError
 from simcse.settings import EncoderConfig
 
 TOKEN = "hf_doNotShowThisToAnybody"
@@ -59,7 +60,7 @@ def test_pickled_encoder_is_refused(tiny, tmp_path, sprung, arguments, capsys):
     assert main([*arguments, f"encoder.name={model}"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(errors) == 2
-    assert all("encoder that can be loaded: Weights only load failed" in line for line in errors)
+    assert all("cannot be loaded: Weights only load failed" in line for line in errors)
 
 
 def test_pickled_layer_of_a_sentence_model_is_refused(tiny, tmp_path, sprung, capsys):
@@ -71,52 +72,115 @@ def test_pickled_layer_of_a_sentence_model_is_refused(tiny, tmp_path, sprung, ca
     assert "cannot be loaded: Weights only load failed" in capsys.readouterr().err
 
 
+def add_code(folder, kind, sprung):
+    """Make a saved model bring code of its own, which leaves a mark."""
+    code = f"from pathlib import Path\nPath({str(sprung)!r}).touch()\n"
+    if kind == "module":
+        code += "from sentence_transformers.models import Pooling as Own\n"
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[1]["type"] = "own.Own"
+        (folder / "modules.json").write_text(json.dumps(modules))
+    else:
+        code += "from transformers import BertConfig, BertModel\n"
+        code += "class Own(BertConfig):\n    model_type = 'own'\n"
+        code += "class Net(BertModel):\n    config_class = Own\n"
+        config = json.loads((folder / "config.json").read_text())
+        config["auto_map"] = {"AutoConfig": "own.Own", "AutoModel": "own.Net"}
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "own"}))
+    (folder / "own.py").write_text(code)
+    return folder
+
+
 @pytest.fixture
-def own_module(tiny, tmp_path, sprung):
-    """A sentence-transformers model with a module of its own."""
+def own_modules(tmp_path, monkeypatch):
+    """Code that is run is copied to this test's folder first."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.fixture(params=["module", "encoder"])
+def stranger(request, two_seeds, tmp_path, own_modules):
+    """A run folder from elsewhere that brings code, and says itself that it may be run."""
+    run = shutil.copytree(two_seeds / "seed-0", tmp_path / "stranger")
+    config = (run / "config.yaml").read_text()
+    assert "trust_remote_code: false" in config
+    (run / "config.yaml").write_text(config.replace("code: false", "code: true"))
+    return add_code(run, request.param, tmp_path / "mark")
+
+
+def loading_commands(run, tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("\n".join(SENTENCES))
+    return {
+        "evaluate": ["evaluate", str(run), "--tasks", "pairs"],
+        "encode": ["encode", str(text), "-o", str(tmp_path / "e.npy"), "--model", str(run)],
+        "search": ["search", "a cat", "--corpus", str(text), "--model", str(run)],
+        "export": ["export", str(run), str(tmp_path / "exported")],
+        "onnx": ["export", str(run), str(tmp_path / "graph"), "--format", "onnx"],
+        "publish": ["publish", str(run), "me/model", "--dry-run"],
+    }
+
+
+def test_a_run_folder_cannot_consent_to_its_own_code(
+    stranger, two_seeds, tmp_path, one_picture, monkeypatch, capsys
+):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr("simcse.report.pictures", lambda sets: [])  # drawing is slow
+    for command in loading_commands(stranger, tmp_path).values():
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert f"{stranger} brings code of its own, which is not run; " in error
+        assert "--trust-remote-code" in error
+        assert error.count("\n") == 1
+    other = str(two_seeds / "seed-1")
+    assert main(["compare", str(stranger), other]) == 0
+    assert main(["report", str(stranger), other, "-o", str(tmp_path / "report")]) == 0
+    assert not (tmp_path / "mark").exists()
+    assert not (tmp_path / "exported").exists()
+    with pytest.raises(UserError, match="trust_remote_code=True"):
+        SimCSE(stranger)
+
+
+def test_code_runs_with_consent(stranger, tmp_path, one_picture):
+    commands = loading_commands(stranger, tmp_path)
+    del commands["onnx"]  # slow, and loads as export does
+    for command in commands.values():
+        assert main([*command, "--trust-remote-code"]) == 0
+    assert (tmp_path / "mark").exists()
+    assert SimCSE(stranger, trust_remote_code=True).encode("x").shape == (32,)
+
+
+def test_code_of_a_teacher_is_not_run(tiny, tmp_path, sprung, arguments, capsys):
     model = tmp_path / "own"
     encoder.save(encoder.build(EncoderConfig(name=str(tiny))), model)
-    code = f"from pathlib import Path\nPath({str(sprung)!r}).touch()\n"
-    code += "from sentence_transformers.models import Pooling as Own\n"
-    (model / "own.py").write_text(code)
-    modules = json.loads((model / "modules.json").read_text())
-    modules[1]["type"] = "own.Own"
-    (model / "modules.json").write_text(json.dumps(modules))
-    return model
+    add_code(model, "module", sprung)
+    words = ["objective.terms=distill_l2", f"objective.teacher={model}"]
+    assert main([*arguments, *words, "encoder.trust_remote_code=true"]) == 2
+    error = capsys.readouterr().err
+    assert f"objective.teacher: {model} brings code of its own, which is not run" in error
 
 
-def test_code_of_a_model_is_not_run(own_module, tmp_path, arguments, capsys):
-    assert encode(own_module, tmp_path) == 2
-    assert main(["evaluate", str(own_module), "--tasks", "pairs"]) == 2
-    words = ["objective.terms=distill_l2", f"objective.teacher={own_module}"]
-    assert main([*arguments, *words]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert len(errors) == 3
-    assert all("not part of Sentence Transformers" in line for line in errors)
+def test_an_activation_from_elsewhere_is_not_replaced_in_silence(tiny, tmp_path, capsys):
+    model = tmp_path / "model"
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny), projection="always")), model)
+    config = model / "2_Dense" / "config.json"
+    config.write_text(config.read_text().replace("torch.nn.modules.activation.Tanh", "my.Gate"))
+    assert encode(model, tmp_path) == 2
+    assert "brings code of its own, which is not run" in capsys.readouterr().err
 
 
-def test_code_of_an_encoder_is_run_only_when_the_user_says_so(
-    tiny, tmp_path, arguments, run, monkeypatch, capsys
+def test_code_of_an_encoder_is_run_only_when_the_config_says_so(
+    tiny, tmp_path, arguments, run, own_modules, capsys
 ):
-    modules = tmp_path / "modules"
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    model = shutil.copytree(tiny, tmp_path / "model")
-    config = json.loads((model / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Net"}}
-    (model / "config.json").write_text(json.dumps(config))
-    code = f"from pathlib import Path\nPath({str(tmp_path / 'sprung')!r}).touch()\n"
-    code += "from transformers import BertConfig, BertModel\n"
-    code += "class Own(BertConfig):\n    model_type = 'own'\n"
-    code += "class Net(BertModel):\n    config_class = Own\n"
-    (model / "own.py").write_text(code)
+    mark = tmp_path / "mark"
+    model = add_code(shutil.copytree(tiny, tmp_path / "model"), "encoder", mark)
     assert main([*arguments, f"encoder.name={model}"]) == 2
-    assert "contains custom code" in capsys.readouterr().err
-    assert not (tmp_path / "sprung").exists()
+    assert "allow it with encoder.trust_remote_code=true" in capsys.readouterr().err
+    assert not mark.exists()
     assert not run.exists()
     trusting = [f"encoder.name={model}", "encoder.trust_remote_code=true", "training.steps=2"]
     assert main([*arguments, *trusting]) == 0
-    assert (tmp_path / "sprung").exists()
+    assert mark.exists()
     assert (run / "scores.json").is_file()
 
 

@@ -1,0 +1,201 @@
+"""What is not whole does not come in: weights, tokenizer, folder; and never by making it up."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import ARCHITECTURES, SENTENCES, make_encoder
+from safetensors.torch import load_file, save_file
+from test_encoder import reference
+from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel
+
+from simcse import encoder
+from simcse.cli import main
+from simcse.errors import UserError
+from simcse.loading import load_model, load_trained
+from simcse.settings import Config, EncoderConfig, ObjectiveConfig
+from simcse.teacher import load_teacher
+
+MASKED = {
+    "bert": "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "distilbert": "DistilBertForMaskedLM",
+    "mpnet": "MPNetForMaskedLM",
+    "modernbert": "ModernBertForMaskedLM",
+}
+
+
+@pytest.fixture
+def plain(tiny, tmp_path):
+    """A checkpoint that may be damaged."""
+    return shutil.copytree(tiny, tmp_path / "plain")
+
+
+@pytest.fixture
+def stored(tiny, tmp_path):
+    """A sentence-transformers model with a dense layer that may be damaged."""
+    folder = tmp_path / "stored"
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny), projection="always")), folder)
+    return folder
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
+
+
+def change_config(folder, **settings):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def without_layer(weights):
+    return {key: value for key, value in weights.items() if "layer.1." not in key}
+
+
+def renamed(weights):
+    return {f"other.{key}": value for key, value in weights.items()}
+
+
+DAMAGE = {
+    r"16 missing \(encoder\.layer\.1\.attention\.output\.LayerNorm\.bias, .*, …\)": (
+        lambda folder: change_weights(folder, without_layer)
+    ),
+    r"53 missing \(embeddings\.LayerNorm\.bias, ": lambda folder: change_weights(folder, renamed),
+    r"16 unexpected \(encoder\.layer\.2\.attention": (
+        lambda folder: change_config(folder, num_hidden_layers=2)
+    ),
+    r"9 of another shape \(encoder\.layer\.0\.intermediate\.dense\.bias": (
+        lambda folder: change_config(folder, intermediate_size=52)
+    ),
+}
+
+
+@pytest.mark.parametrize("expected", DAMAGE)
+def test_weights_are_never_made_up(plain, stored, expected):
+    for folder in (plain, stored):
+        DAMAGE[expected](folder)
+    ways = [
+        lambda: encoder.build(EncoderConfig(name=str(plain))),
+        lambda: encoder.build(EncoderConfig(name=str(stored))),
+        lambda: load_model(str(plain)),
+        lambda: load_model(str(stored)),
+        lambda: load_trained(stored, trust_remote_code=False),
+        lambda: load_teacher(ObjectiveConfig(terms={"distill_l2": 1.0}, teacher=str(stored))),
+    ]
+    for way in ways:
+        with pytest.raises(UserError, match=f"its weights do not fit its config: {expected}"):
+            way()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_heads_and_old_buffers_are_left_out(tmp_path, architecture):
+    folder = make_encoder(tmp_path / "encoder", architecture)
+    torch.manual_seed(1)
+    masked = getattr(transformers, MASKED[architecture])(AutoConfig.from_pretrained(folder))
+    masked.save_pretrained(folder)
+    name = f"{masked.base_model_prefix}.embeddings.position_ids"
+    if "position_ids" in dict(masked.base_model.embeddings.named_buffers()):
+        change_weights(folder, lambda weights: weights | {name: torch.arange(66)[None]})
+    model = encoder.build(EncoderConfig(name=str(folder), pooling="cls"))
+    np.testing.assert_allclose(model.encode(SENTENCES), reference(folder, "cls"), atol=2e-6)
+
+
+def test_a_missing_pooler_is_left_out_and_not_made_up(stored, tmp_path):
+    # As other programs save a model that was trained from a masked language model.
+    (stored / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
+    first, second = (load_model(str(stored)) for _ in range(2))
+    assert encoder.fingerprint(first) == encoder.fingerprint(second)
+    encoder.save(first, tmp_path / "again")
+    assert "pooler" not in " ".join(load_file(tmp_path / "again" / "model.safetensors"))
+    # Unless the embedding comes from it.
+    settings = {"max_seq_length": 64, "module_output_name": "token_embeddings"}
+    way = {"method": "forward", "method_output_name": "pooler_output"}
+    settings["modality_config"] = {"text": way}
+    (stored / "sentence_bert_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"2 missing \(pooler\.dense\.bias, pooler\.dense\.weight"):
+        load_model(str(stored))
+
+
+def test_what_the_gate_asks_of_the_library(tiny, plain):
+    original = PreTrainedModel.__dict__["from_pretrained"]
+    assert isinstance(original, classmethod)
+    assert "from_pretrained" not in BertModel.__dict__
+    _, info = AutoModel.from_pretrained(tiny, output_loading_info=True)
+    assert {"missing_keys", "unexpected_keys", "mismatched_keys"} <= set(info)
+    verbosity = transformers.logging.get_verbosity()
+    change_weights(plain, without_layer)
+    with pytest.raises(UserError, match="missing"):
+        encoder.build(EncoderConfig(name=str(plain)))
+    assert PreTrainedModel.__dict__["from_pretrained"] is original
+    assert transformers.logging.get_verbosity() == verbosity
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta", "t5", "longformer"])
+def test_a_tokenizer_is_never_made_up(tmp_path, architecture):
+    folder = make_encoder(tmp_path / "encoder", architecture)
+    encoder.save(encoder.build(EncoderConfig(name=str(folder))), tmp_path / "model")
+    for path in [*folder.glob("tokenizer*"), *(tmp_path / "model").glob("tokenizer*")]:
+        path.unlink()
+    for model in (folder, tmp_path / "model"):
+        transformers.AutoTokenizer.from_pretrained(model)  # is no error
+        with pytest.raises(UserError, match="the files of its tokenizer are missing"):
+            load_model(str(model))
+        with pytest.raises(UserError, match="the files of its tokenizer are missing"):
+            encoder.build(EncoderConfig(name=str(model)))
+
+
+def test_a_tokenizer_of_another_model_is_refused(plain):
+    config = AutoConfig.from_pretrained(plain, vocab_size=8000)
+    AutoModel.from_config(config).save_pretrained(plain)
+    with pytest.raises(UserError, match="tokenizer is another model's: token 8191 of 8000"):
+        encoder.build(EncoderConfig(name=str(plain)))
+
+
+@pytest.mark.parametrize(
+    "part", ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+)
+def test_incomplete_folders_are_refused(stored, part):
+    (stored / part).unlink()
+    with pytest.raises(UserError, match=f"{stored} cannot be loaded: ") as error:
+        load_model(str(stored))
+    assert "\n" not in str(error.value)
+    shutil.rmtree(stored / part.split("/")[0])
+    with pytest.raises(UserError, match=f"{stored} cannot be loaded: "):
+        load_trained(stored, trust_remote_code=False)
+
+
+def test_weights_are_finite(two_seeds, arguments, tmp_path, capsys):
+    run = shutil.copytree(two_seeds / "seed-0", tmp_path / "broken")
+    name = "encoder.layer.1.output.dense.bias"
+    change_weights(run, lambda weights: weights | {name: weights[name] * torch.nan})
+    (tmp_path / "a.txt").write_text("\n".join(SENTENCES))
+    for command in (
+        [*arguments, f"encoder.name={run}", "encoder.projection=none"],
+        ["encode", str(tmp_path / "a.txt"), "-o", str(tmp_path / "e.npy"), "--model", str(run)],
+        ["evaluate", str(run), "--tasks", "pairs"],
+        ["export", str(run), str(tmp_path / "exported")],
+        ["publish", str(run), "me/model", "--dry-run"],
+    ):
+        assert main(command) == 2
+        assert f"{run}: its weight 0.model.{name} holds NaN" in capsys.readouterr().err
+    assert not (tmp_path / "e.npy").exists()
+
+
+def test_embeddings_are_finite(plain, tmp_path, capsys):
+    name = "embeddings.word_embeddings.weight"
+    change_weights(plain, lambda weights: weights | {name: weights[name] * 1e38})
+    (tmp_path / "a.txt").write_text("\n".join(SENTENCES))
+    command = ["encode", str(tmp_path / "a.txt"), "-o", str(tmp_path / "e.npy")]
+    assert main([*command, "--model", str(plain), "--pooling", "cls"]) == 2
+    assert "6 of 6 embeddings hold NaN or infinity" in capsys.readouterr().err
+    assert not (tmp_path / "e.npy").exists()
+
+
+def test_a_config_names_its_encoder_and_its_consent():
+    config = Config(encoder=EncoderConfig(name="me/mine", revision="v1", trust_remote_code=True))
+    origin = encoder.origin_of(config.encoder)
+    assert (origin.path, origin.revision, origin.trust_remote_code) == ("me/mine", "v1", True)
