@@ -29,7 +29,7 @@ from simcse.objectives import (
     sup_con,
 )
 from simcse.settings import Config
-from simcse.state import ObjectiveState
+from simcse.state import ObjectiveState, mixed_precision
 
 CONTRASTIVE = ("info_nce", "decoupled", "clip", "nt_xent", "sup_con")
 """Terms that compare an anchor with candidates at a temperature."""
@@ -73,6 +73,11 @@ class TrainingLoss(nn.Module):
         batch = dict(features[0])
         identities = batch.pop("identities")  # (columns, batch)
         labels, rows = batch.pop("labels", None), batch.pop("rows", None)
+        # The texts as they are, where a view shuffles, repeats or hides tokens.
+        texts = (
+            batch.pop("text_ids", batch["input_ids"]),
+            batch.pop("text_mask", batch["attention_mask"]),
+        )
         size = self.config.training.mini_batch_size
         views = self._embed(batch, identities.shape[1], size).view(*identities.shape, -1)
         # From here on the batch is that of all processes, but for the features of `batch`.
@@ -87,7 +92,7 @@ class TrainingLoss(nn.Module):
             last = views.detach()
             self.last = (last[0], last[1], None if hard is None else last[2:], mask)
         terms: dict[str, Tensor] = {
-            name: weight * self._term(name, views, mask, labels, rows, batch)
+            name: weight * self._term(name, views, mask, labels, rows, batch, texts)
             for name, weight in self.config.objective.terms.items()
         }
         return next(iter(terms.values())) if len(terms) == 1 else terms
@@ -164,7 +169,9 @@ class TrainingLoss(nn.Module):
 
     def _pass(self, features: Features, rate: float | None, task: str | None) -> Tensor:
         route = {} if task is None else {"task": task}
-        with first_token.cut(self.cuts), encoder.dropout(self.model, rate), FastDropout():
+        precision = mixed_precision(self.model.device, self.config.training.precision)
+        dropout = encoder.dropout(self.model, rate)
+        with precision, first_token.cut(self.cuts), dropout, FastDropout():
             embeddings: Tensor = self.model(dict(features), **route)[self.key]
         return embeddings.float()
 
@@ -176,6 +183,7 @@ class TrainingLoss(nn.Module):
         labels: Tensor | None,
         rows: Tensor | None,
         batch: dict[str, Tensor],
+        texts: tuple[Tensor, Tensor],
     ) -> Tensor:
         objective, state = self.config.objective, self.state
         square = None if mask is None else mask[:, : views.shape[1]]
@@ -196,7 +204,7 @@ class TrainingLoss(nn.Module):
                 seen = {key: value[: 2 * own] for key, value in batch.items()}
                 return state.self_teacher.forward(views[:2], seen)
             case "mlm" if state.mlm is not None:
-                return state.mlm.forward(batch["input_ids"][:own], batch["attention_mask"][:own])
+                return state.mlm.forward(*texts)
             case "distill_l2" | "distill_similarity" if self.teacher is not None:
                 return self._distill(name, views, rows)
         raise ValueError(f"{name} cannot be computed from this batch")

@@ -270,7 +270,8 @@ class ObjectiveConfig(_Section):
     """Leave out negatives with the text or the label of the anchor or of its positive; ``sup_con``
     goes by labels alone."""
     mlm_probability: Annotated[Number, Field(gt=0, lt=1)] = 0.15
-    """Share of the tokens that the term ``mlm`` hides and asks for."""
+    """Share of the tokens that the term ``mlm`` hides and asks for: in every column of a row, as
+    princeton-nlp/SimCSE does, and in the texts as they are, without what ``views`` does to them."""
     dino: DinoConfig = DinoConfig()
     teacher: PathText | None = None
     """For ``distill_l2`` and ``distill_similarity``: any sentence-transformers model."""
@@ -311,7 +312,8 @@ class TrainingConfig(_Section):
     """Gradient caching: texts embedded at a time, for batches larger than memory; same gradients,
     about a third more time."""
     batching: Literal["random", "length_grouped"] = "length_grouped"
-    """``length_grouped`` fills a batch with sentences of like length (docs/studies/length.md)."""
+    """``length_grouped`` fills a batch with sentences of similar length (docs/studies/length.md),
+    less closely after the first epoch, so that batches do not repeat (docs/performance.md)."""
     epochs: Annotated[PositiveNumber, Field(le=1_000_000)] = 1.0
     steps: Count | None = None
     """Optimiser steps; when given it replaces ``epochs``."""

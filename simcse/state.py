@@ -29,7 +29,7 @@ _IGNORED = -100  # what transformers labels a token that is not to be predicted
 
 
 def mixed_precision(device: torch.device, precision: Precision) -> torch.autocast:
-    """What the Trainer puts around the model's forward pass, for encoders that are not its model.
+    """Around the forward passes of training alone: models are scored in float32, as they are used.
 
     Args:
         device: Where the pass runs.
@@ -135,7 +135,7 @@ class SelfTeacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: SentenceTransformer, progress: float) -> None:
-        """Move the teacher towards the student, after an optimiser step."""
+        """Move the teacher towards the student, after an optimiser step; see ``after_step``."""
         start = self.config.momentum
         momentum = 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
         pairs = ((self.teacher, model), (self.teacher_head, self.head))
@@ -145,33 +145,45 @@ class SelfTeacher(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """The encoder's own masked-language-model head, pre-trained where the checkpoint has one."""
+    """The encoder's own, pre-trained masked-language-model head."""
 
     def __init__(self, model: SentenceTransformer, config: Config) -> None:
         super().__init__()
         transformer = encoder.transformer_of(model)
         try:
-            full: Any = AutoModelForMaskedLM.from_pretrained(
+            self.hide = DataCollatorForLanguageModeling(
+                transformer.tokenizer, mlm_probability=config.objective.mlm_probability
+            )
+            full: Any
+            full, report = AutoModelForMaskedLM.from_pretrained(
                 encoder.source_of(config.encoder.name),
                 revision=config.encoder.revision,
                 trust_remote_code=config.encoder.trust_remote_code,
+                dtype=torch.float32,  # the default is whatever the checkpoint was stored in
+                output_loading_info=True,
             )
+            own = f"{full.base_model_prefix}."  # weights of the encoder
+            if new := sorted(key for key in report["missing_keys"] if not key.startswith(own)):
+                raise ValueError(f"its files lack {', '.join(new)}")
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"objective.terms: mlm needs an encoder with a masked-language-model head, which "
-                f"{config.encoder.name} has not: {first_line(error)}"
+                "objective.terms: mlm needs an encoder with a masked-language-model head and a "
+                f"mask token; {config.encoder.name}: {first_line(error)}"
             ) from error
         setattr(full, full.base_model_prefix, transformer.model)  # the encoder that is trained
         full.tie_weights()
         self.full = full
         self.precision = config.training.precision
         self.mini_batch_size = config.training.mini_batch_size
-        self.hide = DataCollatorForLanguageModeling(
-            transformer.tokenizer, mlm_probability=config.objective.mlm_probability
-        )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Cross-entropy at hidden tokens; 80% of them become [MASK], 10% another token."""
+        """Cross-entropy at hidden tokens; 80% of them become [MASK], 10% another token.
+
+        Args:
+            input_ids: The texts of all columns, as princeton-nlp/SimCSE has it, ``(texts, length)``
+                and as they are: not changed by a view.
+            attention_mask: Where there is text and no padding.
+        """
         special = torch.tensor(self.hide.tokenizer.all_special_ids, device=input_ids.device)
         keep = torch.isin(input_ids, special) | (attention_mask == 0)
         hidden, labels = self.hide.torch_mask_tokens(
@@ -222,7 +234,12 @@ class ObjectiveState(nn.Module):
         self.temperature.progress = progress
 
     def after_step(self, model: SentenceTransformer, progress: float) -> None:
-        """Called once weights have moved."""
+        """Called once weights have moved.
+
+        Args:
+            model: The student.
+            progress: Share of the run's steps that came before this one, 0 after the first.
+        """
         if self.self_teacher is not None:
             self.self_teacher.follow(model, progress)
 

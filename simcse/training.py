@@ -51,7 +51,6 @@ from simcse.geometry import collapse
 from simcse.loss import WITHOUT_PAIRS, TrainingLoss
 from simcse.objectives import prototype_collapse
 from simcse.settings import Config, ObjectiveConfig
-from simcse.state import ObjectiveState
 from simcse.views import View, ViewCollator
 
 DEV_SCORE = "dev_score"
@@ -126,7 +125,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(run / "tensorboard")
         self.remove_callback(PrinterCallback)
-        self.add_callback(StateSteps(self.loss.state, model, self.sampler))
+        self.add_callback(StateSteps(self))
         self.run_log = RunLog(run)
         self.add_callback(self.run_log)
         if distributed.is_first():
@@ -138,10 +137,11 @@ class SimCSETrainer(SentenceTransformerTrainer):
         return self.sampler
 
     def _wrap_model(self, model: nn.Module, *_: Any, **__: Any) -> nn.Module:
-        # Without DistributedDataParallel: it averages gradients in one backward pass of one
-        # module, but gradient caching takes several, and the objective learns too.
-        prepared: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=True)
-        return prepared
+        # As it is. Without DistributedDataParallel: it averages gradients in one backward pass of
+        # one module, but gradient caching takes several, and the objective learns too. Without
+        # mixed precision: the loss sees to it, and dev scores are to be those of the final model.
+        model._is_accelerate_prepared = True  # type: ignore[assignment]
+        return model
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step; stops at a non-finite loss before it reaches the weights."""
@@ -246,21 +246,19 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
 
 class StateSteps(TrainerCallback):
-    """Tells objective and sampler how far the run is, and the former that weights have moved."""
+    """Tells objective, sampler and collator how far the run is, and when weights have moved."""
 
-    def __init__(
-        self,
-        objective: ObjectiveState,
-        model: SentenceTransformer,
-        sampler: ViewBatchSampler | GroupBatchSampler,
-    ) -> None:
-        self.objective, self.model, self.sampler = objective, model, sampler
+    def __init__(self, trainer: SimCSETrainer) -> None:
+        self.objective, self.model = trainer.loss.state, trainer.model
+        self.sampler, self.collator = trainer.sampler, trainer.data_collator
+        self.accelerator = trainer.accelerator
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The loop's own call does not reach the sampler of a resumed run of several processes."""
-        self.sampler.set_epoch(state.global_step // len(self.sampler))
+        self.collator.epoch = state.global_step // len(self.sampler)
+        self.sampler.set_epoch(self.collator.epoch)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -268,11 +266,12 @@ class StateSteps(TrainerCallback):
         """Schedules go from the first step to the last."""
         self.objective.before_step(state.global_step / max(state.max_steps - 1, 1))
 
-    def on_step_end(
+    def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """A teacher follows its student."""
-        self.objective.after_step(self.model, state.global_step / state.max_steps)
+        """A teacher follows its student; not where float16's loss scaling has left out the step."""
+        if not self.accelerator.optimizer_step_was_skipped:  # the step is not counted yet
+            self.objective.after_step(self.model, state.global_step / state.max_steps)
 
 
 class RunLog(TrainerCallback):
@@ -478,6 +477,7 @@ def view_collator(config: Config, model: SentenceTransformer) -> ViewCollator:
         (first, second),
         single=all(name in WITHOUT_PAIRS for name in config.objective.terms),
         paired=config.data.form == "labelled",
+        keeps_texts="mlm" in config.objective.terms and not (first.is_plain and second.is_plain),
         seed=config.seed,
     )
 
