@@ -158,6 +158,8 @@ class DataConfig(_Section):
     """Split of a Hub data set."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Rows that repeat an earlier one, in all their texts and the label."""
     max_rows: Count | None = None
     """Train on this many rows, drawn once with ``seed``; ``null`` takes all."""
     max_length: Annotated[Count, Field(ge=3)] = 32
@@ -430,6 +432,8 @@ class Config(_Section):
             raise ValueError(f"objective.terms: sup_con needs data.form=labelled, got {form}")
         if self.objective.teacher is not None and form != "sentences":
             raise ValueError(f"objective.teacher needs data.form=sentences, got {form}")
+        if self.objective.teacher is not None and self.data.duplicates == "keep":
+            raise ValueError("objective.teacher needs data.duplicates=drop, got keep")
         if form == "labelled" and self.training.batch_size % 2:
             raise ValueError("training.batch_size must be even with data.form=labelled")
         if form == "labelled" and self.training.batch_size < 4:

@@ -172,7 +172,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         rows = next(islice(self.sampler, number, None))
         return (
             f"learning rate {self._get_learning_rate():.2g}, training rows "
-            f"{', '.join(map(str, rows))}, counted from 0 without empty and repeated ones"
+            f"{', '.join(map(str, rows))}, counted from 0 without skipped ones"
         )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
