@@ -8,22 +8,27 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import BatchSampler
 
-# Rows are sorted by length within pools of this many batches: enough for next to no padding,
-# few enough that the batches of two epochs differ.
-_POOL_BATCHES = 50
-
 
 class ViewBatchSampler(BatchSampler):
     """Batches of row numbers, a new order each epoch, a function of (seed, epoch) only.
 
     The last incomplete batch is dropped: it would have fewer in-batch negatives than the others.
 
+    ``length_grouped`` sorts the rows by length and, in the first epoch, cuts them into batches.
+    Two rows that shared a batch should not share one again soon, yet cutting a sorted list again
+    gives the same batches. So neighbouring batches form a window, a grid of one batch a row, whose
+    columns move on by a permutation of 0, 1, 2, ... rows each epoch: no two columns by the same
+    number. In a window of ``batch_size`` batches or more, no two rows are then together in two
+    successive epochs. A smaller corpus is two windows, each half of it, and repeats at most twice
+    as many in-batch negatives as random batches would. The price is padding: next to none in the
+    first epoch, that of the window in later ones (docs/performance.md).
+
     Args:
         lengths: Number of tokens of each row, shape ``(rows,)``.
         batch_size: Rows in a batch.
         batching: ``random`` draws the rows of a batch at random, ``length_grouped`` gives a batch
-            rows of like length, so that almost nothing is padded and negatives are as long as the
-            positive.
+            rows of similar length, so that little is padded and negatives are about as long as
+            the positive.
         seed: Non-negative; together with the epoch it fixes the order.
     """
 
@@ -42,7 +47,7 @@ class ViewBatchSampler(BatchSampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch."""
+        """Called before each epoch, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -50,15 +55,41 @@ class ViewBatchSampler(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(len(self.lengths))[: len(self) * self.batch_size]
-        if self.batching == "length_grouped" and len(order):
-            pool = _POOL_BATCHES * self.batch_size
-            pools = (order[start : start + pool] for start in range(0, len(order), pool))
-            order = np.concatenate([p[np.argsort(self.lengths[p], kind="stable")] for p in pools])
-        batches = order.reshape(len(self), self.batch_size)
-        if self.batching == "length_grouped":
+        if self.batching == "length_grouped" and len(self):
+            batches = self._length_grouped(generator)
             batches = batches[generator.permutation(len(batches))]
+        else:
+            order = generator.permutation(len(self.lengths))[: len(self) * self.batch_size]
+            batches = order.reshape(len(self), self.batch_size)
         yield from batches.tolist()
+
+    def _length_grouped(self, generator: np.random.Generator) -> np.ndarray:
+        """The batches of this epoch, ``(batches, batch_size)``, those of the shortest rows first.
+
+        Args:
+            generator: Of this epoch, for the rows that are left out.
+        """
+        layout = np.random.default_rng([self.seed, 0, 1])  # that of no epoch, the same in all
+        order = layout.permutation(len(self.lengths))  # so that ties are in random order
+        order = order[np.argsort(self.lengths[order], kind="stable")]
+        count, size = len(self), self.batch_size
+        spare = layout.choice(len(order), len(order) - count * size, replace=False)
+        rows = np.delete(order, spare)
+        # Each spare row takes the place of a row of similar length, of another one each epoch.
+        reach = min(2 * size, len(rows))
+        nearest = np.clip(spare - size, 0, len(rows) - reach)
+        rows[nearest + generator.integers(0, reach, len(spare))] = order[spare]
+        grid = layout.permuted(rows.reshape(count, size), axis=1)
+        moved = np.zeros(size, dtype=np.int64)
+        for _ in range(self.epoch):
+            moved += layout.permutation(size)
+        windows = np.array_split(grid, min(max(2, count // size), count))
+        return np.concatenate(
+            [
+                window[(np.arange(len(window))[:, None] + moved) % len(window), np.arange(size)]
+                for window in windows
+            ]
+        )
 
 
 class GroupBatchSampler(BatchSampler):
@@ -90,7 +121,7 @@ class GroupBatchSampler(BatchSampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch."""
+        """Called before each epoch, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class TextCounts:
-    """Rows with text, empty rows, repeats of an earlier row, texts cut at max_length."""
+    """Rows with text, empty rows, skipped repeats of an earlier row, texts cut at max_length."""
 
     rows: int
     empty: int
@@ -68,7 +68,7 @@ class TextCounts:
 def load_training_data(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[Dataset, TextCounts]:
-    """Distinct training rows as token ids.
+    """Training rows as token ids, distinct ones unless ``config.duplicates`` keeps repeats.
 
     Args:
         config: Where the text is and how long an input may get.
@@ -96,8 +96,12 @@ def load_training_data(
     if counts.rows == 0:
         raise UserError(f"data.train: no text in {', '.join(config.train)}: {counts}")
     dataset = Dataset.from_file(str(path))
-    keep = np.unique(dataset.data.column("row_hash").to_numpy(), return_index=True)[1]
-    keep.sort()
+    if config.duplicates == "keep":
+        counts = replace(counts, duplicate=0)
+        keep = np.arange(len(dataset))
+    else:
+        keep = np.unique(dataset.data.column("row_hash").to_numpy(), return_index=True)[1]
+        keep.sort()
     if config.max_rows is not None and config.max_rows < len(keep):
         keep = np.sort(np.random.default_rng(seed).choice(keep, config.max_rows, replace=False))
     return (dataset if len(keep) == len(dataset) else dataset.select(keep)), counts

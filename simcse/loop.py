@@ -92,7 +92,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     with signals.waiting(), naming_memory("while training", *_MEMORY):
         while position.step < steps:
             # The batch: of several processes each takes its part.
-            chosen = next(batches)
+            collator.epoch, chosen = next(batches)
             own = distributed.own_part(chosen)
             features = collator.features([rows[i] for i in own], accelerator.device)
 
@@ -114,10 +114,10 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
                 raise where.error(f"the gradient's norm is {norm}", "raise objective.temperature")
             optimizer.step()
             optimizer.zero_grad()
-            position.step += 1
             if not optimizer.step_was_skipped:
                 loss.state.after_step(model, position.step / steps)
                 schedule.step()
+            position.step += 1
 
             # The log: means over the steps since its last line.
             position.since += 1
@@ -240,15 +240,15 @@ class Where:
         rows = ", ".join(map(str, self.rows))
         return UserError(
             f"step {self.step}: {problem} (learning rate {self.rate:.2g}, training rows {rows}, "
-            "counted from 0 without empty and repeated ones); lower training.learning_rate or "
+            "counted from 0 without skipped ones); lower training.learning_rate or "
             f"{remedy}"
         )
 
 
-def batches_from(sampler: Sampler, step: int) -> Iterator[list[int]]:
-    """Row numbers of every batch from a step on, epoch after epoch, without end."""
+def batches_from(sampler: Sampler, step: int) -> Iterator[tuple[int, list[int]]]:
+    """Epoch and row numbers of every batch from a step on, without end."""
     epoch, done = divmod(step, len(sampler))
     while True:
         sampler.set_epoch(epoch)
-        yield from islice(sampler, done, None)
+        yield from ((epoch, rows) for rows in islice(sampler, done, None))
         epoch, done = epoch + 1, 0

@@ -188,9 +188,12 @@ class TrainingLoss(nn.Module):
         def states(texts: Features) -> Tensor:
             return self._encode(Pass(torch.empty(0), texts, None, None), [])["token_embeddings"]
 
-        own = features["identities"].shape[1]
         weight = self.config.objective.terms["mlm"]
-        texts = features["input_ids"][:own], features["attention_mask"][:own]
+        # The texts as they are, where a view shuffles, repeats or hides tokens.
+        texts = (
+            features.get("text_ids", features["input_ids"]),
+            features.get("text_mask", features["attention_mask"]),
+        )
         with mixed_precision(device, precision):
             for part in mlm.losses(states, *texts):
                 yield weight * part

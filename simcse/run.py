@@ -424,7 +424,7 @@ def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Score
 def step_seconds(
     config: Config, prepared: Prepared, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Seconds of forward and backward pass (float32), the median of a few real batches."""
+    """Seconds of forward and backward pass, the median of a few real batches."""
     model, rows = prepared.model, prepared.rows
     collator = view_collator(config, model)
     accelerator = make_accelerator(config, Path(str(config.output)))

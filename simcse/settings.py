@@ -163,6 +163,8 @@ class DataConfig(_Section):
     """Split of a Hub data set."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Rows that repeat an earlier one, in all their texts and the label."""
     max_rows: Count | None = None
     """Train on this many rows, drawn once with ``seed``; ``null`` takes all."""
     max_length: Annotated[Count, Field(ge=3)] = 32
@@ -275,7 +277,8 @@ class ObjectiveConfig(_Section):
     """Leave out negatives with the text or the label of the anchor or of its positive; ``sup_con``
     goes by labels alone."""
     mlm_probability: Annotated[Number, Field(gt=0, lt=1)] = 0.15
-    """Share of the tokens that the term ``mlm`` hides and asks for."""
+    """Share of the tokens that the term ``mlm`` hides and asks for: in every column of a row, as
+    princeton-nlp/SimCSE does, and in the texts as they are, without what ``views`` does to them."""
     dino: DinoConfig = DinoConfig()
     teacher: PathText | None = None
     """For ``distill_l2`` and ``distill_similarity``: any sentence-transformers model."""
@@ -319,7 +322,8 @@ class TrainingConfig(_Section):
     """Compute the activations of each layer again in the backward pass instead of keeping them:
     less memory, the same gradients, about a third more time."""
     batching: Literal["random", "length_grouped"] = "length_grouped"
-    """``length_grouped`` fills a batch with sentences of like length (docs/studies/length.md)."""
+    """``length_grouped`` fills a batch with sentences of similar length (docs/studies/length.md),
+    less closely after the first epoch, so that batches do not repeat (docs/performance.md)."""
     epochs: Annotated[PositiveNumber, Field(le=1_000_000)] = 1.0
     steps: Count | None = None
     """Optimiser steps; when given it replaces ``epochs``."""
@@ -441,6 +445,8 @@ class Config(_Section):
             raise ValueError(f"objective.terms: sup_con needs data.form=labelled, got {form}")
         if self.objective.teacher is not None and form != "sentences":
             raise ValueError(f"objective.teacher needs data.form=sentences, got {form}")
+        if self.objective.teacher is not None and self.data.duplicates == "keep":
+            raise ValueError("objective.teacher needs data.duplicates=drop, got keep")
         if form == "labelled" and self.training.batch_size % 2:
             raise ValueError("training.batch_size must be even with data.form=labelled")
         if form == "labelled" and self.training.batch_size < 4:

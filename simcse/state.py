@@ -139,7 +139,7 @@ class SelfTeacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: SentenceTransformer, progress: float) -> None:
-        """Move the teacher towards the student, after an optimiser step."""
+        """Move the teacher towards the student, after an optimiser step; see ``after_step``."""
         start = self.config.momentum
         momentum = 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
         pairs = ((self.teacher, model), (self.teacher_head, self.head))
@@ -159,21 +159,32 @@ class _GivenStates(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """The encoder's own masked-language-model head, pre-trained where the checkpoint has one."""
+    """The encoder's own, pre-trained masked-language-model head."""
 
     def __init__(self, model: SentenceTransformer, config: Config) -> None:
         super().__init__()
         transformer = encoder.transformer_of(model)
         try:
-            full: Any = AutoModelForMaskedLM.from_pretrained(
+            self.hide = DataCollatorForLanguageModeling(
+                transformer.tokenizer, mlm_probability=config.objective.mlm_probability
+            )
+            full: Any
+            full, report = AutoModelForMaskedLM.from_pretrained(
                 encoder.source_of(config.encoder.name, config.encoder.revision),
                 trust_remote_code=config.encoder.trust_remote_code,
-                dtype=torch.float32,
+                dtype=torch.float32,  # the default is whatever the checkpoint was stored in
+                output_loading_info=True,
             )
+            own = f"{full.base_model_prefix}."  # weights of the encoder
+            if new := sorted(key for key in report["missing_keys"] if not key.startswith(own)):
+                raise ValueError(f"its files lack {', '.join(new)}")
+            own = f"{full.base_model_prefix}."  # weights of the encoder
+            if new := sorted(key for key in report["missing_keys"] if not key.startswith(own)):
+                raise ValueError(f"its files lack {', '.join(new)}")
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"objective.terms: mlm needs an encoder with a masked-language-model head, which "
-                f"{config.encoder.name} has not: {first_line(error)}"
+                "objective.terms: mlm needs an encoder with a masked-language-model head and a "
+                f"mask token; {config.encoder.name}: {first_line(error)}"
             ) from error
         self.words = transformer.model.get_input_embeddings
         words = full.get_input_embeddings().weight
@@ -186,9 +197,6 @@ class MaskedLanguageModel(nn.Module):
             module.register_buffer("weight", torch.empty(0), persistent=False)
         self.full = full
         self.mini_batch_size = config.training.mini_batch_size
-        self.hide = DataCollatorForLanguageModeling(
-            transformer.tokenizer, mlm_probability=config.objective.mlm_probability
-        )
 
     def losses(
         self, states: Callable[[Features], Tensor], input_ids: Tensor, attention_mask: Tensor
@@ -251,7 +259,12 @@ class ObjectiveState(nn.Module):
         self.temperature.progress = progress
 
     def after_step(self, model: SentenceTransformer, progress: float) -> None:
-        """Called once weights have moved."""
+        """Called once weights have moved.
+
+        Args:
+            model: The student.
+            progress: Share of the run's steps that came before this one, 0 after the first.
+        """
         if self.self_teacher is not None:
             self.self_teacher.follow(model, progress)
 

@@ -118,6 +118,7 @@ def view_collator(config: Config, model: SentenceTransformer) -> ViewCollator:
         (first, second),
         single=all(name in WITHOUT_PAIRS for name in config.objective.terms),
         paired=config.data.form == "labelled",
+        keeps_texts="mlm" in config.objective.terms and not (first.is_plain and second.is_plain),
         seed=config.seed,
     )
 

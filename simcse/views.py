@@ -101,7 +101,7 @@ def special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return start, marks[::-1].index(0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ViewCollator:
     """Pads a batch and lays out its columns, all rows of one column after the other.
 
@@ -113,6 +113,11 @@ class ViewCollator:
     - ``identities``: int64, ``(columns, batch)``, equal where texts are
     - ``labels``: int64, ``(batch,)``, with ``paired`` only
     - ``rows``: int64, ``(batch,)``, places in the data set, where rows have them
+    - ``text_ids``, ``text_mask``: int64, ``(columns * batch, length)``, the texts as they are
+      before a view changes them, with ``keeps_texts`` only
+
+    A view is a function of its text, its column, the seed and the epoch: it is the same whichever
+    process or worker makes it and wherever a run is resumed, and another one in the next epoch.
     """
 
     pad_token_id: int
@@ -120,7 +125,10 @@ class ViewCollator:
     single: bool = False
     """A sentence stands in one column only, for objectives that compare no views."""
     paired: bool = False
+    keeps_texts: bool = False
     seed: int = 0
+    epoch: int = 0
+    """Counted from 0; set before the epoch's first batch is made."""
 
     def features(self, rows: list[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
         """A batch as the features of a forward pass, outside the Trainer."""
@@ -138,28 +146,32 @@ class ViewCollator:
             hashes = [hashes[0][:half], hashes[0][half:]]
         elif len(columns) == 1 and not self.single:
             columns, hashes = columns * 2, hashes * 2
-        # A function of the batch alone: a resumed run gives the same views.
-        random = np.random.default_rng([self.seed, *np.abs(np.array(hashes[0], dtype=np.int64))])
         ids, masks = [], []
         for number, column in enumerate(columns):
             view = self.views[min(number, 1)]
-            for row in column:
-                changed, mask = (row, [1] * len(row)) if view.is_plain else view.apply(row, random)
+            for row, text in zip(column, hashes[number], strict=True):
+                changed, mask = row, [1] * len(row)
+                if not view.is_plain:
+                    origin = (self.seed, self.epoch, number, text % 2**64)
+                    changed, mask = view.apply(row, np.random.default_rng(origin))
                 ids.append(changed)
                 masks.append(mask)
         batch = {
-            "input_ids": pad_sequence(
-                [torch.tensor(row, dtype=torch.int64) for row in ids],
-                batch_first=True,
-                padding_value=self.pad_token_id,
-            ),
-            "attention_mask": pad_sequence(
-                [torch.tensor(mask, dtype=torch.int64) for mask in masks], batch_first=True
-            ),
+            "input_ids": _padded(ids, self.pad_token_id),
+            "attention_mask": _padded(masks, 0),
             "identities": torch.tensor(hashes),
         }
+        if self.keeps_texts:
+            texts = [row for column in columns for row in column]
+            batch["text_ids"] = _padded(texts, self.pad_token_id)
+            batch["text_mask"] = _padded([[1] * len(row) for row in texts], 0)
         if self.paired:
             batch["labels"] = torch.tensor([row["label"] for row in rows[:half]])
         if "row" in rows[0]:
             batch["rows"] = torch.tensor([row["row"] for row in rows])
         return batch
+
+
+def _padded(rows: list[list[int]], value: int) -> Tensor:
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -32,14 +34,96 @@ def test_order_is_a_function_of_seed_and_epoch(batching):
     assert order(1, 0) != order(2, 0)
 
 
-def padding(batching):
-    batches = list(ViewBatchSampler(LENGTHS, 50, batching, 0))
-    computed = sum(len(batch) * max(LENGTHS[batch]) for batch in batches)
-    return 1 - sum(sum(LENGTHS[batch]) for batch in batches) / computed
+def epochs_of(lengths, batch_size, batching, epochs, seed=0):
+    """The batches of some epochs, each ``(batches, batch_size)``."""
+    sampler = ViewBatchSampler(lengths, batch_size, batching, seed)
+    for epoch in epochs:
+        sampler.set_epoch(epoch)
+        yield np.array(list(sampler))
 
 
-def test_length_grouping_takes_the_padding_away():
-    assert padding("length_grouped") < 0.05 < 0.3 < padding("random")
+def overlap(first, second, rows):
+    """Share of the (anchor, in-batch negative) pairs of one epoch that meet again in another."""
+    batch = np.full(rows, -1)
+    batch[second] = np.arange(len(second))[:, None]
+    again = 0
+    for old in first:
+        counts = np.unique(batch[old][batch[old] >= 0], return_counts=True)[1]
+        again += (counts * (counts - 1)).sum()
+    return again / (first.size * (first.shape[1] - 1))
+
+
+def mean_overlap(lengths, batch_size, batching, epochs=6):
+    found = list(epochs_of(lengths, batch_size, batching, range(epochs)))
+    return np.mean([overlap(*two, len(lengths)) for two in pairwise(found)])
+
+
+def corpus(kind, rows):
+    random = np.random.default_rng(rows)
+    if kind == "sentences":  # like Wikipedia's, cut at 64 tokens
+        return np.clip(random.lognormal(np.log(22), 0.5, rows).round(), 4, 64).astype(int)
+    if kind == "distinct":
+        return random.permutation(rows) + 4
+    return random.integers(0, {"equal": 1, "two lengths": 2}[kind], rows) * 10 + 8
+
+
+@pytest.mark.parametrize("kind", ["sentences", "distinct", "equal", "two lengths"])
+@pytest.mark.parametrize(
+    ("rows", "batch_size"),
+    [(640, 64), (703, 64), (1000, 32), (20, 2), (33, 3), (100, 5), (2000, 16), (5130, 512),
+     (9001, 128), (12_345, 48)],
+)  # fmt: skip
+def test_grouped_batches_repeat_at_most_twice_the_negatives_of_random_ones(kind, rows, batch_size):
+    # That random batches repeat two rows' meeting: both are drawn again, into the same batch.
+    drawn = rows // batch_size * batch_size
+    chance = drawn / rows * (batch_size - 1) / (rows - 1)
+    assert mean_overlap(corpus(kind, rows), batch_size, "length_grouped") <= 2 * chance
+
+
+def test_chance_is_what_random_batches_repeat():
+    found = mean_overlap(corpus("distinct", 703), 64, "random", epochs=40)
+    assert found == pytest.approx(640 / 703 * 63 / 702, rel=0.02)
+
+
+def test_in_a_window_no_two_rows_meet_in_successive_epochs():
+    lengths = corpus("sentences", 64 * 130)
+    assert mean_overlap(lengths, 64, "length_grouped") == 0
+    # Nor does a later epoch bring an earlier one back.
+    found = list(epochs_of(corpus("distinct", 640), 64, "length_grouped", range(30)))
+    assert max(overlap(found[0], later, 640) for later in found[1:]) < 0.3
+
+
+def padding(lengths, batches):
+    widths = lengths[batches]
+    return 1 - widths.sum() / (widths.max(axis=1) * widths.shape[1]).sum()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "batch_size", "first", "later"),
+    [
+        ("sentences", 3000, 64, 0.03, 0.45),
+        ("sentences", 20_000, 64, 0.01, 0.3),
+        ("sentences", 200_000, 64, 0.001, 0.03),
+        ("distinct", 100_000, 32, 0.01, 0.03),
+        ("two lengths", 1000, 64, 0.04, 0.3),
+        ("equal", 1000, 64, 0, 0),
+    ],
+)
+def test_padding_is_next_to_none_at_first_and_then_that_of_the_window(
+    kind, rows, batch_size, first, later
+):
+    lengths = corpus(kind, rows)
+    [zero, one] = epochs_of(lengths, batch_size, "length_grouped", [0, 1])
+    assert padding(lengths, zero) <= first
+    assert padding(lengths, one) <= later
+
+
+def test_no_row_is_left_out_for_long():
+    lengths = corpus("sentences", 703)
+    seen = np.zeros(703, dtype=int)
+    for batches in epochs_of(lengths, 64, "length_grouped", range(10)):
+        seen[batches] += 1
+    assert seen.min() >= 4
 
 
 def test_length_groups_come_in_random_order():

@@ -31,6 +31,12 @@ def test_every_shipped_config_loads_by_path_and_by_name(path):
     assert path.stem in config_names()
 
 
+@pytest.mark.parametrize("name", ["unsup_bert_base", "sup_bert_base"])
+def test_the_papers_runs_leave_no_row_and_no_negative_out(name):
+    config = load_config(name)
+    assert config.data.duplicates == "keep" and not config.objective.mask_identical
+
+
 def test_resolved_config_reads_back_equal(write):
     config = load_config("quickstart", ["seed=7", "training.learning_rate=3e-5"])
     assert load_config(write(to_yaml(config))) == config
@@ -300,6 +306,10 @@ def test_an_override_changes_one_setting_of_a_short_section(
         ("objective: [mlm, info_nce, {mlm: 2}]", "objective: mlm is named twice"),
         ("objective: {temperature: {minimum: 2, maximum: 1}}", "minimum 2.0 is above maximum 1.0"),
         ("objective: {dino: {teacher_temperature: 0.2}}", "is above student_temperature 0.1"),
+        (
+            "{objective: {terms: distill_l2, teacher: x}, data: {duplicates: keep}}",
+            "objective.teacher needs data.duplicates=drop, got keep",
+        ),
         (
             "{objective: {terms: distill_similarity, teacher: x}, training: {batch_size: 2}}",
             "training.batch_size: distill_similarity ranks the others",

@@ -91,6 +91,15 @@ def test_counts_and_distinct_rows(load, tmp_path):
     assert "3 rows with text, 2 empty (skipped), 1 duplicate (skipped)" in str(counts)
 
 
+def test_repeated_rows_are_kept_where_asked_for(load, tmp_path):
+    path = write(tmp_path / "a.txt", "one two three\n\none two three\nfour five six\n")
+    dataset, counts = load(path, duplicates="keep")
+    first, second, third = dataset["input_ids"][:]
+    assert first == second != third
+    assert (counts.rows, counts.duplicate) == (3, 0)
+    assert len(load(path)[0]) == 2  # from the same cache
+
+
 def test_bom_and_crlf_are_no_text(tmp_path):
     path = write(tmp_path / "a.txt", b"\xef\xbb\xbfFirst line.\r\nSecond line.\r\n")
     assert list(read_sentences(path)) == ["First line.", "Second line."]

@@ -47,7 +47,7 @@ def two(tmp_path_factory, text_file):
     rows = zip(lines, lines[7:] + lines[:7], strict=True)
     pairs.write_text("".join(json.dumps({"anchor": a, "positive": b}) + "\n" for a, b in rows))
     for name in ("sgd", "sgd_one"):
-        config(folder, name, encoder, pairs, "pairs", steps=20, learning_rate=0.1)
+        config(folder, name, encoder, pairs, "pairs", steps=20, learning_rate=0.05)
     for engine in ENGINES:
         sharding = "full" if engine == "shards" else "none"
         for name in (f"whole_{engine}", f"stopped_{engine}"):

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from conftest import SENTENCES, log, loss_of, make_encoder, make_masked_encoder, terms_of
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -18,7 +19,7 @@ from simcse.config import validate
 from simcse.loss import TrainingLoss
 from simcse.objectives import clip, info_nce
 from simcse.settings import Config, EncoderConfig, TemperatureConfig
-from simcse.state import ObjectiveState, Temperature
+from simcse.state import ObjectiveState, SelfTeacher, Temperature
 from simcse.views import ViewCollator
 
 
@@ -239,6 +240,32 @@ def test_teacher_follows_and_is_no_parameter_of_the_optimiser(tiny):
     torch.testing.assert_close(next(teacher.teacher.parameters()), expected)
 
 
+def test_the_teacher_follows_dinos_schedule_but_not_a_skipped_step(arguments, monkeypatch):
+    found, steps = [], []
+    follow, step = SelfTeacher.follow, AcceleratedOptimizer.step
+
+    def followed(self, model, progress):
+        old, new = self.teacher_head.mlp[0].bias.clone(), self.head.mlp[0].bias.detach()
+        follow(self, model, progress)
+        most = int((new - old).abs().argmax())
+        found.append(float(((new - self.teacher_head.mlp[0].bias) / (new - old))[most]))
+
+    def skipping(self, closure=None):
+        steps.append(len(steps))
+        self._is_overflow = len(steps) == 3  # as where float16's loss scaling meets infinity
+        if not self._is_overflow:
+            step(self, closure)
+
+    monkeypatch.setattr(SelfTeacher, "follow", followed)
+    monkeypatch.setattr(AcceleratedOptimizer, "step", skipping)
+    words = ["objective.terms=dino", "objective.dino.prototypes=16", "objective.dino.momentum=0.5"]
+    assert main([*arguments, *words]) == 0
+    # DINO's cosine_scheduler(0.5, 1, ...): a value a step, the first of them the start.
+    schedule = 1 + 0.5 * (0.5 - 1) * (1 + np.cos(np.pi * np.arange(6) / 6))
+    assert len(steps) == 6
+    assert found == pytest.approx(np.delete(schedule, 2).tolist(), abs=1e-3)
+
+
 def test_dinos_teacher_has_dropout_of_its_own_and_its_centre_follows(tiny):
     config = validate({"objective": {"terms": "dino", "dino": {"prototypes": 16}}}, "test")
     model = encoder.build(EncoderConfig(name=str(tiny))).train()
@@ -349,6 +376,45 @@ def test_mlm_shares_the_encoder_and_takes_the_pretrained_head(masked):
     assert own and not any("embeddings" in key or "encoder" in key for key in own)
 
 
+def test_mlm_sees_every_column_as_it_is(masked, monkeypatch):
+    config = validate(
+        {
+            "encoder": {"name": str(masked)},
+            "objective": [{"info_nce": 1.0}, {"mlm": 0.1}],
+            "views": [{"shuffle": True}, {"cutoff": 0.5, "repeat": 0.5}],
+        },
+        "test",
+    )
+    model = encoder.build(config.encoder).train()
+    loss = TrainingLoss(model, config)
+    seen = []
+    monkeypatch.setattr(loss.state.mlm, "losses", lambda _, *texts: seen.append(texts) or [])
+    collator = training.view_collator(config, model)
+    ids = model.tokenizer([*SENTENCES, *SENTENCES[::-1]])["input_ids"]
+    for columns in (1, 3):  # a sentence; anchor, positive and hard negative
+        rows = [
+            {"input_ids": ids[i : i + columns], "text_hash": list(range(i, i + columns))}
+            for i in range(4)
+        ]
+        features = collator.features(rows, model.device)
+        assert not list(loss.token_terms(features))
+        found, mask = seen.pop()
+        expected = [ids[i + c % columns] for c in range(max(2, columns)) for i in range(4)]
+        assert [row[keep.bool()].tolist() for row, keep in zip(found, mask, strict=True)] == (
+            expected
+        )
+        assert not torch.equal(features["input_ids"][:, :5], found[:, :5])
+
+
+def test_mlm_trains_a_checkpoint_of_half_precision(arguments, run, masked):
+    BertForMaskedLM.from_pretrained(masked).half().save_pretrained(masked)
+    words = [f"encoder.name={masked}", "objective.terms=[{info_nce: 1.0}, {mlm: 0.1}]"]
+    assert main([*arguments, *words, "training.steps=2"]) == 0
+    assert {value.dtype for value in load_file(run / "model.safetensors").values()} == {
+        torch.float32
+    }
+
+
 def test_terms_of_a_hybrid_are_logged_apart(arguments, run, masked):
     words = [f"encoder.name={masked}", "objective=[{info_nce: 1.0}, {decoupled: 0.5}]"]
     assert main([*arguments, *words]) == 0
@@ -420,6 +486,11 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
     ("words", "expected"),
     [
         (["objective.terms=mlm", "encoder.name={no_head}"], "mlm needs an encoder with a masked"),
+        (["objective.terms=mlm"], "mask token; {tiny}: its files lack cls.predictions.bias, cls."),
+        (
+            ["objective.terms=mlm", "encoder.name={no_mask}"],
+            "mask token; {no_mask}: This tokenizer does not have a mask token",
+        ),
         (
             ["objective.terms=distill_l2", "objective.teacher=/no/teacher"],
             "objective.teacher: /no/teacher is neither a model folder",
@@ -455,7 +526,7 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
     ],
 )
 def test_what_cannot_be_trained_is_one_line(
-    words, expected, arguments, run, triplets, tmp_path, capsys
+    words, expected, arguments, run, triplets, tiny, masked, tmp_path, capsys
 ):
     single = write(tmp_path / "l.csv", ["text,label", *(f"t{i},{i}" for i in range(40))])
     one_label = write(tmp_path / "o.csv", ["text,label", *(f"t{i},1" for i in range(40))])
@@ -463,12 +534,13 @@ def test_what_cannot_be_trained_is_one_line(
     nli = write(tmp_path / "n.csv", ["premise,hypothesis,label", *nli])
     no_head = make_encoder(tmp_path / "t5", "t5")
     places = {"{triplets}": triplets, "{single}": single, "{no_head}": no_head}
-    places |= {"{one_label}": one_label, "{nli}": nli}
-    filled = []
-    for word in words:
-        for place, value in places.items():
-            word = word.replace(place, str(value))
-        filled.append(word)
+    places |= {"{one_label}": one_label, "{nli}": nli, "{tiny}": tiny, "{no_mask}": masked}
+    filled = [*words, expected]
+    for place, value in places.items():
+        filled = [word.replace(place, str(value)) for word in filled]
+    *filled, expected = filled
+    tokens = masked / "tokenizer_config.json"
+    tokens.write_text(tokens.read_text().replace('"mask_token"', '"no_mask_token"'))
     assert main([*arguments, *filled]) == 2
     captured = capsys.readouterr()
     assert expected in captured.err

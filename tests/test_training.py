@@ -118,8 +118,29 @@ def test_one_pass_a_step_and_the_training_text_is_tokenised_once(
     assert [counts[sentence] for sentence in sentences] == [1] * 96
     _, *views = passes  # the first is the look at whether views differ
     assert [len(mask) for mask in views] == [16] * 24  # two views of 8 sentences
-    tokens = sum(int(mask.sum()) for mask in views)
-    assert 1 - tokens / sum(mask.numel() for mask in views) < 0.05
+    for epoch, padding in ((views[:12], 0.05), (views[12:], 0.12)):
+        tokens = sum(int(mask.sum()) for mask in epoch)
+        assert 1 - tokens / sum(mask.numel() for mask in epoch) < padding
+
+
+def test_every_epoch_has_views_of_its_own(arguments, tmp_path, monkeypatch):
+    text = tmp_path / "lengths.txt"
+    text.write_text("\n".join("abcdefghijklm"[: n + 6].replace("", " ") for n in range(8)))
+    seen = []
+    original = loop.backpropagate
+
+    def spy(accelerator, loss, features):
+        texts, views = features["input_ids"].tolist()[:8], features["input_ids"][8:]
+        seen.append({tuple(sorted(t)): v for t, v in zip(texts, views.tolist(), strict=True)})
+        return original(accelerator, loss, features)
+
+    monkeypatch.setattr(loop, "backpropagate", spy)
+    settings = ["views=[{}, {shuffle: true}]", f"data.train={text}", "training.steps=3"]
+    assert main([*arguments, *settings]) == 0
+    first, second, third = seen  # each epoch is one and the same batch
+    assert set(first) == set(second) == set(third)
+    for one, two in ((first, second), (second, third), (first, third)):
+        assert sum(one[text] != two[text] for text in one) >= 7
 
 
 @pytest.mark.slow
@@ -166,6 +187,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
     # An epoch has 12 steps, so that the resumed checkpoints are none, the end of the first epoch,
     # and one in the middle of the second. Logged losses are averages that span checkpoints.
     settings = [f"training.batching={batching}", "training.steps=20", "training.log_every=3"]
+    settings.append("views=[{}, {repeat: 0.3, shuffle: true}]")
     arguments = [*arguments, *settings]
     whole = tmp_path / "whole"
     assert main([*arguments, f"output={whole}"]) == 0
@@ -416,6 +438,21 @@ def test_full_disk_is_one_line(arguments, tmp_path, capsys):
         assert (disk / "run" / "config.yaml").is_file()
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_dev_scores_of_a_run_in_bfloat16_are_those_of_the_final_model(arguments, run, monkeypatch):
+    seen = set()
+    forward = encoder.Transformer.forward
+
+    def spy(self, features, **kwargs):
+        seen.add((self.training, torch.is_autocast_enabled("cpu")))
+        return forward(self, features, **kwargs)
+
+    monkeypatch.setattr(encoder.Transformer, "forward", spy)
+    assert main([*arguments, "training.precision=bfloat16"]) == 0
+    assert seen == {(True, True), (False, False)}  # trained in it, scored without
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["dev"]["best"] == scores["trained"]["pairs"]["cosine_spearman"]
 
 
 def test_tensorboard_and_bfloat16(arguments, run, monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from conftest import MINI_BERT
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from simcse.settings import ViewConfig
@@ -104,18 +105,49 @@ def test_labelled_rows_are_anchors_then_positives():
     assert batch["identities"].shape == (2, 2)
 
 
-def test_views_are_a_function_of_the_batch():
-    texts = [[2, *range(10, 10 + n), 3] for n in range(5, 13)]
-    view = View(repeat=0.4, shuffle=True, start=1, end=1)
-    collator = ViewCollator(0, views=(View(), view), seed=1)
-    first, again = collator(rows(*texts)), collator(rows(*texts))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    half = len(texts)
-    assert not torch.equal(first["input_ids"][:half], first["input_ids"][half:])
-    other = ViewCollator(0, views=(View(), view), seed=2)(rows(*texts))
-    assert not torch.equal(other["input_ids"], first["input_ids"])
-    backwards = collator(rows(*texts[::-1]))["input_ids"]
-    assert not torch.equal(backwards[half:].flip(0), first["input_ids"][half:])
+CHANGED = View(repeat=0.4, cutoff=0.3, shuffle=True, start=1, end=1)
+TEXTS = [[2, *range(10, 10 + n), 3] for n in range(5, 13)]
+
+
+def made(collator, *texts):
+    """Ids and mask of each text's two views, without padding at their ends."""
+    batch = collator(rows(*texts))
+    ids, masks = (batch[f"{key}"] for key in ("input_ids", "attention_mask"))
+    ends = [row.index(3) + 1 for row in ids.tolist()]
+    rows_of = zip(ids.tolist(), masks.tolist(), ends, strict=True)
+    views = [(one[:end], mask[:end]) for one, mask, end in rows_of]
+    return list(zip(views[: len(texts)], views[len(texts) :], strict=True))
+
+
+def test_a_view_is_a_function_of_text_column_seed_and_epoch():
+    collator = ViewCollator(0, views=(CHANGED, CHANGED), seed=1)
+    whole = made(collator, *TEXTS)
+    assert all(first != second for first, second in whole)
+    # Neither the others of the batch nor its order matter, so several processes see the same.
+    assert made(collator, *TEXTS[:4]) + made(collator, *TEXTS[4:]) == whole
+    assert made(collator, *TEXTS[::-1]) == whole[::-1]
+    other_seed = made(ViewCollator(0, views=(CHANGED, CHANGED), seed=2), *TEXTS)
+    collator.epoch = 1
+    for another in (other_seed, made(collator, *TEXTS)):
+        assert all(one != two for one, two in zip(another, whole, strict=True))
+
+
+def test_workers_of_a_data_loader_make_the_views_of_the_epoch():
+    data = rows(*TEXTS)
+    collator = ViewCollator(0, views=(View(), CHANGED))
+    found = []
+    for workers in (0, 2):
+        loader = DataLoader(data, batch_size=4, collate_fn=collator, num_workers=workers)
+        for collator.epoch in (0, 1):
+            found.append([batch["input_ids"].tolist() for batch in loader])
+    assert found[:2] == found[2:] and found[0] != found[1]
+
+
+def test_texts_are_kept_as_they_are_beside_their_views():
+    collator = ViewCollator(9, views=(CHANGED, CHANGED), keeps_texts=True)
+    batch = collator(rows([2, 5, 6, 7, 3], [2, 8, 3]))
+    assert batch["text_ids"].tolist() == [[2, 5, 6, 7, 3], [2, 8, 3, 9, 9]] * 2
+    assert batch["text_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]] * 2
 
 
 @pytest.mark.parametrize("rate", [0.15])
