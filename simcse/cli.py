@@ -139,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print published scores beside it: a model or a group such as bert-base-unsup",
     )
     evaluate.add_argument("-o", "--output", metavar="FILE", help="where scores.json goes")
+    _add_overwrite(evaluate)
     _add_model_options(evaluate, batch_size=128)
     evaluate.set_defaults(run=commands.evaluate)
 
@@ -166,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="gets report.html and the pictures as PNG (default: %(default)s)",
     )
+    _add_overwrite(report)
     report.set_defaults(run=commands.report)
 
     _add_publishing(subcommands)
@@ -181,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="ends in .npy or .parquet (with the texts)",
     )
+    _add_overwrite(encode)
     encode.add_argument(
         "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
     )
@@ -208,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--column", help="column of a table")
     search.add_argument("--index", metavar="FILE.npz", help="an index saved earlier")
     search.add_argument("--save-index", metavar="FILE.npz", help="save the index for the next time")
+    _add_overwrite(search)
     search.add_argument("--top-k", type=_positive, default=5)
     search.add_argument(
         "--threshold", type=float, default=0.0, help="lowest similarity (default: 0)"
@@ -276,6 +280,12 @@ def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None
     parser.add_argument("--pooling", choices=get_args(Pooling), help="for a plain encoder only")
     parser.add_argument("--device", help="such as cpu or cuda:0")
     parser.add_argument("--batch-size", type=_positive, default=batch_size)
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a file that is there, whatever wrote it"
+    )
 
 
 def _positive(text: str) -> int:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from simcse.encoding import encode_by_length, encoder_of
 from simcse.errors import UserError
-from simcse.files import replacing
+from simcse.files import may_write, replacing
 from simcse.loading import load_model
 from simcse.readers import read_sentences, sound_text
 from simcse.settings import Pooling, Role
 
+_INDEX_PARTS = ("embeddings", "sentences", "probe")  # in the order in which they are written
 _PROBE = "The index belongs to the model that made it."
 _QUERY_BLOCK = 256
 
@@ -253,14 +254,20 @@ class SimCSE:
             ]
         return matches[0] if isinstance(queries, str) else matches
 
-    def save_index(self, path: str | Path) -> None:
-        """Save the index as one ``.npz`` file, replacing an older one in one step.
+    def save_index(self, path: str | Path, overwrite: bool = False) -> None:
+        """Save the index as one ``.npz`` file, replacing an older index in one step.
+
+        Args:
+            path: Ends in ``.npz``.
+            overwrite: Replace a file that is no index, too.
 
         Raises:
-            UserError: There is no index, or the name does not end in ``.npz``.
+            UserError: There is no index, the name does not end in ``.npz``, or what is there is no
+                index.
         """
         embeddings = self._indexed()
-        with replacing(_index_path(path)) as temporary, temporary.open("wb") as file:
+        path = index_target(path, overwrite=overwrite)
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 embeddings=embeddings,
@@ -346,6 +353,21 @@ def _sentences(source: str | Path | Sequence[str], column: str | None = None) ->
     if isinstance(source, str | Path):
         return [text for text in read_sentences(Path(source), column) if text.strip()]
     return list(source)
+
+
+def index_target(path: str | Path, inputs: Sequence[str | None] = (), *, overwrite: bool) -> Path:
+    """Where an index may be saved; arguments as :func:`simcse.files.may_write`."""
+    path = _index_path(path)
+    may_write(path, inputs, ours=_is_index, overwrite=overwrite)
+    return path
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.namelist() == [f"{name}.npy" for name in _INDEX_PARTS]
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _index_path(path: str | Path) -> Path:
