@@ -1,35 +1,44 @@
 """Checkpoints on disk: written whole or not at all, checked before use, rotated with care.
 
-A checkpoint is written into a folder of its own, sealed with a manifest (size and SHA-256 of every
-file), flushed to the disk and renamed into place. What has no manifest, or not the files that its
-manifest names, is no checkpoint.
+A checkpoint is written into a folder of its own, sealed (:mod:`simcse.sealing`), flushed to the
+disk and renamed into place. What has no manifest is no checkpoint of ours, and is never removed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
-from simcse import distributed
-from simcse.files import sync_folder, write_atomically
+from simcse import distributed, sealing
+from simcse.errors import UserError
+from simcse.files import files_in, remove_leftovers, scratch_folder, sync_folder
+from simcse.sealing import MANIFEST, seal
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints."""
 STATE_FILE = "state.json"
-MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
-_SCRATCH = ".scratch"  # what lies in it is half-written or half-removed
 
 
 def place(root: Path, step: int) -> Path:
     """Folder of the checkpoint of a step."""
     return root / f"{_PREFIX}{step}"
+
+
+def check_owner(root: Path) -> None:
+    """See that a run may write and remove checkpoints in ``root``; it need not be there.
+
+    Raises:
+        UserError: It is not the run's own folder, or holds a checkpoint of somebody else.
+    """
+    if root.is_symlink() or (root.exists() and not root.is_dir()):
+        raise UserError(f"{root}: a link or a file, where a run keeps its checkpoints; move it")
+    if foreign := [step for step in _steps(root) if not _is_ours(root, step)]:
+        raise UserError(
+            f"{place(root, foreign[0])}: has no {MANIFEST}, so no run wrote it; move it away"
+        )
 
 
 @contextmanager
@@ -45,28 +54,20 @@ def writing(root: Path, step: int) -> Iterator[Path]:
     Yields:
         The folder to write ``checkpoint-<step>`` into.
     """
-    scratch = root / _SCRATCH
-    if not distributed.is_first():
-        distributed.wait()  # until it is empty
+    with scratch_folder(root) if distributed.is_first() else nullcontext(root) as own:
+        scratch = distributed.from_first(lambda: own)
         yield scratch
         distributed.wait()  # until everyone has written
-        distributed.wait()  # until it is in its place
-        return
-    _clear(root)
-    try:
-        distributed.wait()
-        yield scratch
-        distributed.wait()
-        new = place(scratch, step)
-        _seal(new)
-        if place(root, step).exists():
-            # It was damaged, or it follows one that was: else the run would have started there.
-            place(root, step).rename(scratch / "replaced")
-        new.rename(place(root, step))
-        sync_folder(root)
-    finally:
-        _clear(root)  # after an error too: a full disk needs the room
-    distributed.wait()
+        if distributed.is_first():
+            new, final = place(scratch, step), place(root, step)
+            seal(new, files_in(new))
+            if final.exists():
+                check_owner(root)
+                # It was damaged, or it follows one that was: else the run would have started there.
+                final.rename(scratch / "replaced")
+            new.rename(final)
+            sync_folder(root)
+    distributed.wait()  # until it is in its place
 
 
 def newest_checkpoint(root: Path, report: Callable[[str], object] = lambda _: None) -> Path | None:
@@ -94,32 +95,8 @@ def newest_checkpoint(root: Path, report: Callable[[str], object] = lambda _: No
 
 
 def damage(folder: Path, *, checksums: bool = True) -> str | None:
-    """What is wrong with a checkpoint, ``file: reason``; ``None`` where it is whole.
-
-    Args:
-        folder: Of the checkpoint.
-        checksums: Compare the content; else only names and sizes.
-    """
-    try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        files: dict[str, dict[str, Any]] = json.loads(text)["files"]
-        known = [(name, int(facts["size"]), facts["sha256"]) for name, facts in files.items()]
-    except FileNotFoundError:
-        return f"{MANIFEST}: missing, so it was not written to the end"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST}: damaged"
-    if STATE_FILE not in files:
-        return f"{MANIFEST}: damaged"
-    for name, size, digest in known:
-        try:
-            found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name}: {found:,} bytes, {size:,} were written"
-            if checksums and _sha256(folder / name) != digest:
-                return f"{name}: damaged, its content is not what was written (SHA-256)"
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-    return None
+    """What is wrong with a checkpoint; see :func:`simcse.sealing.damage`."""
+    return sealing.damage(folder, [STATE_FILE], checksums=checksums)
 
 
 def rotate(root: Path, keep: int, best: int | None, newest: int) -> None:
@@ -132,14 +109,23 @@ def rotate(root: Path, keep: int, best: int | None, newest: int) -> None:
         newest: Step of the one just written; what is newer (a run that had to go back to an older
             checkpoint meets such) waits for its turn to be replaced.
     """
-    steps = sorted(step for step in _steps(root) if step <= newest)
+    steps = sorted(s for s in _steps(root) if s <= newest and _is_ours(root, s))
     whole = [step for step in steps if damage(place(root, step), checksums=False) is None]
     for step in steps:
         if step not in whole[-keep:] and step != best:
-            scratch = root / _SCRATCH
-            scratch.mkdir(exist_ok=True)
-            place(root, step).rename(scratch / f"{_PREFIX}{step}")
-            _clear(root)
+            _remove(root, step)
+
+
+def remove_all(root: Path) -> None:
+    """Remove a run's checkpoints, and the folder unless somebody else's files lie there."""
+    if root.is_symlink():
+        return
+    for step in _steps(root):
+        if _is_ours(root, step):
+            _remove(root, step)
+    remove_leftovers(root)
+    with suppress(OSError):  # not empty, or not there
+        root.rmdir()
 
 
 def _steps(root: Path) -> list[int]:
@@ -147,23 +133,12 @@ def _steps(root: Path) -> list[int]:
     return [int(name) for name in names if name.isdecimal()]
 
 
-def _seal(folder: Path) -> None:
-    """Flush every file to the disk, then write the manifest."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("r+b") as file:  # Windows flushes only what it may write
-            os.fsync(file.fileno())
-        name = path.relative_to(folder).as_posix()
-        files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-    write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
-    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        sync_folder(inner)
+def _is_ours(root: Path, step: int) -> bool:
+    folder = place(root, step)
+    return not folder.is_symlink() and (folder / MANIFEST).is_file()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _clear(root: Path) -> None:
-    shutil.rmtree(root / _SCRATCH, ignore_errors=True)
+def _remove(root: Path, step: int) -> None:
+    """In one step for whoever looks: a kill leaves no half of it."""
+    with scratch_folder(root) as scratch:
+        place(root, step).rename(place(scratch, step))

@@ -139,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print published scores beside it: a model or a group such as bert-base-unsup",
     )
     evaluate.add_argument("-o", "--output", metavar="FILE", help="where scores.json goes")
+    _add_overwrite(evaluate)
     _add_model_options(evaluate, batch_size=128)
     evaluate.set_defaults(run=commands.evaluate)
 
@@ -166,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="gets report.html and the pictures as PNG (default: %(default)s)",
     )
+    _add_overwrite(report)
     report.set_defaults(run=commands.report)
 
     _add_publishing(subcommands)
@@ -181,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="ends in .npy or .parquet (with the texts)",
     )
+    _add_overwrite(encode)
     encode.add_argument(
         "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
     )
@@ -212,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="save the index for the next time; ends in .safetensors",
     )
+    _add_overwrite(search)
     search.add_argument("--top-k", type=_positive, default=5)
     search.add_argument(
         "--threshold", type=float, default=0.0, help="lowest similarity (default: 0)"
@@ -290,6 +294,12 @@ def _add_consent(parser: argparse.ArgumentParser) -> None:
         "--trust-remote-code",
         action="store_true",
         help="let the model run code that comes with it; only for authors you trust",
+    )
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a file that is there, whatever wrote it"
     )
 
 

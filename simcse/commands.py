@@ -123,16 +123,19 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     from simcse.evaluation.protocol import evaluate as score
     from simcse.evaluation.sources import load_geometry, load_task, task_names
     from simcse.evaluation.table import collapse_lines, score_table
-    from simcse.files import write_atomically
     from simcse.loading import DEFAULT_MODEL, load_model
-    from simcse.runs import save_items
+    from simcse.runs import save_scores
 
     data = Path(parsed.data) if parsed.data else None
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
     rivals = published.find(parsed.against) if parsed.against else []
     name = str(parsed.model or DEFAULT_MODEL)
-    output = _score_file(parsed.output or str(_evaluation_folder(name) / "scores.json"))
+    output = _score_file(
+        Path(parsed.output or _evaluation_folder(name) / "scores.json"),
+        [name, parsed.data],
+        overwrite=parsed.overwrite,
+    )
     ours, theirs = _split_tasks(parsed.tasks, has_data=data is not None)
     names, missing = task_names(ours, data)
     tasks = [load_task(task, data) for task in names]
@@ -166,14 +169,13 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
             parsed.batch_size,
         )
         scores["geometry"] = geometry
-    save_items(output.with_suffix(".npz"), evaluation.items)
     result = {
         "model": name,
         "fingerprint": fingerprint(model),
         "protocol": PROTOCOL,
         "scores": scores,
     }
-    write_atomically(output, json.dumps(result, indent=2) + "\n")
+    save_scores(output, result, evaluation.items)
     columns = {_base_name(name): scores}
     print(score_table(columns))
     for line in collapse_lines(columns):
@@ -207,7 +209,8 @@ def report(parsed: argparse.Namespace, arguments: list[str]) -> None:
     from simcse.report import write_report
     from simcse.runs import load_runs
 
-    page = write_report([load_runs(Path(folder)) for folder in parsed.runs], Path(parsed.output))
+    runs = [load_runs(Path(folder)) for folder in parsed.runs]
+    page = write_report(runs, Path(parsed.output), overwrite=parsed.overwrite)
     print(f"written to {page}")
 
 
@@ -216,12 +219,14 @@ def encode(parsed: argparse.Namespace, arguments: list[str]) -> None:
     _quiet_libraries()
     import numpy as np
 
+    from simcse.files import may_write
     from simcse.inference import SimCSE
     from simcse.readers import read_sentences
     from simcse.streaming import check_name, encode_to_file
 
     output = Path(parsed.output)
     check_name(output)
+    may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
     sentences = read_sentences(Path(parsed.file), parsed.column)
     simcse = SimCSE(
         parsed.model,
@@ -254,11 +259,12 @@ def search(parsed: argparse.Namespace, arguments: list[str]) -> None:
     if not all(query.strip() for query in parsed.queries):
         raise UserError("search: a query is empty")
     _quiet_libraries()
-    from simcse.index import check_name
+    from simcse import index
     from simcse.inference import SimCSE
 
-    if parsed.save_index:
-        check_name(Path(parsed.save_index))
+    if parsed.save_index:  # before a large corpus is embedded
+        inputs = [parsed.corpus, parsed.index, parsed.model]
+        index.check_target(Path(parsed.save_index), inputs, overwrite=parsed.overwrite)
     simcse = SimCSE(
         parsed.model,
         parsed.device,
@@ -270,7 +276,7 @@ def search(parsed: argparse.Namespace, arguments: list[str]) -> None:
     else:
         simcse.build_index(parsed.corpus, batch_size=parsed.batch_size, column=parsed.column)
     if parsed.save_index:
-        simcse.save_index(parsed.save_index)
+        simcse.save_index(parsed.save_index, parsed.overwrite)
     for query in parsed.queries:
         matches = simcse.search(query, threshold=parsed.threshold, top_k=parsed.top_k)
         print(query)
@@ -307,15 +313,16 @@ def _split_tasks(text: str | None, *, has_data: bool) -> tuple[list[str], list[s
     return ours, ["STSBenchmark" if name in ("STSB", "STS-B") else name for name in theirs]
 
 
-def _score_file(name: str) -> Path:
-    path = Path(name)
-    if path.suffix != ".json" or path.is_dir():
+def _score_file(path: Path, inputs: list[str | None], *, overwrite: bool) -> Path:
+    from simcse.files import may_write
+    from simcse.runs import is_evaluation, items_file
+
+    if path.suffix != ".json":
         raise UserError(f"-o {path}: expected the name of a file that ends in .json")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise UserError(f"-o {path}: {parent} is a file")
     if path.stem == "scores" and (path.parent / "config.yaml").is_file():
         raise UserError(f"-o {path}: a training run keeps its own scores there; choose another")
+    for target in (path, items_file(path)):
+        may_write(target, inputs, ours=lambda _: is_evaluation(path), overwrite=overwrite)
     return path
 
 

@@ -8,6 +8,8 @@ imported here, so that a typing error is answered at once.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,12 +75,28 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(path: Path) -> Config:
-    """The resolved config that a run folder holds.
+    """The resolved config that a run folder holds, which has every setting written out.
 
     Raises:
-        UserError: As :func:`load_config`.
+        UserError: As :func:`load_config`, or it lacks settings.
     """
-    return validate(read_values(path), where=str(path))
+    values = read_values(path)
+    config = validate(values, where=str(path))
+    if missing := [key for key in config.settings() if not _holds(values, key)]:
+        more = f" and {len(missing) - 1} more settings" if len(missing) > 1 else ""
+        raise UserError(
+            f"{path}: without {missing[0]}{more}; cut short, or no run's, or of another version of "
+            "simcse-trainer"
+        )
+    return config
+
+
+def _holds(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def read_values(path: Path) -> Any:
@@ -156,6 +174,13 @@ def differences(old: Config, new: Config) -> list[str]:
         for key in before
         if before[key] != after[key] and not key.startswith("hub.")
     ]
+
+
+def settings_digest(config: Config) -> str:
+    """SHA-256 of all settings but ``output``, since folders are moved, and the section ``hub``."""
+    settings = config.settings().items()
+    kept = {key: value for key, value in settings if key != "output" and not key.startswith("hub.")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def json_schema() -> dict[str, Any]:

@@ -19,8 +19,8 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from simcse.caches import cache_folder, cached
 from simcse.errors import UserError
-from simcse.files import cache_folder, cached
 from simcse.forms import Row, rows_of
 from simcse.readers import Source, Wanted, find_sources
 from simcse.settings import DataConfig

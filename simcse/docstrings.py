@@ -25,8 +25,8 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from simcse.caches import cache_folder, cached
 from simcse.errors import UserError
-from simcse.files import cache_folder, cached
 
 DISTRIBUTION = "simcse-trainer"
 HARVEST_VERSION = 2

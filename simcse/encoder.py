@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
@@ -367,23 +366,6 @@ def save(model: SentenceTransformer, folder: Path) -> None:
         pooler=getattr(network, "pooler", True) is not None,
         token_types="token_type_ids" in inspect.signature(network.forward).parameters,
     )
-
-
-def is_intact(folder: Path) -> bool:
-    """Whether a saved model has its list of modules and weights that are whole."""
-    transformer = ("model.safetensors", "model.safetensors.index.json")  # whole, or in shards
-    needed = (folder / "modules.json").is_file() and any(
-        path.is_file()
-        for n in transformer
-        for path in (folder / n, folder / f"{QUERY}_0_Transformer" / n)
-    )
-    try:
-        for path in folder.rglob("*.safetensors"):
-            with safe_open(path, "pt"):  # compares the header with the file's length
-                pass
-    except (OSError, SafetensorError):
-        return False
-    return needed
 
 
 def _projection(model: SentenceTransformer, *, train_only: bool) -> Dense:

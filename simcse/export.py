@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from simcse.card_facts import Published
 from simcse.errors import UserError
 from simcse.evaluation.hub_results import eval_results, pinned_results
 from simcse.evaluation.protocol import Scores
+from simcse.files import check_parent, is_ours, remove_leftovers, scratch_folder
 from simcse.loading import load_trained
 from simcse.plots import pictures
 from simcse.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_runs, read_json
@@ -62,16 +61,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: There is something at ``folder`` already.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or not all(map(is_ours, folder.iterdir()))):
         raise UserError(f"{folder}: is there already; name a folder that is new or empty")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as outer:
-        inner = Path(outer) / "folder"
+    check_parent(folder)
+    with scratch_folder(folder.parent) as outer:
+        inner = outer / "folder"
         inner.mkdir()
         yield inner
         if folder.exists():
+            remove_leftovers(folder)
             folder.rmdir()
-        shutil.move(inner, folder)
+        inner.rename(folder)
 
 
 def trained_runs(run: Path) -> tuple[RunSet, Config]:

@@ -1,80 +1,126 @@
-"""Writing files so that a crash leaves the old content or the new one, never half of it.
+"""Who may write where, and writing so that a crash leaves the old content or the new one.
 
-What can be made again is checked before it is used, and made again where it is damaged.
+What a killed process leaves behind has a name that only this project gives (:func:`is_ours`);
+nothing else is taken for a leftover, and nothing else is removed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
 
 from simcse.errors import UserError
 
-
-def cache_folder() -> Path:
-    """Folder for what can be made again: ``$SIMCSE_CACHE``, else ``simcse`` in the user's cache."""
-    if chosen := os.environ.get("SIMCSE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simcse"
+_SCRATCH = ".simcse-new-"
+_LOCK = ".simcse-lock"
+_OUR_NAMES = re.compile(rf"{re.escape(_SCRATCH)}[a-z0-9_]{{8}}|{re.escape(_LOCK)}")  # tempfile's 8
 
 
-def cached(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Facts about a file that is made once: those that ``make`` gave when it wrote it.
+def is_ours(path: Path) -> bool:
+    """Whether a file or folder is a lock, or what is being written or was when a process died."""
+    return _OUR_NAMES.fullmatch(path.name) is not None
 
-    A seal beside the file holds them and a SHA-256. A file that is not what was written is made
-    anew, with a warning. To read it for that takes a second a gigabyte; sizes or row counts would
-    be had at once, but do not show a flipped bit, which would make another model.
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left; only for who holds the lock of the folder."""
+    for path in [path for path in folder.glob(f"{_SCRATCH}*") if is_ours(path)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def may_write(
+    target: Path,
+    inputs: Iterable[str | Path | None] = (),
+    *,
+    ours: Callable[[Path], bool] = lambda _: False,
+    overwrite: bool = False,
+) -> None:
+    """Refuse an output that would destroy something; asked before the work begins.
 
     Args:
-        path: Where the file is or will be.
-        make: Writes the file to the path that it is given; its facts are plain JSON.
+        target: The file to write.
+        inputs: Files and folders that the command reads; names that are neither do not count.
+        ours: Whether a file that is there was written by the same command, so that it may go.
+        overwrite: Replace any other file too, but never an input.
 
     Raises:
-        UserError: No file can be written there.
+        UserError: The target must not be replaced, or cannot be written.
     """
-    seal = path.with_name(f"{path.name}.seal")
-    if seal.is_file():
-        try:
-            known = json.loads(seal.read_text(encoding="utf-8"))
-            facts: dict[str, Any] = known["facts"]
-            if known["sha256"] == _sealed(path, facts):
-                return facts
-        except (OSError, ValueError, RecursionError, KeyError, TypeError):
-            pass  # of a seal that is damaged too
-        print(f"warning: {path}: not what was written there; made anew", flush=True)
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+    check_parent(target)
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise UserError(f"{target}: a link, folder or device; expected the name of a file")
+    if not target.exists():
+        return
+    replaceable = ours(target)
+    for source in (Path(name) for name in inputs if name is not None):
+        inside = not replaceable and source.resolve() in target.resolve().parents
+        if source.exists() and (inside or source.samefile(target)):
+            raise UserError(f"{target}: part of what this command reads; choose another name")
+    if not (replaceable or overwrite):
         raise UserError(
-            f"cache: {folder} is no folder to write in; name one with SIMCSE_CACHE or data.cache"
+            f"{target}: is there, and not known to be of this command; choose another name, or "
+            "replace it with --overwrite (in Python overwrite=True)"
         )
-    if occupied := [place for place in (path, seal) if place.is_dir()]:
-        raise UserError(f"cache: {occupied[0]} is a folder, expected a file; remove it")
-    with replacing(seal) as new_seal, replacing(path) as temporary:  # the seal comes last
-        facts = make(temporary)
-        sealed = {"sha256": _sealed(temporary, facts), "facts": facts}
-        new_seal.write_text(json.dumps(sealed), encoding="utf-8")
-    return facts
 
 
-def _sealed(path: Path, facts: dict[str, Any]) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(json.dumps(facts).encode())
-    return digest.hexdigest()
+def check_parent(path: Path, option: str = "") -> None:
+    """See that a file or folder can be made at ``path``, with the folders above it.
+
+    Args:
+        path: Of the file or folder.
+        option: Stands in front of the message.
+
+    Raises:
+        UserError: It cannot.
+    """
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(f"{option}{path} cannot be made: {parent} is no folder to write in")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder; entered before anything there is read or written.
+
+    The lock lies beside the folder, which may not be there yet, or in the folder where its parent
+    is read-only. It ends with the process that holds it, however that ends.
+
+    Raises:
+        UserError: Another process has the lock.
+    """
+    folder = folder.resolve()  # a run may be reached by two names
+    if not folder.exists():
+        check_parent(folder, "output: ")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = os.access(folder.parent, os.W_OK)
+    path = folder.parent / f".{folder.name}{_LOCK}" if beside else folder / _LOCK
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(f"output: another process is training in {folder}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()  # while it is held: a lock on a file without a name counts for nothing
+        lock.release()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that takes the place of ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_SCRATCH, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -88,26 +134,38 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in ``parent`` that is gone, with what is left in it, when the block ends."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def filling(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files move into ``folder`` when the block ends without an error.
 
     Each is flushed and moved whole, so a full disk or a kill leaves no half-written file there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".new"
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
-    try:
-        temporary.mkdir()
+    with scratch_folder(folder) as temporary:
         yield temporary
-        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-            with path.open("r+b") as file:
+        names = files_in(temporary)
+        for name in names:
+            with (temporary / name).open("r+b") as file:
                 os.fsync(file.fileno())
-            target = folder / path.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).replace(folder / name)
         sync_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of all files in a folder and the folders in it, relative to it, with ``/``."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def sync_folder(folder: Path) -> None:

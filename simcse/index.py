@@ -7,6 +7,7 @@ the file's length before anything is read. Each sentence ends with NUL, which no
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from simcse.errors import UserError, first_line
-from simcse.files import replacing
+from simcse.files import may_write, replacing
 
 _TENSORS = {"embeddings": "F32", "probe": "F32", "sentences": "U8"}
 _UNIT_TOLERANCE = 1e-2  # a bfloat16 model normalises to three digits
@@ -102,12 +103,8 @@ def save(index: Index, probe: np.ndarray, path: Path) -> None:
     Args:
         index: Exact or approximate; how it searches is not stored.
         probe: Tells the model, float32 ``(dim,)``.
-        path: Ends in ``.safetensors``.
-
-    Raises:
-        UserError: It ends otherwise.
+        path: See :func:`check_target`.
     """
-    check_name(path)
     embeddings = index["index"]
     if not isinstance(embeddings, np.ndarray):
         embeddings = embeddings.reconstruct_n(0, embeddings.ntotal)
@@ -117,14 +114,23 @@ def save(index: Index, probe: np.ndarray, path: Path) -> None:
         save_file(dict(zip(_TENSORS, tensors, strict=True)), temporary)
 
 
-def check_name(path: Path) -> None:
-    """See that a name is an index's, before the work begins.
+def check_target(path: Path, inputs: Iterable[str | None] = (), *, overwrite: bool = False) -> None:
+    """See that an index may be saved, before the work begins; as :func:`simcse.files.may_write`.
 
     Raises:
-        UserError: It has another ending.
+        UserError: The name does not end in ``.safetensors``, or what is there is no index.
     """
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: expected the name of an index, ending in .safetensors")
+    may_write(path, inputs, ours=_is_index, overwrite=overwrite)
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        with safe_open(path, "numpy") as file:
+            return set(file.keys()) == set(_TENSORS)
+    except (OSError, SafetensorError):
+        return False
 
 
 def load(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -284,13 +284,20 @@ class SimCSE:
             ]
         return matches[0] if isinstance(queries, str) else matches
 
-    def save_index(self, path: str | Path) -> None:
-        """Save the index as one ``.safetensors`` file, replacing an older one in one step.
+    def save_index(self, path: str | Path, overwrite: bool = False) -> None:
+        """Save the index as one ``.safetensors`` file, replacing an older index in one step.
+
+        Args:
+            path: Ends in ``.safetensors``.
+            overwrite: Replace a file that is no index, too.
 
         Raises:
-            UserError: There is no index, or the name does not end in ``.safetensors``.
+            UserError: There is no index, the name does not end in ``.safetensors``, or what is
+                there is no index.
         """
-        indexing.save(self._built_index(), self._probe(), Path(path))
+        index = self._built_index()
+        indexing.check_target(Path(path), overwrite=overwrite)
+        indexing.save(index, self._probe(), Path(path))
 
     def load_index(
         self, path: str | Path, use_faiss: bool | None = None, faiss_fast: bool = False

@@ -21,6 +21,7 @@ from simcse.runs import Run, RunSet
 # Okabe and Ito's palette, told apart by most colour-blind readers, black last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+SOFTWARE = "simcse"  # in every PNG, so that a later report knows it
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be searched and read aloud
     "svg.hashsalt": "simcse",  # the same figure gives the same file
@@ -66,7 +67,7 @@ class Picture:
         """The figure as a PNG image, 150 dots an inch."""
         buffer = io.BytesIO()
         with _drawing():
-            self.figure.savefig(buffer, format="png", dpi=150)
+            self.figure.savefig(buffer, format="png", dpi=150, metadata={"Software": SOFTWARE})
         return buffer.getvalue()
 
 

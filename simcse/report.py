@@ -11,30 +11,36 @@ from simcse import __version__
 from simcse.evaluation.protocol import PROTOCOL
 from simcse.evaluation.statistics import summarize
 from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
-from simcse.files import replacing, write_atomically
-from simcse.plots import pictures, run_name
+from simcse.files import filling, may_write
+from simcse.plots import SOFTWARE, pictures, run_name
 from simcse.runs import RunSet, with_own_names
 from simcse.settings import Config
 
 TEMPLATE = Path(__file__).parent / "assets" / "report.html"
 PAGE = "report.html"
+# By these a page and a picture of ours are known; both stand near the beginning.
+_MARKS = (b'<meta name="generator" content="simcse">', f"Software\0{SOFTWARE}".encode())
 
 
-def write_report(sets: Sequence[RunSet], folder: Path) -> Path:
+def write_report(sets: Sequence[RunSet], folder: Path, *, overwrite: bool = False) -> Path:
     """Write ``report.html`` and one PNG a figure.
 
     Args:
         sets: Runs, or settings under several seeds, in the order to show them.
         folder: Made if it is not there.
+        overwrite: Replace files of these names even if no report wrote them.
 
     Returns:
         The page.
 
     Raises:
-        UserError: Two runs have one name.
+        UserError: Two runs have one name, or a file that no report wrote is in the way.
     """
     sets = with_own_names(sets)
     drawn = pictures(sets)
+    inputs = [run.folder for runs in sets for run in runs.runs]
+    for name in (PAGE, *(f"{picture.name}.png" for picture in drawn)):
+        may_write(folder / name, inputs, ours=_is_of_a_report, overwrite=overwrite)
     environment = Environment(autoescape=True, trim_blocks=True)
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=" · ".join(runs.name for runs in sets),
@@ -55,11 +61,17 @@ def write_report(sets: Sequence[RunSet], folder: Path) -> Path:
         settings=_settings(sets),
         version=__version__,
     )
-    for picture in drawn:
-        with replacing(folder / f"{picture.name}.png") as temporary:
-            temporary.write_bytes(picture.png())
-    write_atomically(folder / PAGE, html)
+    with filling(folder) as scratch:
+        for picture in drawn:
+            (scratch / f"{picture.name}.png").write_bytes(picture.png())
+        (scratch / PAGE).write_text(html, encoding="utf-8")
     return folder / PAGE
+
+
+def _is_of_a_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(1000)
+    return any(mark in head for mark in _MARKS)
 
 
 def _heading(runs: RunSet) -> str:

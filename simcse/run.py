@@ -1,16 +1,16 @@
 """A training run from config to scored model, and the folder that holds it.
 
-The folder is the state: without ``scores.json`` the run is unfinished and the same command resumes
-it, with ``scores.json`` it is finished. A folder made with another config is never touched.
+The folder is the state: without the manifest of :mod:`simcse.sealing` the run is unfinished and the
+same command resumes it, with it the run is finished. One process at a time writes there. A folder
+made with another config is never touched.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from filelock import FileLock, Timeout
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
 from simcse import distributed, encoder, gate, loop
-from simcse.checkpoints import CHECKPOINTS, newest_checkpoint
-from simcse.config import differences, read_config, to_yaml
+from simcse.checkpoints import CHECKPOINTS, check_owner, newest_checkpoint, remove_all
+from simcse.config import differences, read_config, settings_digest, to_yaml
 from simcse.data import TextCounts, load_training_data
 from simcse.environment import environment
 from simcse.errors import UserError
@@ -33,7 +32,15 @@ from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.sources import load_dev_task, load_geometry, load_task
 from simcse.evaluation.table import collapse_lines, score_table
 from simcse.evaluation.tasks import Task
-from simcse.files import filling, write_atomically
+from simcse.files import (
+    check_parent,
+    files_in,
+    filling,
+    is_ours,
+    locked,
+    remove_leftovers,
+    write_atomically,
+)
 from simcse.interruption import StopSignals
 from simcse.loading import load_trained
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
@@ -41,11 +48,14 @@ from simcse.resuming import Position
 from simcse.runs import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
-    ITEMS_FILE,
+    RAW_SCORES_FILE,
+    RESULT_FILES,
     SCORES_FILE,
+    finished_run,
     read_json,
-    save_items,
+    save_scores,
 )
+from simcse.sealing import MANIFEST, seal
 from simcse.settings import Config
 from simcse.teacher import teacher_embeddings
 from simcse.training import (
@@ -61,9 +71,6 @@ from simcse.training import (
 )
 
 _MAP_ROWS = 4096  # to fit a student's map to its teacher's width
-
-RAW_SCORES_FILE = "raw_scores.json"
-LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
@@ -91,36 +98,32 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
         UserError: Anything the user can mend; what is on disk stays as it was.
     """
     run = Path(str(config.output))
-    if distributed.from_first(lambda: _is_finished(run, config)):
-        if not distributed.is_first():
+    # A finished run does not change any more, so that it can be read without a lock.
+    is_locked = distributed.is_first() and not (run / MANIFEST).is_file()
+    with locked(run) if is_locked else nullcontext():
+        if distributed.from_first(lambda: _is_finished(run, config)):
+            if distributed.is_first():
+                _show_finished(run, config)
             return
-        scores = read_json(run / SCORES_FILE, "raw", "trained", "dev")
-        if not encoder.is_intact(run):
-            raise UserError(
-                f"{run}: it has scores, but its model is damaged or missing; remove {SCORES_FILE} "
-                "there and start again to repeat what is needed"
-            )
-        _keep_hub_settings(run / CONFIG_FILE, config)
-        print(f"{run} is finished:")
-        print_scores(scores)
-        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)  # a kill may have left some
-        return
-    make_accelerator(config, run)  # for what it refuses, before the text is read
-    with StopSignals() as stop:
-        prepared = prepare(config)
-        with distributed.first():
-            _open_folder(run, config, prepared, command)
-        if not distributed.is_first():
+        make_accelerator(config, run)  # for what it refuses, before the text is read
+        with StopSignals() as stop:
+            prepared = prepare(config)
+            with distributed.first():
+                _open_folder(run, config, prepared, command)
+            if distributed.is_first() and twin and not (run / RAW_SCORES_FILE).is_file():
+                text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
+                write_atomically(run / RAW_SCORES_FILE, text)
             _train_in(run, config, prepared, stop)
-            return
-        if twin is not None and not (run / RAW_SCORES_FILE).is_file():
-            text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
-            write_atomically(run / RAW_SCORES_FILE, text)
-        try:
-            with FileLock(run / LOCK_FILE, blocking=False):
-                _train_in(run, config, prepared, stop)
-        except Timeout as error:
-            raise UserError(f"output: another process is training in {run}") from error
+
+
+def _show_finished(run: Path, config: Config) -> None:
+    scores, old = finished_run(run)
+    if old.hub != config.hub:  # the one section that may change; the others stay as they are
+        new = old.model_copy(update={"hub": config.hub})
+        write_atomically(run / CONFIG_FILE, to_yaml(new))
+    print(f"{run} is finished:")
+    print_scores(scores)
+    remove_all(run / CHECKPOINTS)  # a kill may have left some
 
 
 def _train_in(
@@ -164,12 +167,13 @@ def _finish(
     """Export the model, which has the weights of the best checkpoint, and score it."""
     with filling(run) as folder:
         encoder.save(encoder.exported(model), folder)
+        model_files = files_in(folder)
     # Scored as its users will load it: from disk, without mixed precision.
     result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
     evaluation = evaluate_model(result, prepared.tasks, config.evaluation.batch_size)
-    save_items(run / ITEMS_FILE, evaluation.items)  # before the scores, which end the run
     scores = {
         "protocol": PROTOCOL,
+        "settings": settings_digest(read_config(run / CONFIG_FILE)),
         "raw": raw,
         "trained": evaluation.scores,
         "dev": {
@@ -181,8 +185,9 @@ def _finish(
         },
         "minutes": minutes,
     }
-    write_atomically(run / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
-    shutil.rmtree(run / CHECKPOINTS)  # the model and its scores are safe now
+    save_scores(run / SCORES_FILE, scores, evaluation.items)
+    seal(run, [*model_files, *RESULT_FILES])  # from here on the run is finished
+    remove_all(run / CHECKPOINTS)
     print_scores(scores)
     print(f"model and scores are in {run}")
 
@@ -326,40 +331,34 @@ def _is_finished(run: Path, config: Config) -> bool:
         UserError: The folder holds a run with another config, or something else.
     """
     if not run.exists():
-        parent = next(folder for folder in run.absolute().parents if folder.exists())
-        if not (parent.is_dir() and os.access(parent, os.W_OK)):
-            raise UserError(f"output: {run} cannot be made: {parent} is no folder to write in")
+        check_parent(run, "output: ")
         return False
     if not run.is_dir():
         raise UserError(f"output: {run} is a file")
     path = run / CONFIG_FILE
+    others = any(entry != path and not is_ours(entry) for entry in run.iterdir())
+    started = any((run / name).is_file() for name in (*RESULT_FILES, MANIFEST))
+    if others and not (path.is_file() and started):
+        raise UserError(
+            f"output: {run} is not empty and not a run folder; choose another with output=FOLDER"
+        )
     if not path.is_file():
-        # A dot marks what a killed process left of a write that had not happened yet.
-        if any(not entry.name.startswith(".") for entry in run.iterdir()):
-            raise UserError(
-                f"output: {run} is not empty and not a run folder; "
-                "choose another with output=FOLDER"
-            )
         return False
     try:
         old = read_config(path)
     except UserError as error:
         raise UserError(
-            f"{path}: damaged; remove {run} or choose another with output=FOLDER"
+            f"{path}: damaged, or not of a run; choose another folder with output=FOLDER ({error})"
         ) from error
     if changed := differences(old.model_copy(update={"output": config.output}), config):
         raise UserError(
             f"output: {run} was made with another config ({'; '.join(changed)}); "
             "choose another with output=FOLDER, or remove it"
         )
-    return (run / SCORES_FILE).is_file()
-
-
-def _keep_hub_settings(path: Path, config: Config) -> None:
-    """Note down a section ``hub`` that has changed since the run was made; the rest stays."""
-    old = read_config(path)
-    if old.hub != config.hub:
-        write_atomically(path, to_yaml(old.model_copy(update={"hub": config.hub})))
+    if (run / MANIFEST).is_file():
+        return True
+    check_owner(run / CHECKPOINTS)
+    return False
 
 
 def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[str]) -> None:
@@ -373,6 +372,8 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
     path, world = run / ENVIRONMENT_FILE, distributed.world()
     if distributed.is_first():
         run.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run)
+        remove_leftovers(run / CHECKPOINTS)
         write_atomically(run / CONFIG_FILE, to_yaml(config))  # first: it makes this a run folder
     elif not path.is_file():
         raise UserError(

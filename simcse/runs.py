@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from simcse.config import differences, read_values, validate
+from simcse.config import differences, read_config, settings_digest
 from simcse.errors import UserError, first_line
 from simcse.evaluation.protocol import Items, Scores
 from simcse.evaluation.table import with_averages
-from simcse.files import replacing
+from simcse.files import replacing, write_atomically
+from simcse.sealing import MANIFEST, damage
 from simcse.settings import Config
 
 CONFIG_FILE = "config.yaml"
@@ -28,7 +29,11 @@ EVALUATION_FOLDER = "evaluation"
 """In a run folder: what ``simcse evaluate`` found later."""
 SUMMARY_FILE = "summary.json"
 ENVIRONMENT_FILE = "environment.json"
+RAW_SCORES_FILE = "raw_scores.json"
+RESULT_FILES = (SCORES_FILE, ITEMS_FILE, LOG_FILE, ENVIRONMENT_FILE, RAW_SCORES_FILE)
+"""What a finished run's manifest names beside the files of the model."""
 
+_MODULES = "modules.json"
 _OBJECTS = ("trained", "raw", "dev", "scores")  # keys of scores.json that hold objects
 
 
@@ -85,7 +90,7 @@ def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
         return RunSet(path.stem, [_load(path)])
     if not path.is_dir():
         raise UserError(f"{path}: no such run")
-    if (path / SCORES_FILE).is_file():
+    if (path / SCORES_FILE).is_file() or (path / MANIFEST).is_file():
         if seeds is not None:
             raise UserError(f"{path}: a single run, it has no seeds to choose from")
         return RunSet(path.name, [_load(path / SCORES_FILE)])
@@ -97,7 +102,7 @@ def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
         seeds = list(dict.fromkeys([*planned, *there]))
     elif missing := [seed for seed in seeds if seed not in there]:
         raise UserError(f"{path.name}: no seed {missing[0]}; there are {', '.join(there)}")
-    unfinished = [s for s in seeds if s not in there or not (there[s] / SCORES_FILE).is_file()]
+    unfinished = [s for s in seeds if s not in there or not (there[s] / MANIFEST).is_file()]
     if unfinished:
         raise UserError(
             f"{path}: seeds not finished: {', '.join(unfinished)}; run its command again, or "
@@ -167,10 +172,58 @@ def with_own_names(sets: Sequence[RunSet]) -> list[RunSet]:
     return [RunSet(name, runs.runs) for name, runs in zip(names, sets, strict=True)]
 
 
-def save_items(path: Path, items: Items) -> None:
-    """Write the values of single items; :func:`load_runs` reads them."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **items)  # type: ignore[arg-type]
+def save_scores(path: Path, values: dict[str, Any], items: Items) -> None:
+    """Write scores as JSON and, beside them, the values of single items that they are made of.
+
+    The JSON object gets the SHA-256 of the other file, by which :func:`load_runs` tells that they
+    belong together.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **items)  # type: ignore[arg-type]
+    content = buffer.getvalue()
+    values = {**values, "items": hashlib.sha256(content).hexdigest()}
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
+    with replacing(items_file(path)) as temporary:
+        temporary.write_bytes(content)
+
+
+def items_file(scores: Path) -> Path:
+    """Where the single items of a file of scores lie."""
+    return scores.with_suffix(".npz")
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a file holds scores that ``simcse evaluate`` wrote."""
+    try:
+        return "fingerprint" in read_json(path, "model", "scores")
+    except (OSError, UserError):
+        return False
+
+
+def finished_run(folder: Path) -> tuple[dict[str, Any], Config]:
+    """Scores and config of a finished run, all of whose files are as they were written.
+
+    Raises:
+        UserError: It is not finished, or a file is damaged, exchanged or missing.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder}: not finished; run its command again")
+    if problem := damage(folder, [*RESULT_FILES, _MODULES]):
+        raise UserError(
+            f"{folder / problem}; bring that file back, or remove it and {MANIFEST} and run the "
+            "training command again"
+        )
+    scores = read_json(folder / SCORES_FILE, "trained", "raw", "dev", "settings")
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{path}: missing from a finished run; bring that file back")
+    config = read_config(path)
+    if settings_digest(config) != scores["settings"]:
+        raise UserError(
+            f"{path}: not the settings that this run was made with; bring them back (only the "
+            "section hub may change)"
+        )
+    return scores, config
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
@@ -197,44 +250,18 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 def _load(path: Path) -> Run:
     folder = path.parent
-    values = read_json(path)
-    if "trained" not in values:  # written by evaluate
+    is_run = (folder / MANIFEST).is_file() or (folder / CONFIG_FILE).is_file()
+    if path.name != SCORES_FILE or not is_run:  # written by evaluate
         values = read_json(path, "model", "scores")
         name = Path(str(values["model"])).absolute().name
         scores = with_averages(values["scores"])
-        return Run(name, folder, scores, _items(path), {}, None, None, [])
-    values = read_json(path, "trained", "raw", "dev")
-    config_path, log_path = folder / CONFIG_FILE, folder / LOG_FILE
-    try:
-        written = read_values(config_path)
-        config = validate(written, where=str(config_path))
-        log = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
-        if not log or not all(isinstance(entry, dict) and "step" in entry for entry in log):
-            raise ValueError(f"{LOG_FILE} does not hold steps")
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: missing from a finished run") from error
-    except ValueError as error:  # a UserError too
-        raise UserError(
-            f"{folder}: damaged {CONFIG_FILE} or {LOG_FILE}: {first_line(error)}"
-        ) from error
-    if missing := [key for key in config.settings() if not _holds(written, key)]:
-        more = f" and {len(missing) - 1} more settings" if len(missing) > 1 else ""
-        raise UserError(
-            f"{config_path}: without {missing[0]}{more}; cut short, or of another version of "
-            "simcse-trainer (environment.json names it)"
-        )
+        return Run(name, folder, scores, _items(path, values), {}, None, None, [])
+    values, config = finished_run(folder)
+    log = [json.loads(line) for line in (folder / LOG_FILE).read_text("utf-8").splitlines()]
     return Run(
-        folder.name, folder, with_averages(values["trained"]), _items(path), values["raw"],
+        folder.name, folder, with_averages(values["trained"]), _items(path, values), values["raw"],
         values["dev"], config, log,
     )  # fmt: skip
-
-
-def _holds(values: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            return False
-        values = values[part]
-    return True
 
 
 def _planned(path: Path) -> list[int]:
@@ -242,12 +269,12 @@ def _planned(path: Path) -> list[int]:
     return list(read_json(summary, "planned")["planned"]) if summary.is_file() else []
 
 
-def _items(scores: Path) -> Items:
-    path = scores.with_suffix(".npz")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+def _items(scores: Path, values: dict[str, Any]) -> Items:
+    path = items_file(scores)
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {scores.name} beside it needs it")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != values.get("items"):
+        raise UserError(f"{path}: damaged, or of other scores than {scores.name}; evaluate again")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return dict(file)

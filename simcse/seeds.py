@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from simcse.config import read_config
 from simcse.errors import UserError
 from simcse.evaluation.statistics import Summary, summarize
 from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
-from simcse.files import write_atomically
+from simcse.files import locked, write_atomically
 from simcse.run import dry_run as show
 from simcse.run import train
 from simcse.runs import (
@@ -20,6 +21,7 @@ from simcse.runs import (
     SUMMARY_FILE,
     RunSet,
     load_runs,
+    read_json,
     seed_folders,
     setting_differences,
 )
@@ -35,17 +37,23 @@ def train_seeds(config: Config, command: list[str], *, dry_run: bool = False) ->
     Raises:
         UserError: As :func:`simcse.run.train`; the folder holds a single run.
     """
+    if dry_run:
+        distributed.from_first(lambda: _planned(Path(str(config.output)), config))
+        show(seed_config(config, config.seeds[0]))
+        print(f"times {len(config.seeds)}: seeds {', '.join(map(str, config.seeds))}")
+        return
     folder = Path(str(config.output))
+    with locked(folder) if distributed.is_first() else nullcontext():
+        _train_all(folder, config, command)
+
+
+def _train_all(folder: Path, config: Config, command: list[str]) -> None:
     planned = distributed.from_first(lambda: _planned(folder, config))
-    if not dry_run and distributed.is_first():
+    if distributed.is_first():
         write_atomically(folder / SUMMARY_FILE, json.dumps({"planned": planned}) + "\n")
     raw_scores: Path | None = None
     for number, seed in enumerate(config.seeds, 1):
         single = seed_config(config, seed)
-        if dry_run:
-            show(single)
-            print(f"times {len(config.seeds)}: seeds {', '.join(map(str, config.seeds))}")
-            return
         print(f"\n== seed {seed} ({number} of {len(config.seeds)})")
         train(single, command, raw_scores)
         raw_scores = raw_scores or Path(str(single.output))
@@ -63,6 +71,11 @@ def _planned(folder: Path, config: Config) -> list[int]:
     Raises:
         UserError: The folder holds something else.
     """
+    if (folder / SUMMARY_FILE).exists() and not _is_summary(folder / SUMMARY_FILE):
+        raise UserError(
+            f"output: {folder} has a {SUMMARY_FILE} that is not of seeds, or damaged; choose "
+            "another folder with output=FOLDER"
+        )
     if (folder / CONFIG_FILE).is_file():
         raise UserError(
             f"output: {folder} holds a single run; choose another folder with output=FOLDER"
@@ -76,6 +89,13 @@ def _planned(folder: Path, config: Config) -> list[int]:
             )
     planned = [int(seed) for seed in seed_folders(folder)]
     return sorted({*planned, *config.seeds})
+
+
+def _is_summary(path: Path) -> bool:
+    try:
+        return "planned" in read_json(path)
+    except (OSError, UserError):
+        return False
 
 
 def seed_config(config: Config, seed: int) -> Config:

@@ -11,11 +11,11 @@ from datasets import Dataset
 from numpy.lib.format import open_memmap
 from sentence_transformers import SentenceTransformer
 
+from simcse.caches import cache_folder, cached
 from simcse.data import TextCounts, texts_of
 from simcse.encoder import fingerprint, source_of
 from simcse.encoding import encode_by_length
 from simcse.errors import UserError
-from simcse.files import cache_folder, cached
 from simcse.gate import Origin, load_sentence_model
 from simcse.settings import Config, ObjectiveConfig
 from simcse.tokens import in_chunks

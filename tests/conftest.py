@@ -18,8 +18,10 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, BertConfig, BertForMaskedLM
 
 from simcse import checkpoints
+from simcse.config import read_config, settings_digest
 from simcse.loss import TrainingLoss
 from simcse.plots import Picture
+from simcse.sealing import MANIFEST, seal
 
 ROOT = Path(__file__).parent.parent
 MINI_BERT = ROOT / "simcse" / "assets" / "mini-bert"
@@ -196,6 +198,14 @@ def run(tmp_path: Path) -> Path:
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest whole checkpoint of a run folder."""
     return checkpoints.newest_checkpoint(run / checkpoints.CHECKPOINTS)
+
+
+def reseal(run: Path, **changes: object) -> None:
+    """Seal a finished run that a test has changed, and change keys of its ``scores.json``."""
+    scores = json.loads((run / "scores.json").read_text())
+    digest = settings_digest(read_config(run / "config.yaml"))
+    (run / "scores.json").write_text(json.dumps({**scores, "settings": digest, **changes}))
+    seal(run, json.loads((run / MANIFEST).read_text())["files"])
 
 
 def log(run: Path) -> list[dict]:

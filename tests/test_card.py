@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ARCHITECTURES, SENTENCES, make_encoder
+from conftest import ARCHITECTURES, SENTENCES, make_encoder, reseal
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from sentence_transformers import SentenceTransformer
@@ -232,6 +232,7 @@ def test_hub_names_become_metadata(export, one_picture):
     path = export.run / "environment.json"
     found = {**json.loads(path.read_text()), "encoder_commit": "a" * 40}
     path.write_text(json.dumps(found))
+    reseal(export.run)
     card = ModelCard.load(export() / "README.md")
     assert card.data.base_model == "bert-base-uncased"
     assert card.data.datasets == ["princeton-nlp/datasets-for-simcse"]

@@ -114,7 +114,7 @@ def test_the_newest_whole_one_whose_best_is_whole_is_chosen(root):
     assert newest_checkpoint(root, said.append) == place(root, 20)
     assert [line.partition(": ")[0] for line in said] == [str(place(root, 30))] * 2
     assert "checkpoint-40 needs it" in said[0]
-    (place(root, 10) / MANIFEST).unlink()
+    (place(root, 10) / MANIFEST).write_text("{")
     assert newest_checkpoint(root) is None
     # The run begins anew and makes them again, one after the other; then 40 is good again.
     write(root, 10, 10)
@@ -156,9 +156,9 @@ def test_rotation_keeps_the_best_and_the_newest_whole_ones_even_when_killed(
         if best is None or score > scores[best]:
             best = number
         write(root, number, best)
-        whole = [n for n in steps(root) if damage(place(root, n)) is None]
+        whole = [n for n in steps_of(root) if damage(place(root, n)) is None]
         with monkeypatch.context() as patch:
-            patch.setattr("simcse.checkpoints._clear", dies)
+            patch.setattr("simcse.files.shutil.rmtree", dies)
             try:
                 rotate(root, keep, best, number)
             except KeyboardInterrupt:

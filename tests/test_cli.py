@@ -2,10 +2,13 @@
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, SENTENCES
 
@@ -136,7 +139,7 @@ def test_output_that_cannot_be_written_is_one_line(model_folder, corpus, capsys)
     arguments = ["encode", str(corpus), "--model", str(model_folder)]
     assert main([*arguments, "-o", f"{corpus}/inside/e.npy"]) == 2
     message = capsys.readouterr().err
-    assert "Not a directory" in message
+    assert f"{corpus} is no folder to write in" in message
     assert message.count("\n") == 1
 
 
@@ -159,9 +162,48 @@ def test_encode_leaves_an_old_file_when_it_fails(model_folder, tmp_path, capsys)
     output, broken = tmp_path / "e.npy", tmp_path / "a.txt"
     output.write_bytes(b"old")
     broken.write_bytes(b"fine\n\xff\n")
-    assert main(["encode", str(broken), "-o", str(output), "--model", str(model_folder)]) == 2
+    words = ["encode", str(broken), "-o", str(output), "--model", str(model_folder)]
+    assert main([*words, "--overwrite"]) == 2
+    assert "a.txt:2" in capsys.readouterr().err
     assert output.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "e.npy"]
+
+
+def test_encode_replaces_no_file_that_it_was_not_told_to(model_folder, tmp_path, capsys):
+    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table({"text": SENTENCES}), source)
+    os.link(source, tmp_path / "linked.parquet")
+    before = source.read_bytes()
+    words = ["encode", str(source), "--model", str(model_folder), "-o"]
+    for name in (source, tmp_path / "linked.parquet"):
+        for more in ([], ["--overwrite"]):
+            assert main([*words, str(name), *more]) == 2
+            message = capsys.readouterr().err
+            assert message.startswith(f"error: {name}: part of what this command reads")
+            assert message.count("\n") == 1
+            assert name.read_bytes() == before
+    output.write_bytes(b"old")
+    assert main([*words, str(output)]) == 2
+    assert "out.parquet: is there, and not known to be of this command" in capsys.readouterr().err
+    assert output.read_bytes() == b"old"
+    assert main([*words, str(output), "--overwrite"]) == 0
+    assert pq.read_table(output)["text"].to_pylist() == SENTENCES
+
+
+def test_search_saves_its_index_over_no_other_file(model_folder, corpus, tmp_path, capsys):
+    index = tmp_path / "scores.npz"
+    np.savez(index, similarity=np.zeros(3))  # as a run's items
+    before = index.read_bytes()
+    words = ["search", "A dog.", "--model", str(model_folder), "--save-index", str(index)]
+    assert main([*words, "--corpus", str(corpus)]) == 2
+    answer = capsys.readouterr()
+    assert "scores.npz: is there, and not known to be of this command" in answer.err
+    assert not answer.out
+    assert index.read_bytes() == before
+    assert main([*words, "--corpus", str(corpus), "--overwrite"]) == 0
+    assert main([*words, "--corpus", str(corpus)]) == 0  # an index takes the place of an index
+    assert main([*words, "--index", str(index)]) == 2
+    assert "scores.npz: part of what this command reads" in capsys.readouterr().err
 
 
 def test_namesake_on_pypi_is_named(monkeypatch, capsys):

@@ -122,12 +122,12 @@ def test_a_run_that_one_process_was_told_to_stop_ends_as_the_whole_one(two, engi
 
 def test_another_number_of_processes_is_refused(two, capsys, monkeypatch):
     folder = two / "whole_copies"
-    scores = folder / "scores.json"
-    scores.rename(folder / "kept")  # an unfinished run
+    seal = folder / "manifest.json"
+    seal.rename(folder / "kept")  # an unfinished run
     try:
         assert main(["train", str(two / "whole_copies.json")]) == 2
     finally:
-        (folder / "kept").rename(scores)
+        (folder / "kept").rename(seal)
     assert "was started with 2 processes, not 1" in capsys.readouterr().err
 
 

@@ -1,118 +1,174 @@
-"""Files that can be made again are used only as they were written."""
+"""Who may write where: outputs, locks, what is left behind, the seal of a folder."""
 
+import errno
 import os
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from simcse.cli import main
 from simcse.errors import UserError
-from simcse.files import cached
-
-CONTENT = bytes(range(256)) * 20
+from simcse.files import (
+    filling,
+    is_ours,
+    locked,
+    may_write,
+    remove_leftovers,
+    replacing,
+    scratch_folder,
+    write_atomically,
+)
+from simcse.sealing import MANIFEST, damage, seal
 
 
 @pytest.fixture
-def load(tmp_path):
-    """Reads the cached file and counts how often it was made."""
-    made = []
-
-    def make(path):
-        made.append(path)
-        path.write_bytes(CONTENT)
-        return {"rows": 3, "names": {"b": 1, "a": 2}}
-
-    def load():
-        facts = cached(tmp_path / "c" / "file", make)
-        assert facts == {"rows": 3, "names": {"b": 1, "a": 2}}
-        assert (tmp_path / "c" / "file").read_bytes() == CONTENT
-        return len(made)
-
-    return load
+def folder(tmp_path):
+    """``in``, a hard link and a symbolic link to it, a folder ``model`` with a file, ``other``."""
+    (tmp_path / "in").write_text("in")
+    os.link(tmp_path / "in", tmp_path / "hard")
+    (tmp_path / "soft").symlink_to(tmp_path / "in")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config").write_text("model")
+    (tmp_path / "other").write_text("other")
+    return tmp_path
 
 
-def test_a_whole_file_is_made_once(load, tmp_path, capsys):
-    assert load() == load() == 1
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {"file", "file.seal"}
-    assert capsys.readouterr().out == ""
-
-
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(
-    ("name", "harm"),
+    ("target", "expected"),
     [
-        ("file", lambda content: b""),
-        ("file", lambda content: content[:-1]),
-        ("file", lambda content: content + b"x"),
-        ("file", lambda content: content[:99] + bytes([content[99] ^ 1]) + content[100:]),
-        ("file", None),
-        ("file.seal", lambda content: b""),
-        ("file.seal", lambda content: content[:-1]),
-        ("file.seal", lambda content: b"\xff"),
-        ("file.seal", lambda content: b"[1]"),
-        ("file.seal", lambda content: b"{}"),
-        ("file.seal", lambda content: b"[" * 100_000),
-        ("file.seal", lambda content: content.replace(b'"rows": 3', b'"rows": 4')),
+        ("in", "part of what this command reads"),
+        ("hard", "part of what this command reads"),
+        ("model/config", "part of what this command reads"),
+        ("soft", "a link, folder or device"),
+        ("dangling", "a link, folder or device"),
+        ("model", "a link, folder or device"),
+        ("in/new", "in is no folder to write in"),
     ],
 )
-def test_a_damaged_one_is_made_anew_with_a_warning(load, tmp_path, capsys, name, harm):
-    load()
-    path = tmp_path / "c" / name
-    if harm is None:
-        path.unlink()
-    else:
-        path.write_bytes(harm(path.read_bytes()))
-    assert load() == 2
-    expected = f"warning: {tmp_path / 'c' / 'file'}: not what was written there; made anew\n"
-    assert capsys.readouterr().out == expected
-    assert load() == 2
+def test_what_no_option_lets_a_command_replace(folder, target, expected, overwrite):
+    inputs = [folder / "in", None, "some/hub-name", folder / "model"]
+    with pytest.raises(UserError, match=expected) as error:
+        may_write(folder / target, inputs, overwrite=overwrite)
+    assert "\n" not in str(error.value)
 
 
-def test_one_that_a_killed_process_left_without_its_seal_is_made_anew(load, tmp_path, capsys):
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "file").write_bytes(b"old")
-    assert load() == 1
-    assert capsys.readouterr().out == ""
+def test_what_may_be_written(folder):
+    inputs = [folder / "in", folder / "model"]
+    may_write(folder / "new", inputs)
+    may_write(folder / "model" / "new", inputs)
+    may_write(folder / "far" / "away" / "new", inputs)
+    assert not (folder / "far").exists()
+    with pytest.raises(UserError, match="other: is there, and not known to be of this command"):
+        may_write(folder / "other", inputs)
+    may_write(folder / "other", inputs, overwrite=True)
+    may_write(folder / "other", inputs, ours=lambda path: path.read_text() == "other")
+    may_write(folder / "model" / "config", inputs, ours=lambda path: True)  # of an earlier call
 
 
-def test_one_that_cannot_be_made_leaves_nothing(tmp_path):
-    def fails(path):
-        path.write_bytes(b"half")
-        raise UserError("no")
-
-    with pytest.raises(UserError, match="no"):
-        cached(tmp_path / "file", fails)
-    assert not list(tmp_path.iterdir())
+def test_a_device_is_no_output():
+    with pytest.raises(UserError, match="/dev/null: a link, folder or device"):
+        may_write(Path("/dev/null"), overwrite=True)
 
 
-def test_no_room_for_it_is_one_line(load, tmp_path, monkeypatch):
-    (tmp_path / "c").write_text("a file")
-    with pytest.raises(UserError, match=rf"cache: {tmp_path}/c is no folder to write in; name one"):
-        load()
-    (tmp_path / "c").unlink()
-    for name in ("file", "file.seal"):
-        (tmp_path / "c" / name).mkdir(parents=True)
-        with pytest.raises(UserError, match=f"c/{name} is a folder, expected a file; remove it"):
-            load()
-        (tmp_path / "c" / name).rmdir()
-    assert load() == 1
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert load() == 1  # what is there can be read
-    (tmp_path / "c" / "file").unlink()
-    with pytest.raises(UserError, match="c is no folder to write in"):
-        load()
+def test_leftovers_are_known_by_names_that_only_we_give(tmp_path):
+    names = []
+    with (
+        replacing(tmp_path / "file") as temporary,
+        scratch_folder(tmp_path) as scratch,
+        filling(tmp_path) as filled,
+    ):
+        names += [temporary, scratch, filled]
+        assert all(path.parent == tmp_path and is_ours(path) for path in names)
+    mine = [".new", ".scratch", ".simcse-notes", ".simcse-new-", ".simcse-new-Thesis00", ".lock"]
+    for name in (*mine, names[0].name):
+        (tmp_path / name).write_text("mine")
+    for path in names[1:]:
+        (path / "inside").mkdir(parents=True)
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["file", *mine])
+    remove_leftovers(tmp_path / "nothing")
 
 
-def test_a_run_makes_its_damaged_caches_anew(arguments, tmp_path, capsys):
-    folder = tmp_path / "cache"
-    arguments += [f"data.cache={folder}", "--dry-run"]
-    assert main(arguments) == 0
-    first = capsys.readouterr().out
-    assert "warning" not in first
-    [path] = folder.glob("*.arrow")
-    path.write_bytes(b"garbage")
-    assert main(arguments) == 0
-    found = capsys.readouterr().out
-    assert f"warning: {path}: not what was written there; made anew\n" in found
-    line = next(line for line in first.splitlines() if line.startswith("text "))
-    assert line in found
-    assert main([*arguments[:-2], f"data.cache={path}", "--dry-run"]) == 2
-    assert "is no folder to write in; name one with" in capsys.readouterr().err
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_an_error_while_writing_leaves_the_old_and_nothing_else(
+    tmp_path, monkeypatch, code, at_end
+):
+    def fails(_=None):
+        raise OSError(code, os.strerror(code))
+
+    write_atomically(tmp_path / "a", "old")
+    seal(tmp_path, ["a"])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    if at_end:
+        monkeypatch.setattr(os, "fsync", fails)
+    for write in (replacing(tmp_path / "a"), filling(tmp_path), nullcontext(tmp_path)):
+        with pytest.raises(OSError, match=os.strerror(code)), write as temporary:
+            if temporary == tmp_path:
+                seal(tmp_path, ["a"]) if at_end else fails()
+            (temporary / "a" if temporary.is_dir() else temporary).write_text("new")
+            if not at_end:
+                fails()
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_lock_lies_beside_its_folder_and_leaves_nothing(tmp_path, monkeypatch):
+    run = tmp_path / "outputs" / "run"
+    with locked(run):
+        assert [path.name for path in run.parent.iterdir()] == [".run.simcse-lock"]
+        for name in (run, run / ".." / "run"):
+            with (
+                pytest.raises(UserError, match=r"another process is training in .*/run$"),
+                locked(name),
+            ):
+                pass
+        with locked(run.with_name("other")):
+            pass
+    assert not list(run.parent.iterdir())
+    with pytest.raises(KeyError), locked(run):
+        raise KeyError
+    assert not list(run.parent.iterdir())
+    # A folder that is mounted, say, into a root that is not to be written.
+    run.mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != run.parent and access(path, mode))
+    with locked(run):
+        assert [is_ours(path) for path in run.iterdir()] == [True]
+        with pytest.raises(UserError, match="another process is training"), locked(run):
+            pass
+    assert not list(run.iterdir())
+
+
+def test_a_seal_is_of_the_files_it_names(tmp_path):
+    (tmp_path / "inner").mkdir()
+    for name in ("a", "inner/b", "mine"):
+        (tmp_path / name).write_text(name)
+    seal(tmp_path, ["inner/b", "a"])
+    (tmp_path / "mine").write_text("changed")
+    assert damage(tmp_path, ["a"]) is None
+    assert damage(tmp_path, ["a", "mine"]) == f"{MANIFEST}: damaged"
+    (tmp_path / "inner" / "b").write_text("inner/c")
+    assert damage(tmp_path, [], checksums=False) is None
+    assert damage(tmp_path, []).startswith("inner/b: damaged")
+
+
+def test_a_killed_export_is_no_obstacle(two_seeds, tmp_path, one_picture, capsys):
+    """What it leaves lies beside its target, and in a target that is the folder around that."""
+    left = tmp_path / "models" / ".simcse-new-0a1b_c2d"
+    (left / "folder").mkdir(parents=True)
+    run = str(two_seeds / "seed-0")
+    assert main(["export", run, str(tmp_path / "models")]) == 0
+    assert (tmp_path / "models" / "modules.json").is_file()
+    assert not left.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+    shutil.rmtree(tmp_path / "models")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / ".mine").touch()
+    capsys.readouterr()
+    assert main(["export", run, str(tmp_path / "models")]) == 2
+    assert "models: is there already; name a folder that is new or empty" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [".mine"]

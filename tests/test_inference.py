@@ -255,6 +255,9 @@ def test_broken_or_foreign_index_is_named(simcse, model_folder, tmp_path, tiny):
     simcse.build_index(SENTENCES)
     with pytest.raises(UserError, match=r"ending in \.safetensors"):
         simcse.save_index(tmp_path / "index")
+    with pytest.raises(UserError, match="is there, and not known to be of this command"):
+        simcse.save_index(path)
+    simcse.save_index(path, overwrite=True)
     simcse.save_index(path)
     with pytest.raises(UserError, match="made by another model"):
         SimCSE(tiny, pooling="cls").load_index(path)

@@ -7,12 +7,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, reseal
+from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
 from simcse.cli import main
 from simcse.errors import UserError
 from simcse.evaluation.compare import comparison_text
+from simcse.files import locked
+from simcse.plots import Picture
 from simcse.runs import load_runs
 
 
@@ -157,18 +160,17 @@ def test_compare_refuses_what_cannot_be_compared(finished, tmp_path, capsys):
     root = copy(finished, tmp_path)
     assert main(["compare", str(root / "cold"), str(root / "warm" / "seed-3")]) == 2
     assert "compare one model with one, or seeds with seeds" in capsys.readouterr().err
-    path = root / "warm" / "seed-3" / "scores.json"
-    scores = json.loads(path.read_text())
-    scores["trained"]["pairs"]["pairs"] = 100
-    path.write_text(json.dumps(scores))
+    run = root / "warm" / "seed-3"
+    trained = json.loads((run / "scores.json").read_text())["trained"]
+    trained["pairs"]["pairs"] = 100
+    reseal(run, trained=trained)
     pair = [str(root / name / "seed-3") for name in ("cold", "warm")]
     assert main(["compare", *pair]) == 0
     captured = capsys.readouterr()
     assert "left out: pairs: not the same test, pairs 252 and 100" in captured.out
     assert main(["compare", str(root / "cold"), str(root / "warm")]) == 2
     assert "seed-5: pairs: not the same test" in capsys.readouterr().err
-    scores["trained"] = {"STS12": {"cosine_spearman": 0.5, "pairs": 3}}
-    path.write_text(json.dumps(scores))
+    reseal(run, trained={"STS12": {"cosine_spearman": 0.5, "pairs": 3}})
     with pytest.raises(UserError, match="have no test in common"):
         comparison_text(*(load_runs(root / name / "seed-3") for name in ("cold", "warm")))
 
@@ -195,46 +197,84 @@ def test_seeds_that_are_missing_are_missed(finished, tmp_path, capsys):
 
 
 def test_damaged_and_unfinished_runs_are_named(finished, tmp_path):
+    # Every file in turn: test_training.py::test_a_finished_run_misses_whatever_makes_it.
     root = copy(finished, tmp_path)
     run = root / "warm" / "seed-3"
     with pytest.raises(UserError, match="nothing: no such run"):
         load_runs(root / "nothing")
     with pytest.raises(UserError, match=r"copy: no scores\.json in it"):
         load_runs(root)
-    (run / "scores.npz").write_bytes((run / "scores.npz").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"scores\.npz: damaged"):
-        load_runs(run)
-    (run / "scores.npz").unlink()
-    assert load_runs(run).runs[0].items == {}
-    text = (run / "scores.json").read_text()
-    (run / "scores.json").write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match=r"seed-3/scores\.json: damaged"):
-        load_runs(run)
-    (run / "scores.json").write_text('{"trained": {}}')
-    with pytest.raises(UserError, match=r"scores\.json: damaged \(no raw, dev\)"):
-        load_runs(run)
-    for values in ("5", "null", '{"trained": null, "raw": {}, "dev": {}}', '{"model": 5}'):
-        (run / "scores.json").write_text(values)
-        with pytest.raises(UserError, match=r"scores\.json: damaged"):
-            load_runs(run)
-    (run / "scores.json").write_text(text)
-    config, log = (run / "config.yaml").read_text(), (run / "log.jsonl").read_text()
-    cut = config[: config.index("\ntraining:")]
-    for name, values, expected in (
-        ("config.yaml", cut, r"config\.yaml: without training\.batch_size and \d+ more settings"),
-        ("config.yaml", "a: [", r"damaged config\.yaml or log\.jsonl"),
-        ("log.jsonl", "", r"damaged config\.yaml or log\.jsonl: log\.jsonl"),
-    ):
-        (run / name).write_text(values)
-        with pytest.raises(UserError, match=expected):
-            load_runs(run)
-        (run / "config.yaml").write_text(config)
-        (run / "log.jsonl").write_text(log)
     with pytest.raises(UserError, match=r"README\.md: not a run folder and not a scores\.json"):
         load_runs(ROOT / "README.md")
+    text = (run / "scores.json").read_text()
+    for content in (text[: len(text) // 2], "5", '{"model": 5}'):
+        (run / "scores.json").write_text(content)
+        with pytest.raises(UserError, match=r"seed-3/scores\.json: [\d,]+ bytes, [\d,]+ were"):
+            load_runs(run)
     (run / "scores.json").unlink()
+    with pytest.raises(UserError, match=r"seed-3/scores\.json: No such file or directory; bring"):
+        load_runs(run)
+    (run / "scores.json").write_text(text)
+    config = (run / "config.yaml").read_text()
+    for content, expected in (
+        (config[: config.index("\ntraining:")],
+         r"config\.yaml: without training\.batch_size and \d+ more settings"),
+        ("a: [", r"config\.yaml:1: not valid YAML"),
+    ):  # fmt: skip
+        (run / "config.yaml").write_text(content)
+        with pytest.raises(UserError, match=expected):
+            load_runs(run)
+    (run / "config.yaml").write_text(config)
+    (run / "manifest.json").write_text('{"files": {}}')
+    with pytest.raises(UserError, match=r"seed-3/manifest\.json: damaged"):
+        load_runs(run)
+    (run / "manifest.json").unlink()
+    with pytest.raises(UserError, match="seed-3: not finished; run its command again"):
+        load_runs(run)
     with pytest.raises(UserError, match="seeds not finished: 3; run its command again"):
         load_runs(root / "warm")
+
+
+@pytest.fixture(scope="module")
+def evaluated(finished, tmp_path_factory):
+    """Folder of the scores of two models, ``warm.json`` and ``cold.json``."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    for name in ("warm", "cold"):
+        words = ["evaluate", str(finished / name / "seed-3"), "--tasks", "pairs"]
+        assert main([*words, "-o", str(folder / f"{name}.json")]) == 0
+    return folder
+
+
+def test_scores_beside_the_items_of_another_model_are_noticed(evaluated, finished, tmp_path):
+    shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
+    [run] = load_runs(tmp_path / "warm.json").runs
+    [trained] = load_runs(finished / "warm" / "seed-3").runs
+    assert run.scores["pairs"] == trained.scores["pairs"]
+    np.testing.assert_allclose(run.items["pairs.similarity"], trained.items["pairs.similarity"])
+    shutil.copy(tmp_path / "cold.npz", tmp_path / "warm.npz")
+    with pytest.raises(UserError, match=r"warm\.npz: damaged, or of other scores than warm\.json"):
+        load_runs(tmp_path / "warm.json")
+    (tmp_path / "warm.npz").unlink()
+    with pytest.raises(UserError, match=r"warm\.npz: missing; warm\.json beside it needs it"):
+        load_runs(tmp_path / "warm.json")
+    for content in ("5", "null", '{"trained": null, "raw": {}, "dev": {}}', '{"model": 5}'):
+        (tmp_path / "cold.json").write_text(content)
+        with pytest.raises(UserError, match=r"cold\.json: damaged"):
+            load_runs(tmp_path / "cold.json")
+
+
+def test_a_summary_of_somebody_else_is_kept(finished, tmp_path, capsys):
+    summary = tmp_path / "out" / "summary.json"
+    summary.parent.mkdir()
+    summary.write_text('{"mine": 1}')
+    arguments = ["train", str(finished / "small.yaml"), f"output={tmp_path / 'out'}", "seeds=1"]
+    for words in (arguments, [*arguments, "--dry-run"]):
+        assert main(words) == 2
+        assert "has a summary.json that is not of seeds, or damaged" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "summary.json"]
+    with locked(finished / "warm"):
+        assert main([*arguments[:2], f"output={finished / 'warm'}", "seeds=3,5"]) == 2
+    assert f"another process is training in {finished / 'warm'}" in capsys.readouterr().err
 
 
 class Page(HTMLParser):
@@ -289,16 +329,70 @@ def test_report_of_an_evaluated_model_and_of_names_that_repeat(finished, tmp_pat
 
 def test_scores_do_not_replace_a_runs_own(finished, tmp_path, capsys):
     run = finished / "warm" / "seed-3"
-    before = (run / "scores.json").read_text()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (tmp_path / "link.json").symlink_to(tmp_path / "elsewhere.json")
     for output, expected in (
         (run / "scores.json", "a training run keeps its own scores there"),
         (tmp_path, "expected the name of a file that ends in .json"),
         (tmp_path / "scores.txt", "expected the name of a file that ends in .json"),
-        (finished / "small.yaml" / "scores.json", "small.yaml is a file"),
+        (tmp_path / "link.json", "link.json: a link, folder or device"),
+        (finished / "small.yaml" / "scores.json", "small.yaml is no folder to write in"),
+        (run / "environment.json", "environment.json: part of what this command reads"),
+        (run / "config.json", "config.json: part of what this command reads"),
     ):
-        assert main(["evaluate", str(run), "--tasks", "pairs", "-o", str(output)]) == 2
+        for more in ([], ["--overwrite"]):
+            arguments = ["evaluate", str(run), "--tasks", "pairs", "-o", str(output), *more]
+            assert main(arguments) == 2
+            message = capsys.readouterr().err
+            assert expected in message
+            assert message.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_scores_replace_older_scores_and_nothing_else(finished, evaluated, tmp_path, capsys):
+    shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
+    run = finished / "warm" / "seed-3"
+
+    def evaluate(name, *more):
+        return main(["evaluate", str(run), "--tasks", "pairs", "-o", str(tmp_path / name), *more])
+
+    assert evaluate("cold.json") == 0
+    assert (tmp_path / "cold.npz").read_bytes() == (tmp_path / "warm.npz").read_bytes()
+    (tmp_path / "mine.json").write_text("{}")
+    (tmp_path / "other.npz").write_bytes(b"mine")
+    capsys.readouterr()
+    for name, taken in (("mine.json", "mine.json"), ("other.json", "other.npz")):
+        before = (tmp_path / taken).read_bytes()
+        assert evaluate(name) == 2
+        assert f"{taken}: is there, and not known to be of this command" in capsys.readouterr().err
+        assert (tmp_path / taken).read_bytes() == before
+        assert evaluate(name, "--overwrite") == 0
+        assert load_runs(tmp_path / name).runs[0].items.keys() >= {"pairs.similarity"}
+
+
+def test_a_report_replaces_an_older_report_and_nothing_else(
+    finished, tmp_path, monkeypatch, capsys
+):
+    picture = Picture("loss", "Training loss", "", Figure(), [], [])
+    monkeypatch.setattr("simcse.report.pictures", lambda sets: [picture])
+    folder = tmp_path / "report"
+    words = ["report", str(finished / "warm" / "seed-3"), "-o", str(folder)]
+    assert main(words) == 0
+    page = (folder / "report.html").read_bytes()
+    assert main(words) == 0
+    for name in ("loss.png", "report.html"):
+        ours = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"<title>simcse</title>")
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        capsys.readouterr()
+        assert main(words) == 2
+        expected = f"{folder / name}: is there, and not known to be of this command"
         assert expected in capsys.readouterr().err
-    assert (run / "scores.json").read_text() == before
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        (folder / name).write_bytes(ours)
+    (folder / "report.html").write_bytes(b"mine")
+    assert main([*words, "--overwrite"]) == 0
+    assert (folder / "report.html").read_bytes() == page
 
 
 def test_names_are_escaped(finished, tmp_path):

@@ -16,14 +16,13 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import log, newest_checkpoint
 
-from simcse import checkpoints, loop, resuming, run, training
+from simcse import checkpoints, files, loop, run, sealing, training
 from simcse.cli import main
 from simcse.errors import UserError, naming_memory
 from simcse.interruption import StopSignals
@@ -94,7 +93,7 @@ def in_a_process(arguments, environment, output, moments, largest_file):
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
-    run.shutil = SimpleNamespace(rmtree=lambda *_, **__: None)
+    run.remove_all = lambda _: None
     for moment in moments:
         _act_at(*moment)
     if largest_file is not None:
@@ -102,11 +101,14 @@ def in_a_process(arguments, environment, output, moments, largest_file):
     raise SystemExit(main(arguments))
 
 
+_MODULES = (checkpoints, files, loop, resuming, run, sealing)
+
+
 def _act_at(path, number, action=signal.SIGKILL):
     """Before the n-th call of a function send this process a signal, or fill a disk."""
     calls = []
     module, *inner, name = path.split(".")
-    owner = {"loop": loop, "resuming": resuming, "checkpoints": checkpoints, "run": run}[module]
+    owner = {m.__name__.removeprefix("simcse."): m for m in _MODULES}[module]
     for part in inner:
         owner = getattr(owner, part)
     original = getattr(owner, name)
@@ -174,18 +176,22 @@ def whole(arguments, tmp_path_factory, start):
 
 
 # Where a checkpoint may be cut off: while its files are written, flushed, sealed, renamed, while
-# older ones go, and the export after the last; each before the n-th call in a process.
+# older ones go, and what follows the last one until the run is sealed; each before the n-th call
+# in a process.
 DEATHS = [
     ("resuming.torch.save", 2),
-    ("checkpoints._seal", 1),
-    ("checkpoints.os.fsync", 12),
-    ("checkpoints.write_atomically", 1),
+    ("checkpoints.seal", 1),
+    ("sealing.os.fsync", 12),
+    ("sealing.write_atomically", 1),
     ("checkpoints.Path.rename", 1),
     ("checkpoints.rotate", 1),
+    ("checkpoints._remove", 1),
+    ("files.shutil.rmtree", 2),
     ("checkpoints.rotate", 2),
-    ("checkpoints._clear", 3),
     ("run.filling", 1),
-    ("run.save_items", 1),
+    ("run.save_scores", 1),
+    ("run.seal", 1),
+    ("run.remove_all", 1),
 ]
 
 
@@ -235,7 +241,7 @@ def test_ctrl_c_and_sigterm_write_a_checkpoint_and_the_run_ends_the_same(
 
 
 def test_a_second_signal_stops_at_once(arguments, tmp_path, start, output):
-    twice = [(STEP, 6, signal.SIGTERM), ("checkpoints._seal", 2, signal.SIGTERM)]
+    twice = [(STEP, 6, signal.SIGTERM), ("checkpoints.seal", 2, signal.SIGTERM)]
     assert start(arguments, *twice).exitcode == 143
     assert left(tmp_path / "run") == ["checkpoint-4"]
     message = output.read_text()
@@ -268,6 +274,23 @@ def test_handlers_are_given_back_and_ignored_signals_stay_ignored():
     assert found == [{}]  # only the main thread may set handlers
 
 
+def test_of_two_processes_started_at_once_one_trains(arguments, tmp_path, start, output):
+    """Their settings differ: the folder holds the config of the one whose model it holds."""
+    folder = tmp_path / "run"
+    steps = (20, 21)
+    processes = [start([*arguments, f"training.steps={n}"], wait=False) for n in steps]
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes]
+    assert sorted(codes) == [0, 2], output.read_text()
+    [line] = [line for line in output.read_text().splitlines() if line.startswith("error: ")]
+    assert line == f"error: output: another process is training in {folder}"
+    trained = steps[codes.index(0)]
+    assert f"steps: {trained}\n" in (folder / "config.yaml").read_text()
+    assert json.loads((folder / "scores.json").read_text())["dev"]["steps"] == trained
+    assert not list(tmp_path.rglob(".*"))
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A disk of 20 MB."""
@@ -288,7 +311,8 @@ FULL = {
     "state": ("resuming.asdict", 2, "checkpoint-4"),
     "log": (STEP, 6, "checkpoint-4"),
     "export": ("run.filling", 1, "checkpoint-20"),
-    "scores": ("run.save_items", 1, "checkpoint-20"),
+    "scores": ("run.save_scores", 1, "checkpoint-20"),
+    "seal": ("run.seal", 1, "checkpoint-20"),
 }
 
 
@@ -311,9 +335,9 @@ def test_full_disk_keeps_the_last_checkpoint_and_the_run_resumes(
     assert "Traceback" not in output.read_text()
     newest = newest_checkpoint(folder)
     assert (newest.name if newest else None) == left
-    assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
+    assert not list(disk.rglob(".*"))
     assert left or list((disk / "cache").iterdir()) == []
-    assert not (folder / "scores.json").exists()
+    assert not (folder / sealing.MANIFEST).exists()
     (disk / "filler").unlink()
     assert start(arguments).exitcode == 0
     assert left is None or f"resuming from {newest}\n" in output.read_text()
@@ -381,13 +405,16 @@ def test_soak(arguments, tmp_path, start, output):
     targets = sorted(moments.randrange(steps - 50) for _ in range(kills))
     halves = 0
     started = time.monotonic()
-    scratch = folder / "checkpoints" / ".scratch"
+
+    def half_written() -> bool:
+        return any(map(files.is_ours, (folder / "checkpoints").glob(".*")))
+
     for number, target in enumerate(targets):
         process = start(arguments, wait=False)
         while process.exitcode is None and last_step(folder) < target:
             process.join(0.02)
         if number % 2:  # the next checkpoint, while it is written
-            while process.exitcode is None and not scratch.exists():
+            while process.exitcode is None and not half_written():
                 time.sleep(0.001)
             time.sleep(moments.uniform(0, 0.02))
         else:
@@ -395,7 +422,7 @@ def test_soak(arguments, tmp_path, start, output):
         assert process.exitcode is None, "finished before it could be killed"
         process.kill()
         process.join()
-        half = scratch.exists()
+        half = half_written()
         halves += half
         newest = newest_checkpoint(folder)
         print(

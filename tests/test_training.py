@@ -1,19 +1,22 @@
 """Whole runs through the command line's ``main``, on an encoder of three narrow layers."""
 
+import errno
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SENTENCES, log, make_encoder, newest_checkpoint
-from filelock import FileLock
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
@@ -21,6 +24,8 @@ from transformers import PreTrainedTokenizerFast
 from simcse import encoder, loop, loss, training
 from simcse import run as run_module
 from simcse.cli import main
+from simcse.config import load_config
+from simcse.files import locked
 from simcse.progress import Progress
 
 
@@ -237,29 +242,85 @@ def test_run_that_died_while_exporting_is_finished_by_the_next(
 
 def test_two_processes_cannot_train_in_one_folder(arguments, run, interrupted, capsys):
     assert interrupted(arguments, 5)
-    with FileLock(run / ".lock"):
-        assert main(arguments) == 2
-    assert f"another process is training in {run}" in capsys.readouterr().err
+    capsys.readouterr()
+    config = (run / "config.yaml").read_text()
+    link = run.with_name("link")
+    link.symlink_to(run)
+    before = listing(run.parent)
+    with locked(run):
+        # Other settings too: the lock is asked first, before the folder is looked at.
+        for more in ([], ["training.batch_size=4"], [f"output={link}"]):
+            assert main([*arguments, *more]) == 2
+            answer = capsys.readouterr()
+            assert answer.err == f"error: output: another process is training in {run}\n"
+            assert not answer.out
+        assert main([*arguments, "--dry-run"]) == 0
+    assert (run / "config.yaml").read_text() == config
+    assert listing(run.parent) == before
     assert newest_checkpoint(run) is not None
-
-
-def test_damaged_scores_are_named(arguments, run, capsys):
     assert main(arguments) == 0
-    for content in ('{"raw": ', "{}", "[]", "3"):
-        (run / "scores.json").write_text(content)
-        assert main(arguments) == 2
-        assert "scores.json: damaged" in capsys.readouterr().err
+    with locked(run):  # as a process that is about to end has it
+        assert main(arguments) == 0
+    assert f"{run} is finished:" in capsys.readouterr().out
 
 
-def test_finished_run_without_its_model_is_not_called_finished(arguments, run, capsys):
+def listing(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["scores.json", "scores.npz", "model.safetensors", "tokenizer.json", "1_Pooling/config.json",
+     "modules.json", "log.jsonl", "environment.json", "raw_scores.json"],
+)  # fmt: skip
+def test_a_finished_run_misses_whatever_makes_it(two_seeds, tmp_path, capsys, name):
+    run = shutil.copytree(two_seeds / "seed-0", tmp_path / "run")
+    arguments = ["train", str(run / "config.yaml"), f"output={run}"]
     assert main(arguments) == 0
-    weights = run / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4])
+    assert f"{run} is finished:" in capsys.readouterr().out
+    flip(run / name)
+    remedy = "bring that file back, or remove it and manifest.json and run the training command"
+    for command in (arguments, ["report", str(run)], ["export", str(run), str(tmp_path / "out")]):
+        assert main(command) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: {run / name}: damaged, its content is not what was")
+        assert remedy in message and message.count("\n") == 1
+    (run / name).unlink()
     assert main(arguments) == 2
-    assert "its model is damaged or missing" in capsys.readouterr().err
-    (run / "scores.json").unlink()
+    assert f"{run / name}: No such file or directory; {remedy}" in capsys.readouterr().err
+
+
+def test_settings_of_a_finished_run_stay_but_those_of_the_hub_may_change(
+    two_seeds, tmp_path, capsys
+):
+    run = shutil.copytree(two_seeds / "seed-0", tmp_path / "moved")
+    config = run / "config.yaml"
+    arguments = ["train", str(config), f"output={run}"]
+    assert main([*arguments, "hub.license=mit"]) == 0
+    assert "license: mit\n" in config.read_text()
+    config.write_text(config.read_text().replace("license: mit", "license: apache-2.0"))
+    (run / "evaluation").mkdir()
+    (run / "tensorboard").mkdir()
     assert main(arguments) == 0
-    assert SentenceTransformer(str(run)).encode(SENTENCES).shape == (6, 32)
+    config.write_text(config.read_text().replace("batch_size: 8", "batch_size: 16", 1))
+    capsys.readouterr()
+    for command in (arguments, ["report", str(run), "-o", str(tmp_path / "report")]):
+        assert main(command) == 2
+        assert f"{config}: not the settings that this run was made with" in capsys.readouterr().err
+    config.unlink()
+    assert main(["report", str(run)]) == 2
+    assert f"{config}: missing from a finished run" in capsys.readouterr().err
+
+
+def test_a_run_without_its_seal_is_made_whole_by_its_command(arguments, run, capsys):
+    assert main(arguments) == 0
+    expected = weights(run)
+    (run / "model.safetensors").unlink()
+    (run / "manifest.json").unlink()
+    assert main(["compare", str(run), str(run.parent)]) == 2
+    assert f"{run}: not finished; run its command again" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in expected.items())
 
 
 def flip(path):
@@ -413,16 +474,110 @@ def test_damaged_config_of_a_run_folder(arguments, run, capsys, content):
     (run / "config.yaml").write_text(content)
     assert main(arguments) == 2
     message = capsys.readouterr().err
-    assert "config.yaml: damaged; remove" in message
+    assert "config.yaml: damaged, or not of a run; choose another folder" in message
+    assert (run / "config.yaml").read_text() == content
     assert message.count("\n") == 1
 
 
-def test_foreign_folder_is_left_alone(arguments, run, capsys):
-    run.mkdir()
-    (run / "thesis.txt").write_text("mine")
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.txt", ".bashrc", ".git/HEAD", ".new/mine", "checkpoints/mine", ".simcse-notes"]
+)
+def test_foreign_folder_is_left_alone(arguments, run, capsys, name):
+    (run / name).parent.mkdir(parents=True)
+    (run / name).write_text("mine")
+    before = files(run.parent)
     assert main(arguments) == 2
     assert "is not empty and not a run folder" in capsys.readouterr().err
-    assert [path.name for path in run.iterdir()] == ["thesis.txt"]
+    assert files(run.parent) == before
+
+
+def test_a_config_of_the_users_makes_no_run_folder(arguments, run, capsys):
+    """As in a folder of configs: the user's own, or a copy of a run's, beside other files."""
+    assert main(arguments) == 0
+    whole = (run / "config.yaml").read_text()
+    shutil.rmtree(run)
+    run.mkdir()
+    (run / "config.yaml").write_text(Path(arguments[1]).read_text())
+    assert main(arguments) == 2
+    assert "config.yaml: damaged, or not of a run; choose another" in capsys.readouterr().err
+    (run / "config.yaml").write_text(whole)
+    (run / "model.safetensors").write_text("mine")
+    assert main(arguments) == 2
+    assert "is not empty and not a run folder" in capsys.readouterr().err
+    assert (run / "model.safetensors").read_text() == "mine"
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(
+    arguments, run, interrupted, tmp_path, capsys
+):
+    left = run / ".simcse-new-0a1b_c2d"  # as a process leaves it that was killed at its start
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    assert interrupted(arguments, 5)
+    assert not left.exists()
+    mine = [".new/a", ".scratch/b", "checkpoints/.scratch/c", "checkpoints/notes.txt"]
+    mine += ["checkpoints/checkpoint-best/d", "evaluation/.simcse-new-0a1b_c2d"]
+    for name in mine:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
+    scratch = run / "checkpoints" / ".simcse-new-abcdefgh"
+    scratch.mkdir()
+    assert main(arguments) == 0
+    assert not scratch.exists()
+    assert [path.name for path in (run / "checkpoints").glob("checkpoint-*")] == ["checkpoint-best"]
+    assert all((run / name).read_text() == "mine" for name in mine)
+    assert main(arguments) == 0
+    assert all((run / name).read_text() == "mine" for name in mine)
+
+
+def test_checkpoints_of_somebody_else_are_refused(arguments, run, interrupted, tmp_path, capsys):
+    assert interrupted(arguments, 5)
+    other = (run / "checkpoints").rename(tmp_path / "elsewhere")
+    (run / "checkpoints").symlink_to(other)
+    before = files(other)
+    assert main(arguments) == 2
+    assert f"{run / 'checkpoints'}: a link or a file" in capsys.readouterr().err
+    (run / "checkpoints").unlink()
+    mine = run / "checkpoints" / "checkpoint-8"
+    mine.mkdir(parents=True)
+    (mine / "model.safetensors").write_text("mine")
+    assert main(arguments) == 2
+    assert f"{mine}: has no manifest.json, so no run wrote it" in capsys.readouterr().err
+    assert (mine / "model.safetensors").read_text() == "mine"
+    shutil.rmtree(run / "checkpoints")
+    assert main(arguments) == 0
+    (run / "checkpoints").symlink_to(other)
+    assert main(arguments) == 0  # finished: its scores are printed
+    assert files(other) == before
+
+
+def test_a_quota_or_a_broken_disk_leaves_nothing_half_written(
+    arguments, run, interrupted, monkeypatch
+):
+    assert interrupted(arguments, 5)
+    fsync = os.fsync
+
+    # While the log, a file of a checkpoint, a file of the model is flushed.
+    for number, code in ((2, errno.EDQUOT), (12, errno.EIO), (40, errno.EDQUOT)):
+        calls = itertools.count(1)
+
+        def fails(handle, number=number, code=code, calls=calls):
+            if next(calls) == number:
+                raise OSError(code, os.strerror(code))
+            fsync(handle)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fails)
+            with pytest.raises(OSError, match=os.strerror(code)):
+                run_module.train(load_config(arguments[1], arguments[2:]), [])
+        assert not (run / "manifest.json").exists()
+        assert not list(run.parent.rglob(".*"))
+        assert newest_checkpoint(run) is not None
+    assert main(arguments) == 0
 
 
 def test_full_disk_is_one_line(arguments, tmp_path, capsys):
