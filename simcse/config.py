@@ -256,7 +256,7 @@ def _nearest(location: tuple[int | str, ...]) -> str:
             return ""
         section = annotation
     names = list(section.model_fields)
-    near = difflib.get_close_matches(str(location[-1]), names, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(str(location[-1]), names, n=2, cutoff=0.6)
     if near:
         return f" (did you mean {' or '.join(near)}?)"
     everywhere = list(Config().settings())

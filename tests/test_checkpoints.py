@@ -28,7 +28,7 @@ def write(root, step, best=None):
             path = place(scratch, step) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        state = {"global_step": step, "best_global_step": best}
+        state = {"step": step, "best_step": best}
         (place(scratch, step) / STATE_FILE).write_text(json.dumps(state))
     return place(root, step)
 

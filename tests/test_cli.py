@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, SENTENCES
+from safetensors.numpy import save_file
 
 import simcse_launcher
 from simcse import encoder
@@ -191,19 +192,19 @@ def test_encode_replaces_no_file_that_it_was_not_told_to(model_folder, tmp_path,
 
 
 def test_search_saves_its_index_over_no_other_file(model_folder, corpus, tmp_path, capsys):
-    index = tmp_path / "scores.npz"
-    np.savez(index, similarity=np.zeros(3))  # as a run's items
+    index = tmp_path / "model.safetensors"
+    save_file({"weight": np.zeros(3)}, index)
     before = index.read_bytes()
     words = ["search", "A dog.", "--model", str(model_folder), "--save-index", str(index)]
     assert main([*words, "--corpus", str(corpus)]) == 2
     answer = capsys.readouterr()
-    assert "scores.npz: is there, and not known to be of this command" in answer.err
+    assert "model.safetensors: is there, and not known to be of this command" in answer.err
     assert not answer.out
     assert index.read_bytes() == before
     assert main([*words, "--corpus", str(corpus), "--overwrite"]) == 0
     assert main([*words, "--corpus", str(corpus)]) == 0  # an index takes the place of an index
     assert main([*words, "--index", str(index)]) == 2
-    assert "scores.npz: part of what this command reads" in capsys.readouterr().err
+    assert "model.safetensors: part of what this command reads" in capsys.readouterr().err
 
 
 def test_namesake_on_pypi_is_named(monkeypatch, capsys):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import ARCHITECTURES, SENTENCES, make_encoder
+from conftest import ARCHITECTURES, SENTENCES, make_encoder, reseal
 from safetensors.torch import load_file, save_file
 from test_encoder import reference
 from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel
@@ -16,7 +16,7 @@ from simcse import encoder
 from simcse.cli import main
 from simcse.errors import UserError
 from simcse.loading import load_model, load_trained
-from simcse.settings import Config, EncoderConfig, ObjectiveConfig
+from simcse.settings import EncoderConfig, ObjectiveConfig
 from simcse.teacher import load_teacher
 
 MASKED = {
@@ -172,6 +172,7 @@ def test_weights_are_finite(two_seeds, arguments, tmp_path, capsys):
     run = shutil.copytree(two_seeds / "seed-0", tmp_path / "broken")
     name = "encoder.layer.1.output.dense.bias"
     change_weights(run, lambda weights: weights | {name: weights[name] * torch.nan})
+    reseal(run)
     (tmp_path / "a.txt").write_text("\n".join(SENTENCES))
     for command in (
         [*arguments, f"encoder.name={run}", "encoder.projection=none"],
@@ -195,7 +196,9 @@ def test_embeddings_are_finite(plain, tmp_path, capsys):
     assert not (tmp_path / "e.npy").exists()
 
 
-def test_a_config_names_its_encoder_and_its_consent():
-    config = Config(encoder=EncoderConfig(name="me/mine", revision="v1", trust_remote_code=True))
-    origin = encoder.origin_of(config.encoder)
-    assert (origin.path, origin.revision, origin.trust_remote_code) == ("me/mine", "v1", True)
+def test_a_config_names_its_encoder_and_its_consent(monkeypatch):
+    config = EncoderConfig(name="me/mine", revision="v1", trust_remote_code=True)
+    found = {("me/mine", "v1"): "/a/folder"}
+    monkeypatch.setattr(encoder, "snapshot", lambda *name, refresh: found[name])
+    origin = encoder.origin_of(config)
+    assert (origin.path, origin.trust_remote_code) == ("/a/folder", True)

@@ -252,6 +252,7 @@ def test_broken_or_foreign_index_is_named(simcse, model_folder, tmp_path, tiny):
     path = tmp_path / "index.safetensors"
     with pytest.raises(UserError, match="not a saved index"):
         simcse.load_index(path)
+    path.write_bytes(b"mine")
     simcse.build_index(SENTENCES)
     with pytest.raises(UserError, match=r"ending in \.safetensors"):
         simcse.save_index(tmp_path / "index")

@@ -22,7 +22,7 @@ import pytest
 import torch
 from conftest import log, newest_checkpoint
 
-from simcse import checkpoints, files, loop, run, sealing, training
+from simcse import checkpoints, files, loop, resuming, run, sealing, training
 from simcse.cli import main
 from simcse.errors import UserError, naming_memory
 from simcse.interruption import StopSignals

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES, newest_checkpoint
+from conftest import SENTENCES, newest_checkpoint, reseal
 from transformers import dynamic_module_utils
 
-from simcse import SimCSE, encoder, training
+from simcse import SimCSE, encoder, resuming
 from simcse.checkpoints import MANIFEST
 from simcse.cli import main
 from simcse.errors import UserError
@@ -105,7 +105,9 @@ def stranger(request, two_seeds, tmp_path, own_modules):
     config = (run / "config.yaml").read_text()
     assert "trust_remote_code: false" in config
     (run / "config.yaml").write_text(config.replace("code: false", "code: true"))
-    return add_code(run, request.param, tmp_path / "mark")
+    add_code(run, request.param, tmp_path / "mark")
+    reseal(run)
+    return run
 
 
 def loading_commands(run, tmp_path):
@@ -189,10 +191,10 @@ def test_pickle_in_a_checkpoint_is_refused(arguments, run, sprung, monkeypatch, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.checkpoints, "rotate", dies)
+        patch.setattr(resuming.checkpoints, "rotate", dies)
         assert main(arguments) == 130
     folder = newest_checkpoint(run)
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+    for name in ("optimizer.pt", "random_0.pt"):
         # The manifest is made to fit: who can write the one file can write the other.
         before = {path: path.read_bytes() for path in (folder / name, folder / MANIFEST)}
         torch.save({"state": Trap(sprung)}, folder / name)
@@ -203,7 +205,10 @@ def test_pickle_in_a_checkpoint_is_refused(arguments, run, sprung, monkeypatch, 
         (folder / MANIFEST).write_text(json.dumps(manifest))
         assert newest_checkpoint(run) == folder
         assert main(arguments) == 2
-        assert f"{folder}: holds more than tensors and numbers; refused" in capsys.readouterr().err
+        assert (
+            f"{folder / name}: holds more than tensors and numbers; refused"
+            in capsys.readouterr().err
+        )
         for path, content in before.items():
             path.write_bytes(content)
     assert main(arguments) == 0
