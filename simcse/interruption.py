@@ -91,4 +91,5 @@ class StopSignals(TrainerCallback):
 
     def _stop(self, number: int, *message: str) -> NoReturn:
         self.training = False
+        self.__exit__()  # one end is enough: what comes while this one unwinds ends the process
         raise Terminated(*message) if number == signal.SIGTERM else KeyboardInterrupt(*message)
