@@ -165,7 +165,7 @@ class _File:
             with self._open() as file:
                 lines = self._lines(file)
                 if self.suffix == ".txt":
-                    wanted.choose(str(self.path), list(wanted.columns) or ["text"])
+                    wanted.choose(str(self.path), ["text"])
                     yield from ((place, (line,)) for place, line in lines)
                 elif self.suffix == ".jsonl":
                     yield from self._read_jsonl(lines, wanted)
