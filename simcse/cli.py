@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import NoReturn, TextIO, cast, get_args
 
 from simcse import __version__, commands
@@ -69,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return _fail("the working folder is gone; change to one that is there", EXIT_USER_ERROR)
     parser = _parser()
     parsed, extra = parser.parse_known_args(arguments)
     takes_settings = parsed.run in (commands.train, commands.prefetch)

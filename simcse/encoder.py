@@ -45,6 +45,8 @@ SENTENCE_EMBEDDING = "sentence_embedding"
 # Routes of a model with two towers: anchors are queries, all others documents.
 QUERY, DOCUMENT = "query", "document"
 
+_MOST_LAYERS = 1_000
+
 # Of a transformers config: what says nothing about the embeddings.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
@@ -81,6 +83,7 @@ def build(config: EncoderConfig) -> SentenceTransformer:
         UserError: The encoder cannot be loaded or has no dropout settings to override.
     """
     settings = _load(AutoConfig, config)
+    check_layers(f"encoder.name: {config.name}", settings.to_dict())
     config_kwargs: dict[str, Any] = {}
     if config.dropout is not None:
         names = _dropout_settings(settings.to_dict())
@@ -113,6 +116,17 @@ def build(config: EncoderConfig) -> SentenceTransformer:
     if config.projection != "none":
         modules.append(_projection(transformer, train_only=config.projection == "train_only"))
     return SentenceTransformer(modules=modules, trust_remote_code=config.trust_remote_code)
+
+
+def check_layers(name: str, settings: dict[str, Any]) -> None:
+    """Refuse a network that no machine would finish building: its size is a number in a file.
+
+    Raises:
+        UserError: More layers than any encoder has.
+    """
+    for key, value in settings.items():
+        if key.endswith(("layer", "layers")) and isinstance(value, int) and value > _MOST_LAYERS:
+            raise UserError(f"{name}: {key} is {value}; allowed is up to {_MOST_LAYERS:,}")
 
 
 def pooling_modules(transformer: Transformer, pooling: PoolingName) -> list[nn.Module]:

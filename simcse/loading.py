@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -48,6 +50,18 @@ def load_model(
                 f"no model given and no {DEFAULT_MODEL} here; make it with: python train.py"
             )
         name = str(DEFAULT_MODEL)
+    if not name:
+        raise UserError("the model's name is empty; expected a folder or a Hub name")
+    _check_device(device)
+    model = _load(name, pooling, device)
+    try:
+        model.encode_query(["short", "a little longer"], show_progress_bar=False)
+    except Exception as error:  # what its files say of its tokenizer shows only when it is used
+        raise UserError(f"{name}: cannot be used: {first_line(error)}") from error
+    return model
+
+
+def _load(name: str, pooling: PoolingName | None, device: str | None) -> SentenceTransformer:
     source = encoder.source_of(name)
     try:
         stores_pooling = is_sentence_transformer_model(source)
@@ -68,14 +82,22 @@ def load_model(
             pooling = ASSUMED_POOLING
             logger.warning("%s does not say how it is pooled; assuming %s pooling", name, pooling)
         model = encoder.build(EncoderConfig(name=name, pooling=pooling))
+    return model.to(device) if device is not None else model
+
+
+def _check_device(device: str | None) -> None:
+    """Whether something can be computed there; ``meta`` for one only knows shapes."""
     try:
-        return model.to(device) if device is not None else model
-    except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there
+        if device is not None:
+            torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch's ways to say that it is not there
         raise UserError(f"device {device}: {first_line(error)}") from error
 
 
 def _load_stored(name: str, source: str, device: str | None) -> SentenceTransformer:
     try:
+        for path in Path(source).rglob("config.json"):
+            encoder.check_layers(path.name, json.loads(path.read_text(encoding="utf-8")))
         return SentenceTransformer(source, device=device)
     except Exception as error:  # a damaged folder fails in many ways, deep in the libraries
         raise UserError(f"{name}: cannot be loaded: {first_line(error)}") from error
