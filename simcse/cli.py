@@ -116,9 +116,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="simcse", description="Train and use SimCSE sentence embeddings."
-    )
+    parser = _Parser(prog="simcse", description="Train and use SimCSE sentence embeddings.")
     parser.add_argument("--version", action="version", version=__version__)
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -17,6 +17,7 @@ from simcse.errors import UserError, first_line
 from simcse.evaluation.hub_results import eval_results, pinned_results
 from simcse.evaluation.protocol import Scores
 from simcse.plots import pictures
+from simcse.records import EvaluatedScores
 from simcse.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_runs, read_json
 from simcse.settings import Config
 
@@ -105,7 +106,7 @@ def _scored_later(run: Path, fingerprint: str) -> Scores:
     path = run / EVALUATION_FOLDER / SCORES_FILE
     if not path.is_file():
         return {}
-    found = read_json(path, "scores", "fingerprint")
+    found = read_json(path, EvaluatedScores)
     if found["fingerprint"] != fingerprint:
         return {}
     scores: Scores = found["scores"]

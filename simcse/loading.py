@@ -90,7 +90,7 @@ def _check_device(device: str | None) -> None:
     try:
         if device is not None:
             torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:  # torch's ways to say that it is not there
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch's ways to say no
         raise UserError(f"device {device}: {first_line(error)}") from error
 
 

@@ -23,7 +23,7 @@ from datasets import Dataset
 
 from simcse import docstrings, hub
 from simcse.errors import UserError, first_line
-from simcse.settings import COLUMNS, HUB_NAME, DataConfig
+from simcse.settings import COLUMNS, DataConfig
 
 EMBEDDED_TEXT = "docstrings"
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
@@ -306,15 +306,9 @@ def find_sources(name: str, config: DataConfig) -> Iterator[Source]:
         yield from _from_hub(name, config)
 
 
-def hub_repository(name: str) -> str | None:
-    """The data set's repository in an entry of ``data.train``; ``None`` for files and docstrings.
-
-    Tells by the name alone, so that it holds where the files are not.
-    """
-    repository, file_follows, _ = name.partition(":")
-    if not re.fullmatch(HUB_NAME, repository):
-        return None
-    return repository if file_follows or not _has_data_suffix(Path(name)) else None
+def is_from_hub(name: str) -> bool:
+    """Whether :func:`find_sources` gets an entry of ``data.train``, which it has found, there."""
+    return not (name == EMBEDDED_TEXT or Path(name).exists() or glob.has_magic(name))
 
 
 def _from_hub(name: str, config: DataConfig) -> Iterator[Source]:

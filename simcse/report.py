@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment
+from markupsafe import Markup
 
 from simcse import __version__
 from simcse.evaluation.protocol import PROTOCOL
@@ -15,6 +16,7 @@ from simcse.files import replacing, write_atomically
 from simcse.plots import pictures, run_name
 from simcse.runs import RunSet, with_own_names
 from simcse.settings import Config
+from simcse.terminal import visible
 
 TEMPLATE = Path(__file__).parent / "assets" / "report.html"
 PAGE = "report.html"
@@ -35,7 +37,7 @@ def write_report(sets: Sequence[RunSet], folder: Path) -> Path:
     """
     sets = with_own_names(sets)
     drawn = pictures(sets)
-    environment = Environment(autoescape=True, trim_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=" · ".join(runs.name for runs in sets),
         protocol=PROTOCOL,
@@ -60,6 +62,11 @@ def write_report(sets: Sequence[RunSet], folder: Path) -> Path:
             temporary.write_bytes(picture.png())
     write_atomically(folder / PAGE, html)
     return folder / PAGE
+
+
+def _finalize(value: object) -> object:
+    """Text that a file can hold; jinja escapes it, and leaves the figures as they are."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _heading(runs: RunSet) -> str:

@@ -37,6 +37,8 @@ from simcse.files import filling, write_atomically
 from simcse.interruption import StopSignals
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
 from simcse.push import PushCheckpoints
+from simcse.readers import is_from_hub
+from simcse.records import MadeFrom, RawScores, RunScores
 from simcse.runs import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
@@ -95,7 +97,7 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
     if distributed.from_first(lambda: _is_finished(run, config)):
         if not distributed.is_first():
             return
-        scores = read_json(run / SCORES_FILE, "raw", "trained", "dev")
+        scores = read_json(run / SCORES_FILE, RunScores)
         if not encoder.is_intact(run):
             raise UserError(
                 f"{run}: it has scores, but its model is damaged or missing; remove {SCORES_FILE} "
@@ -381,7 +383,7 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
             "same folder"
         )
     if path.is_file():
-        before = read_json(path, "text", "processes")
+        before = read_json(path, MadeFrom)
         if before["processes"] != world:
             raise UserError(
                 f"output: {run} was started with {before['processes']} processes, not {world}; "
@@ -399,17 +401,27 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
     found = {
         **environment(config.seed, command),
         "encoder_commit": encoder.hub_commit(config.encoder),
+        "from_hub": _from_hub(config),
         "processes": world,
         "text": text,
     }
     write_atomically(path, json.dumps(found, indent=2) + "\n")
 
 
+def _from_hub(config: Config) -> list[str]:
+    """What of the training text was had from there, and the teacher if it was."""
+    found = [name for name in config.data.train if is_from_hub(name)]
+    teacher = config.objective.teacher
+    if teacher is not None and not Path(encoder.source_of(teacher)).exists():
+        found.append(teacher)
+    return found
+
+
 def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Scores]:
     """Scores of the untrained encoder with each pooling, computed once per run folder."""
     path = run / RAW_SCORES_FILE
     if path.is_file():
-        return read_json(path, *config.evaluation.raw_poolings)
+        return read_json(path, RawScores, *config.evaluation.raw_poolings)
     scores: dict[str, Scores] = {}
     for pooling in config.evaluation.raw_poolings:
         raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})

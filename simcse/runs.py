@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from simcse.config import differences, read_values, validate
 from simcse.errors import UserError, first_line
 from simcse.evaluation.protocol import Items, Scores
 from simcse.evaluation.table import with_averages
 from simcse.files import replacing
+from simcse.records import EvaluatedScores, LogLine, Plan, Record, RunScores, parse
 from simcse.settings import Config
 
 CONFIG_FILE = "config.yaml"
@@ -28,8 +29,6 @@ EVALUATION_FOLDER = "evaluation"
 """In a run folder: what ``simcse evaluate`` found later."""
 SUMMARY_FILE = "summary.json"
 ENVIRONMENT_FILE = "environment.json"
-
-_OBJECTS = ("trained", "raw", "dev", "scores")  # keys of scores.json that hold objects
 
 
 @dataclass(frozen=True)
@@ -173,21 +172,22 @@ def save_items(path: Path, items: Items) -> None:
         np.savez_compressed(file, **items)  # type: ignore[arg-type]
 
 
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object that a run wrote.
+def read_json(path: Path, record: type[BaseModel], *keys: str) -> dict[str, Any]:
+    """Read a JSON file that a run wrote.
+
+    Args:
+        path: The file.
+        record: What it holds; of :mod:`simcse.records`.
+        keys: What it has to hold besides.
 
     Raises:
-        UserError: It is cut short, or a key is missing.
+        UserError: It is cut short, or holds something else.
     """
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
+        values: dict[str, Any] = parse(path.read_text(encoding="utf-8"), record)
         if missing := [key for key in keys if key not in values]:
             raise ValueError(f"no {', '.join(missing)}")
-        if not all(isinstance(values[key], dict) for key in keys if key in _OBJECTS):
-            raise ValueError("not the expected values")
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(
             f"{path}: damaged ({first_line(error)}); remove that file and start again, the rest "
             "is kept"
@@ -197,20 +197,21 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 def _load(path: Path) -> Run:
     folder = path.parent
-    values = read_json(path)
+    values = read_json(path, Record)
     if "trained" not in values:  # written by evaluate
-        values = read_json(path, "model", "scores")
-        name = Path(str(values["model"])).absolute().name
+        values = read_json(path, EvaluatedScores)
+        name = Path(values["model"]).absolute().name
         scores = with_averages(values["scores"])
         return Run(name, folder, scores, _items(path), {}, None, None, [])
-    values = read_json(path, "trained", "raw", "dev")
+    values = read_json(path, RunScores)
     config_path, log_path = folder / CONFIG_FILE, folder / LOG_FILE
     try:
         written = read_values(config_path)
         config = validate(written, where=str(config_path))
-        log = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
-        if not log or not all(isinstance(entry, dict) and "step" in entry for entry in log):
-            raise ValueError(f"{LOG_FILE} does not hold steps")
+        lines = log_path.read_text(encoding="utf-8").splitlines()
+        log = [parse(line, LogLine) for line in lines]
+        if not log:
+            raise ValueError(f"{LOG_FILE} is empty")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: missing from a finished run") from error
     except ValueError as error:  # a UserError too
@@ -239,7 +240,7 @@ def _holds(values: Any, key: str) -> bool:
 
 def _planned(path: Path) -> list[int]:
     summary = path / SUMMARY_FILE
-    return list(read_json(summary, "planned")["planned"]) if summary.is_file() else []
+    return list(read_json(summary, Plan)["planned"]) if summary.is_file() else []
 
 
 def _items(scores: Path) -> Items:
