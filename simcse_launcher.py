@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +14,19 @@ _ADVICE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; see :func:`simcse.cli.main`."""
+    """Run the command line; see :func:`simcse.cli.main`. For a process that ends with it."""
+    try:
+        return _start(argv)
+    except KeyboardInterrupt:  # while importing, or again while the first one was being answered
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        # Nothing is left to do: from here on Ctrl-C ends the process without Python's traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _start(argv: Sequence[str] | None) -> int:
     namesake = _is_installed("simcse")  # ours is distributed under another name
     try:
         from simcse.cli import main as run
@@ -29,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_installed(distribution: str) -> bool:
+    import importlib.metadata  # here, where Ctrl-C is answered
+
     try:
         importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

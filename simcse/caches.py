@@ -14,10 +14,17 @@ from simcse.files import replacing
 
 
 def cache_folder() -> Path:
-    """Folder for what can be made again: ``$SIMCSE_CACHE``, else ``simcse`` in the user's cache."""
+    """Folder for what can be made again: ``$SIMCSE_CACHE``, else ``simcse`` in the user's cache.
+
+    Raises:
+        UserError: The user has no home folder.
+    """
     if chosen := os.environ.get("SIMCSE_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simcse"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simcse"
+    except RuntimeError as error:
+        raise UserError("no home folder to keep caches in; set SIMCSE_CACHE to a folder") from error
 
 
 def cached(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

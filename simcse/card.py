@@ -32,7 +32,8 @@ from simcse.evaluation.names import MTEB
 from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.statistics import summarize
 from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
-from simcse.readers import hub_repository
+from simcse.markdown import Markdown, fenced
+from simcse.records import MadeFrom
 from simcse.runs import ENVIRONMENT_FILE, read_json
 from simcse.seeds import summary_cells
 from simcse.settings import Pooling
@@ -45,20 +46,20 @@ _PAIRS = "; pairs: 252 sentence pairs, written and graded for simcse-trainer"
 def model_card(published: Published) -> ModelCard:
     """Metadata and text; huggingface_hub has parsed the result."""
     config, model = published.config, published.model
-    environment = read_json(published.run.folder / ENVIRONMENT_FILE, "libraries", "text")
+    environment = read_json(published.run.folder / ENVIRONMENT_FILE, MadeFrom)
     pooling, later = encoder.pooling_of(model), _after_pooling(model)
     template = Environment(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
-        autoescape=False,
+        finalize=Markdown.escape,  # whatever is not marked as Markdown of ours
     ).from_string((ASSETS / "card.md").read_text(encoding="utf-8"))
     text = template.render(
-        card_data=_metadata(published, environment).to_yaml(),
+        card_data=Markdown(_metadata(published, environment).to_yaml()),
         name=published.name,
         base=base_model(config, environment),
-        data=training_text(config),
+        data=training_text(config, environment),
         width=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -72,7 +73,7 @@ def model_card(published: Published) -> ModelCard:
         and (not later or isinstance(model[-1], Dense)),
         towers=config.encoder.towers == "two",
         score_note=_score_note(published),
-        score_table=_markdown(_score_rows(published)),
+        score_table=_table(_score_rows(published)),
         warnings=collapse_lines({"this model": published.run.scores}),
         protocol=PROTOCOL + (_PAIRS if "pairs" in published.run.scores else ""),
         mteb_note=_mteb_note(published.scored_later),
@@ -80,8 +81,11 @@ def model_card(published: Published) -> ModelCard:
         facts=list(facts(published, environment)),
         terms=list(terms(config, environment)),
         temperature=temperature(config),
-        config=yaml.safe_dump(
-            without_folders(config, environment), sort_keys=False, allow_unicode=True
+        config=fenced(
+            yaml.safe_dump(
+                without_folders(config, environment), sort_keys=False, allow_unicode=True
+            ),
+            "yaml",
         ),
         limitations=list(limitations(published)),
     )
@@ -102,7 +106,8 @@ def _after_pooling(model: SentenceTransformer) -> list[str]:
 
 def _metadata(published: Published, environment: dict[str, Any]) -> ModelCardData:
     config = published.config
-    datasets = [name for entry in config.data.train if (name := hub_repository(entry))]
+    from_hub = [entry for entry in config.data.train if entry in environment["from_hub"]]
+    datasets = [entry.partition(":")[0] for entry in from_hub]
     extra: dict[str, Any] = {}
     if config.hub.widget:
         first, *others = config.hub.widget
@@ -113,7 +118,7 @@ def _metadata(published: Published, environment: dict[str, Any]) -> ModelCardDat
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=[*_TAGS, f"loss:{'+'.join(config.objective.terms)}"],
-        base_model=config.encoder.name if environment.get("encoder_commit") else None,
+        base_model=config.encoder.name if environment["encoder_commit"] else None,
         datasets=datasets or None,
         model_name=published.name.rpartition("/")[2],
         eval_results=model_index({**published.scored_later, **published.run.scores}),
@@ -145,7 +150,8 @@ def _score_note(published: Published) -> str:
 
 def _score_rows(published: Published) -> list[list[str]]:
     run, several = published.run, len(published.runs.runs) > 1
-    head = ["task", "score", *(f"untrained, {pooling}" for pooling in run.raw), "**this model**"]
+    head = ["task", "score", *(f"untrained, {pooling}" for pooling in run.raw)]
+    head.append(Markdown("**this model**"))
     if several:
         head += [f"mean ± std of {len(published.runs.runs)} seeds", "95% interval of the mean"]
     rows = [head]
@@ -154,7 +160,7 @@ def _score_rows(published: Published) -> list[list[str]]:
         raw = [scores.get(task, {}).get(key) for scores in run.raw.values()]
         row = [task_label(task, values), LABELS[key]]
         row += ["" if value is None else cell(key, value) for value in raw]
-        row.append(f"**{cell(key, values[key])}**")
+        row.append(Markdown("**{}**").format(cell(key, values[key])))
         if several:
             found = published.runs.values(task, key)
             row += summary_cells(key, summarize(found))[::2] if found else ["", ""]
@@ -162,9 +168,10 @@ def _score_rows(published: Published) -> list[list[str]]:
     return rows
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    rule = ["---", "---", *["---:"] * (len(rows[0]) - 2)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
+def _table(rows: list[list[str]]) -> Markdown:
+    rule = "| --- | --- |" + " ---: |" * (len(rows[0]) - 2)
+    head, *lines = (Markdown("| {} |").format(Markdown(" | ").join(row)) for row in rows)
+    return Markdown("\n").join([head, Markdown(rule), *lines])
 
 
 def _mteb_note(scores: Scores) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from sentence_transformers import SentenceTransformer
@@ -13,8 +14,10 @@ from sentence_transformers import SentenceTransformer
 from simcse.encoder import EMBEDDED_ENCODER
 from simcse.evaluation.names import MTEB_STS, STS
 from simcse.evaluation.protocol import Scores
+from simcse.markdown import Markdown
 from simcse.plots import Picture
-from simcse.readers import EMBEDDED_TEXT, hub_repository
+from simcse.readers import EMBEDDED_TEXT
+from simcse.records import RunScores
 from simcse.runs import SCORES_FILE, Run, RunSet, read_json
 from simcse.settings import Config
 
@@ -47,21 +50,25 @@ def base_model(config: Config, environment: dict[str, Any]) -> str:
     name = config.encoder.name
     if name == EMBEDDED_ENCODER:
         return "mini-bert, the small encoder that comes with simcse-trainer (CC BY-SA 4.0),"
-    if commit := environment.get("encoder_commit"):
-        return f"[{name}]({_HUB}/{name}/tree/{commit})"
+    if commit := environment["encoder_commit"]:
+        return _hub_link(name, f"{name}/tree/{commit}")
     return Path(name).name  # a folder
 
 
-def training_text(config: Config) -> str:
+def training_text(config: Config, environment: dict[str, Any]) -> str:
     """The sources of the text, data sets of the Hub with a link, files without their folders."""
-    return ", ".join(
-        f"[{entry}]({_HUB}/datasets/{repository})"
-        if (repository := hub_repository(entry))
+    return Markdown(", ").join(
+        _hub_link(entry, f"datasets/{entry.partition(':')[0]}")
+        if entry in environment["from_hub"]
         else "the docstrings of Python packages"
         if entry == EMBEDDED_TEXT
         else Path(entry).name
         for entry in config.data.train
     )
+
+
+def _hub_link(name: str, path: str) -> Markdown:
+    return Markdown("[{}]({}/{})").format(name, Markdown(_HUB), Markdown(quote(path)))
 
 
 def licence(config: Config) -> str | None:
@@ -76,23 +83,19 @@ def languages(config: Config) -> list[str]:
     return config.hub.language or own
 
 
-def _without_folder(name: str) -> str:
-    """The last part of a path; a name with at most one slash may be of the Hub and stays."""
-    return name if name.count("/") <= 1 and not name.startswith((".", "/")) else Path(name).name
-
-
 def facts(published: Published, environment: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Label and value of what a stranger needs to judge the training."""
+    """Label and value of what a stranger needs to judge the training; text, or Markdown of ours."""
     config, text = published.config, environment["text"]
     dev = published.run.dev or {}
-    yield "base model", base_model(config, environment).rstrip(",")
+    yield "base model", base_model(config, environment).removesuffix(",")
     licence = f", licence: {config.hub.data_license}" if config.hub.data_license else ""
-    yield "training text", f"{training_text(config)}{licence}"
-    yield "rows", f"{text['rows']:,} (SHA-256 of the text read: `{text['counts']['sha256']}`)"
+    yield "training text", Markdown("{}{}").format(training_text(config, environment), licence)
+    sha256 = Markdown(f"(SHA-256 of the text read: `{text['counts']['sha256']}`)")
+    yield "rows", Markdown("{:,} {}").format(text["rows"], sha256)
     steps = f"{dev['steps']:,} of {config.training.batch_size} rows"
     yield "steps", f"{steps}; the weights are those of step {dev['best_step']:,}"
     yield "optimiser", f"AdamW, learning rate {config.training.learning_rate:g}, linear decay"
-    minutes = read_json(published.run.folder / SCORES_FILE).get("minutes")
+    minutes = read_json(published.run.folder / SCORES_FILE, RunScores).get("minutes")
     threads = environment["threads"]
     device = f"{environment['device']}, {threads} thread{'s' * (threads != 1)}"
     yield "hardware", device if "cpu" in device.lower() else device.replace("x86_64", "x86-64 CPU")
@@ -102,8 +105,8 @@ def facts(published: Published, environment: dict[str, Any]) -> Iterator[tuple[s
     yield "duration", known
     libraries = ", ".join(f"{name} {v}" for name, v in environment["libraries"].items())
     yield "software", f"simcse-trainer {environment['simcse']}, {libraries}"
-    if commit := environment.get("commit"):
-        yield "source", f"commit `{commit}`"
+    if commit := environment["commit"]:
+        yield "source", Markdown(f"commit `{commit}`")
 
 
 def terms(config: Config, environment: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -156,14 +159,16 @@ def limitations(published: Published) -> Iterator[str]:
 def without_folders(config: Config, environment: dict[str, Any]) -> dict[str, Any]:
     """Every setting that made the model; files without their folders, which tell of a machine."""
     values: dict[str, Any] = config.model_dump(exclude={"output", "seeds", "hub"})
+    from_hub = environment["from_hub"]
     values["data"]["train"] = [
-        name if hub_repository(name) else Path(name).name for name in config.data.train
+        name if name in from_hub else Path(name).name for name in config.data.train
     ]
     del values["data"]["cache"]
     if config.evaluation.data is not None:
         values["evaluation"]["data"] = Path(config.evaluation.data).name
-    if not environment.get("encoder_commit"):
+    if not environment["encoder_commit"]:
         values["encoder"]["name"] = Path(config.encoder.name).name
-    if config.objective.teacher is not None:
-        values["objective"]["teacher"] = _without_folder(config.objective.teacher)
+    teacher = config.objective.teacher
+    if teacher is not None and teacher not in from_hub:
+        values["objective"]["teacher"] = Path(teacher).name
     return values

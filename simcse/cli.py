@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import get_args
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NoReturn, TextIO, cast, get_args
 
 from simcse import __version__, commands
 from simcse.config import config_names
@@ -23,17 +26,23 @@ from simcse.errors import (
     first_line,
 )
 from simcse.settings import Pooling, Role
+from simcse.terminal import VisibleOutput, complain, visible
 
 EXIT_USER_ERROR = 2
-EXIT_NO_SPACE = 1
+EXIT_DISK = 1
 EXIT_SAID_ELSEWHERE = 1  # one of several processes, ended by an error of another
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-EXIT_TERMINATED = 143  # 128 + SIGTERM
+EXIT_INTERRUPTED = 130  # 128 + the signal's number, as shells report it: SIGINT,
+EXIT_NO_READER = 141  # SIGPIPE,
+EXIT_TERMINATED = 143  # SIGTERM
 
-# Also torch.save's words, which depend on where in a file the room ended.
-_FULL_DISK = (
-    "No space left on device",
-    "File too large",
+_DISK = [
+    getattr(errno, name)
+    for name in ("ENOSPC", "EFBIG", "EDQUOT", "EROFS", "EIO")
+    if hasattr(errno, name)  # Windows has no quota
+]
+# How safetensors, Arrow and torch.save say so; the last one's words depend on where a file ended.
+_DISK_WORDS = (
+    *map(os.strerror, _DISK),
     "PytorchStreamWriter failed writing",
     "inline_container.cc",
 )
@@ -46,13 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``None`` takes the process's.
 
     Returns:
-        Exit status: 0, or 2 for a mistake of the user, 1 for a full disk, 130 after Ctrl-C,
-        143 after SIGTERM.
+        Exit status: 0, or 2 for a mistake of the user, 1 for a disk that is full or cannot be
+        written, 130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A log file fills while training runs; a console without ↓ or × shows another sign.
         sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    with redirect_stdout(cast(TextIO, VisibleOutput(sys.stdout))):
+        status = _run(arguments)
+    if status == EXIT_NO_READER:
+        sys.stdout = None  # or Python would complain when it flushes it at the end
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return _fail("the working folder is gone; change to one that is there", EXIT_USER_ERROR)
     parser = _parser()
     parsed, extra = parser.parse_known_args(arguments)
     takes_settings = parsed.run in (commands.train, commands.prefetch)
@@ -70,30 +91,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SaidElsewhereError:
         return EXIT_SAID_ELSEWHERE
     except BrokenPipeError:  # the reader, such as head, has seen enough
-        sys.stdout = None
-        return 0
+        return EXIT_NO_READER
     except KeyboardInterrupt as error:
         return _fail(
             str(error) or "interrupted; a training run resumes when started again",
             EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED,
         )
     except Exception as error:
-        if not _is_full_disk(error):
-            if isinstance(error, OSError) and error.filename:
-                return _fail(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
-            raise
-        return _fail(
-            f"no space left on the disk ({first_line(error)}); make room, then start again: "
-            "a training run resumes from its last checkpoint",
-            EXIT_NO_SPACE,
-        )
+        if _is_the_disks(error):
+            return _fail(
+                f"no space left on the disk, or it fails ({first_line(error)}); mend that, then "
+                "start again: a training run resumes from its last checkpoint",
+                EXIT_DISK,
+            )
+        if isinstance(error, OSError) and error.filename:
+            return _fail(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
+        raise
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="simcse", description="Train and use SimCSE sentence embeddings."
-    )
+    parser = _Parser(prog="simcse", description="Train and use SimCSE sentence embeddings.")
     parser.add_argument("--version", action="version", version=__version__)
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -225,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_publishing(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     export = subcommands.add_parser(
         "export",
         help="write a model for other libraries",
@@ -317,16 +340,16 @@ def _not_negative(text: str) -> int:
     return number
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
+def _is_the_disks(error: BaseException | None) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in _DISK:
             return True
-        if any(text in str(error) for text in _FULL_DISK):  # safetensors, torch.save, Arrow
+        if any(text in str(error) for text in _DISK_WORDS):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    complain(f"error: {message}")
     return status

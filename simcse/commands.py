@@ -19,6 +19,7 @@ from simcse.config import json_schema, load_config
 from simcse.errors import UserError
 from simcse.evaluation.names import GROUPS, MTEB
 from simcse.settings import TASK_ALIASES, Config, TaskName
+from simcse.terminal import visible
 
 
 def train(parsed: argparse.Namespace, arguments: list[str]) -> None:
@@ -130,7 +131,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
     rivals = published.find(parsed.against) if parsed.against else []
-    name = str(parsed.model or DEFAULT_MODEL)
+    name = str(DEFAULT_MODEL if parsed.model is None else parsed.model)
     output = _score_file(
         Path(parsed.output or _evaluation_folder(name) / "scores.json"),
         [name, parsed.data],
@@ -279,9 +280,9 @@ def search(parsed: argparse.Namespace, arguments: list[str]) -> None:
         simcse.save_index(parsed.save_index, parsed.overwrite)
     for query in parsed.queries:
         matches = simcse.search(query, threshold=parsed.threshold, top_k=parsed.top_k)
-        print(query)
+        print(visible(query))
         for sentence, score in matches:
-            print(f"  {score:.4f}  {sentence}")
+            print(f"  {score:.4f}  {visible(sentence)}")
         if not matches:
             print(f"  nothing at or above --threshold {parsed.threshold}")
 

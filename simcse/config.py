@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     _write_out_short_forms(values)
     for override in overrides:
         _apply_override(values, override)
-    return validate(values, where=str(path), default_output=f"outputs/{path.stem}")
+    if values.get("output") is None:
+        values["output"] = f"outputs/{path.stem}"
+    return validate(values, where=str(path))
 
 
 def read_config(path: Path) -> Config:
@@ -115,22 +118,29 @@ def read_values(path: Path) -> Any:
         ) from error
 
 
-def validate(values: Any, where: str, default_output: str | None = None) -> Config:
+def validate(values: Any, where: str) -> Config:
     """Check plain values against :class:`Config`; ``where`` names them in the error line."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of settings, found {type(values).__name__}")
     try:
-        config = Config.model_validate(values)
+        return Config.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(_problems(error))
         raise UserError(f"{where}: {problems}") from error
-    if config.output is None and default_output is not None:
-        config = config.model_copy(update={"output": default_output})
-    return config
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and a key only once: YAML's own loader keeps the last silently."""
+    """Plain values only, and a key only once: YAML's own loader keeps the last silently.
+
+    No aliases: a few lines of them can stand for more values than memory holds.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            problem = f"aliases such as *{event.anchor} are not allowed, write the value out"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -141,6 +151,15 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _printable_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    value = loader.construct_yaml_int(node)
+    str(value)  # raises where it is too long to be shown in a message
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _printable_int)
 
 
 def parse_yaml(text: str) -> Any:
@@ -240,7 +259,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
             message = str(item["ctx"]["error"])
             yield f"{place}: {message}" if place else message
         else:
-            yield f"{place}: {_rule(item['msg'])}, got {item['input']!r}"
+            yield f"{place}: {_rule(item['msg'])}, got {reprlib.repr(item['input'])}"
 
 
 def _rule(message: str) -> str:

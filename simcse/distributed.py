@@ -39,6 +39,7 @@ _GONE = (
     "recvValue failed",
 )
 _EVALUATOR = "Distributed evaluator failed on rank 0"  # sentence-transformers, to the others
+_PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # beside LOCAL_RANK
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
 T = TypeVar("T")
@@ -73,17 +74,23 @@ def session() -> Iterator[None]:
     global _waiting
     if named := [name for name in _SHARDED if os.environ.get(name, "").lower() == "true"]:
         kind = named[0].removeprefix("ACCELERATE_USE_")
-        if os.environ["RANK"] != "0":
+        if os.environ.get("RANK", "0") != "0":
             raise SaidElsewhereError("the first process says what went wrong")
         raise UserError(f"accelerate: {kind} is not supported; every process holds the whole model")
-    local, cpu = int(os.environ["LOCAL_RANK"]), not torch.accelerator.is_available()
-    if not cpu and local >= torch.accelerator.device_count():
+    local = _local_rank()
+    if torch.accelerator.is_available() and local >= torch.accelerator.device_count():
         raise UserError(
             f"process {local} of this machine has no GPU of its own, there are "
             f"{torch.accelerator.device_count()}; start as many processes as there are GPUs"
         )
-    store, number, processes = next(rendezvous("env://", timeout=_STEP))
-    dist.init_process_group(store=store, rank=number, world_size=processes, timeout=_STEP)
+    try:
+        store, number, processes = next(rendezvous("env://", timeout=_STEP))
+        dist.init_process_group(store=store, rank=number, world_size=processes, timeout=_STEP)
+    except (RuntimeError, ValueError) as error:  # DistError is the former
+        raise UserError(
+            f"the processes do not meet at MASTER_ADDR={os.environ['MASTER_ADDR']}, "
+            f"MASTER_PORT={os.environ['MASTER_PORT']} ({first_line(error)})"
+        ) from error
     _waiting = dist.new_group(backend="gloo", timeout=_WORK)
     signal.signal(signal.SIGTERM, _terminate)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123
@@ -240,6 +247,23 @@ def _buckets(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
         size += parameter.numel()
     if bucket:
         yield bucket
+
+
+def _local_rank() -> int:
+    """Number of this process on its machine.
+
+    Raises:
+        UserError: It is none, or the launcher has not said all that there is to say.
+    """
+    if missing := [name for name in _PLACE if not os.environ.get(name)]:
+        raise UserError(
+            f"environment: LOCAL_RANK without {', '.join(missing)}; start with torchrun or "
+            "accelerate launch, or unset LOCAL_RANK"
+        )
+    text = os.environ["LOCAL_RANK"]
+    if not text.isdecimal():
+        raise UserError(f"environment: LOCAL_RANK={text}: expected a number")
+    return int(text)
 
 
 def _is_first_to_fail(store: Any) -> bool:

@@ -41,6 +41,7 @@ SENTENCE_EMBEDDING = "sentence_embedding"
 # Routes of a model with two towers: anchors are queries, all others documents.
 QUERY, DOCUMENT = "query", "document"
 
+
 # Of a transformers config: what says nothing about the embeddings.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 

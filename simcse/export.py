@@ -15,6 +15,7 @@ from simcse.evaluation.protocol import Scores
 from simcse.files import check_parent, is_ours, remove_leftovers, scratch_folder
 from simcse.loading import load_trained
 from simcse.plots import pictures
+from simcse.records import EvaluatedScores
 from simcse.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_runs, read_json
 from simcse.settings import Config
 
@@ -92,7 +93,7 @@ def _scored_later(run: Path, fingerprint: str) -> Scores:
     path = run / EVALUATION_FOLDER / SCORES_FILE
     if not path.is_file():
         return {}
-    found = read_json(path, "scores", "fingerprint")
+    found = read_json(path, EvaluatedScores)
     if found["fingerprint"] != fingerprint:
         return {}
     scores: Scores = found["scores"]

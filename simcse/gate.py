@@ -25,6 +25,7 @@ from simcse import hub
 from simcse.errors import UserError
 
 _NAMED = 3  # weights that an error names
+_MOST_LAYERS = 1_000
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def _admitting(origin: Origin) -> Iterator[set[str]]:
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)
     try:
         with failing_for(origin):
+            _check_layers(origin)
             yield made_up
     finally:
         PreTrainedModel.from_pretrained = original
@@ -193,6 +195,21 @@ def _check_weights(origin: Origin, network: nn.Module, info: Mapping[str, Any]) 
         {"missing": missing - pooler, "unexpected": unexpected, "of another shape": shapes},
     )
     return pooler
+
+
+def _check_layers(origin: Origin) -> None:
+    """Refuse a network that no machine would finish building: its size is a number in a file.
+
+    Raises:
+        UserError: More layers than any encoder has.
+    """
+    for path in Path(origin.path).rglob("config.json"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in settings.items():
+            many = isinstance(value, int) and value > _MOST_LAYERS
+            if many and key.endswith(("layer", "layers")):
+                allowed = f"allowed is up to {_MOST_LAYERS:,}"
+                raise UserError(f"{origin.label}: {path.name}: {key} is {value}; {allowed}")
 
 
 def _check_activations(origin: Origin) -> None:

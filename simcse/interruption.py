@@ -51,11 +51,11 @@ class StopSignals:
         finally:
             self._waits = False
         if self.received:
-            stop(self.received)
+            self.stop(self.received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self._waits or self.received:
-            stop(number)
+            self.stop(number)
         self.received = number
         if not distributed.is_first():
             return
@@ -63,7 +63,7 @@ class StopSignals:
         note = "\nstopping after this step, with a checkpoint; once more stops at once\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, note.encode())
 
-
-def stop(number: int, *message: str) -> NoReturn:
-    """Raise what stands for a signal."""
-    raise Terminated(*message) if number == signal.SIGTERM else KeyboardInterrupt(*message)
+    def stop(self, number: int, *message: str) -> NoReturn:
+        """Raise what stands for a signal."""
+        self.__exit__()  # one end is enough: what comes while this one unwinds ends the process
+        raise Terminated(*message) if number == signal.SIGTERM else KeyboardInterrupt(*message)

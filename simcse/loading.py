@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
 from sentence_transformers import SentenceTransformer
 
 from simcse import encoder
@@ -53,21 +54,40 @@ def load_model(
                 f"no model given and no {DEFAULT_MODEL} here; make it with: simcse train quickstart"
             )
         name = str(DEFAULT_MODEL)
+    if not name:
+        raise UserError("the model's name is empty; expected a folder or a Hub name")
+    _check_device(device)
     origin = Origin(name, encoder.source_of(name), _CONSENT, trust_remote_code)
+    model = _load(origin, pooling)
+    if device is not None:
+        model = model.to(device)
+    try:
+        model.encode_query(["short", "a little longer"], show_progress_bar=False)
+    except Exception as error:  # what its files say of its tokenizer shows only when it is used
+        raise UserError(f"{name}: cannot be used: {first_line(error)}") from error
+    return model
+
+
+def _load(origin: Origin, pooling: Pooling | None) -> SentenceTransformer:
+    name = origin.label
     if stores_modules(origin):
         if pooling is not None:
             raise UserError(f"pooling: {name} stores its own pooling; leave pooling out")
-        model = load_sentence_model(origin, device="cpu" if device else None)
-    else:
-        # A local copy counts as the release when its folder has kept the release's name.
-        pooling = pooling or RELEASES.get(f"princeton-nlp/{Path(name).name}")
-        if pooling is None:
-            pooling = ASSUMED_POOLING
-            logger.warning("%s does not say how it is pooled; assuming %s pooling", name, pooling)
-        model = encoder.with_pooling(origin, pooling)
+        return load_sentence_model(origin)
+    # A local copy counts as the release when its folder has kept the release's name.
+    pooling = pooling or RELEASES.get(f"princeton-nlp/{Path(name).name}")
+    if pooling is None:
+        pooling = ASSUMED_POOLING
+        logger.warning("%s does not say how it is pooled; assuming %s pooling", name, pooling)
+    return encoder.with_pooling(origin, pooling)
+
+
+def _check_device(device: str | None) -> None:
+    """Whether something can be computed there; ``meta`` for one only knows shapes."""
     try:
-        return model.to(device) if device is not None else model
-    except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there
+        if device is not None:
+            torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch's ways to say no
         raise UserError(f"device {device}: {first_line(error)}") from error
 
 

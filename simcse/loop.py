@@ -20,7 +20,7 @@ from simcse.caching import Features, random_state, replaying
 from simcse.checkpoints import CHECKPOINTS
 from simcse.engines import Engine, clip_gradients
 from simcse.errors import UserError, naming_memory
-from simcse.interruption import StopSignals, stop
+from simcse.interruption import StopSignals
 from simcse.loss import TrainingLoss
 from simcse.progress import Progress
 from simcse.push import CheckpointPushes
@@ -147,7 +147,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
                 if pushes is not None and distributed.is_first():
                     pushes.send(saved, position.step)
             if signal:
-                stop(
+                signals.stop(
                     signal,
                     f"interrupted after step {position.step:,}, with a checkpoint; the same "
                     "command resumes",

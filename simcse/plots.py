@@ -17,11 +17,13 @@ from matplotlib.figure import Figure
 from simcse.evaluation.table import LABELS
 from simcse.evaluation.tasks import BAND_EDGES
 from simcse.runs import Run, RunSet
+from simcse.terminal import visible
 
 # Okabe and Ito's palette, told apart by most colour-blind readers, black last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 SOFTWARE = "simcse"  # in every PNG, so that a later report knows it
+_LONGEST = 60  # characters of a name
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be searched and read aloud
     "svg.hashsalt": "simcse",  # the same figure gives the same file
@@ -139,7 +141,7 @@ def plane(sets: Sequence[RunSet]) -> Picture | None:
                 if name:
                     final.scatter(x, y, color="#777777", marker="x")
                     final.annotate(
-                        name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8
+                        _shown(name), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8
                     )
                 else:
                     first = run is runs.runs[0]
@@ -162,7 +164,7 @@ def plane(sets: Sequence[RunSet]) -> Picture | None:
     if not rows:
         return None
     sources = {row[1] for row in rows if row[1] != "dev"}
-    final.set_title(f"final model ({', '.join(sorted(sources))})", fontsize=10)
+    final.set_title(f"final model ({_shown(', '.join(sorted(sources)))})", fontsize=10)
     path.set_title("while training (dev); the marker is the last step", fontsize=10)
     for axes in (final, path):
         axes.set_xlabel("uniformity (lower is better)")
@@ -204,7 +206,7 @@ def bands(sets: Sequence[RunSet]) -> Picture | None:
             axes.set_yticks([])
             if column == 0:
                 axes.set_ylabel(f"grade {band}", rotation=0, ha="right", va="center")
-        grid[0][column].set_title(runs.name, fontsize=10)
+        grid[0][column].set_title(_shown(runs.name), fontsize=10)
         grid[-1][column].set_xlabel("cosine similarity")
         grid[-1][column].set_xlim(BAND_EDGES[filled[0]], BAND_EDGES[filled[-1] + 1])
     return Picture(
@@ -267,7 +269,7 @@ def pictures(sets: Sequence[RunSet]) -> list[Picture]:
         curve(
             sets, "loss", "Training loss", "Mean over the steps since the last line of the log.", 1
         ),
-        curve(sets, "eval_dev_score", "Dev score", f"{dev}. It chooses the checkpoint.", 100),
+        curve(sets, "eval_dev_score", "Dev score", f"It chooses the checkpoint: {dev}.", 100),
         plane(sets),
         bands(sets),
         spectrum(sets),
@@ -281,8 +283,10 @@ def run_name(runs: RunSet, run: Run) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name as a legend takes it: one that starts with _ would be left out."""
-    return f"\u200b{name}" if name.startswith("_") else name
+    """A name as a figure takes it: a legend leaves out what starts with _, $ begins a formula."""
+    text = visible(name)
+    text = (text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…").replace("$", r"\$")
+    return f"\u200b{text}" if text.startswith("_") else text
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

@@ -23,7 +23,7 @@ from datasets import Dataset
 
 from simcse import docstrings, hub
 from simcse.errors import UserError, first_line
-from simcse.settings import COLUMNS, HUB_NAME, DataConfig
+from simcse.settings import COLUMNS, DataConfig
 from simcse.snapshots import snapshot
 
 EMBEDDED_TEXT = "docstrings"
@@ -177,7 +177,7 @@ class _File:
             with self._open() as file:
                 lines = self._lines(file)
                 if self.suffix == ".txt":
-                    wanted.choose(str(self.path), list(wanted.columns) or ["text"])
+                    wanted.choose(str(self.path), ["text"])
                     yield from ((place, (line,)) for place, line in lines)
                 elif self.suffix == ".jsonl":
                     yield from self._read_jsonl(lines, wanted)
@@ -320,15 +320,9 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
         yield from _from_hub(name, config, refresh=refresh)
 
 
-def hub_repository(name: str) -> str | None:
-    """The data set's repository in an entry of ``data.train``; ``None`` for files and docstrings.
-
-    Tells by the name alone, so that it holds where the files are not.
-    """
-    repository, file_follows, _ = name.partition(":")
-    if not re.fullmatch(HUB_NAME, repository):
-        return None
-    return repository if file_follows or not has_data_suffix(Path(name)) else None
+def is_from_hub(name: str) -> bool:
+    """Whether :func:`find_sources` gets an entry of ``data.train``, which it has found, there."""
+    return not (name == EMBEDDED_TEXT or Path(name).exists() or glob.has_magic(name))
 
 
 def _from_hub(name: str, config: DataConfig, *, refresh: bool) -> Iterator[Source]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment
+from markupsafe import Markup
 
 from simcse import __version__
 from simcse.evaluation.protocol import PROTOCOL
@@ -15,6 +16,7 @@ from simcse.files import filling, may_write
 from simcse.plots import SOFTWARE, pictures, run_name
 from simcse.runs import RunSet, with_own_names
 from simcse.settings import Config
+from simcse.terminal import visible
 
 TEMPLATE = Path(__file__).parent / "assets" / "report.html"
 PAGE = "report.html"
@@ -41,7 +43,7 @@ def write_report(sets: Sequence[RunSet], folder: Path, *, overwrite: bool = Fals
     inputs = [run.folder for runs in sets for run in runs.runs]
     for name in (PAGE, *(f"{picture.name}.png" for picture in drawn)):
         may_write(folder / name, inputs, ours=_is_of_a_report, overwrite=overwrite)
-    environment = Environment(autoescape=True, trim_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=" · ".join(runs.name for runs in sets),
         protocol=PROTOCOL,
@@ -72,6 +74,11 @@ def _is_of_a_report(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(1000)
     return any(mark in head for mark in _MARKS)
+
+
+def _finalize(value: object) -> object:
+    """Text that a file can hold; jinja escapes it, and leaves the figures as they are."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _heading(runs: RunSet) -> str:

@@ -44,6 +44,8 @@ from simcse.files import (
 from simcse.interruption import StopSignals
 from simcse.loading import load_trained
 from simcse.loss import WITH_HARD_NEGATIVES, TrainingLoss
+from simcse.readers import is_from_hub
+from simcse.records import MadeFrom, RawScores
 from simcse.resuming import Position
 from simcse.runs import (
     CONFIG_FILE,
@@ -381,7 +383,7 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
             "same folder"
         )
     if path.is_file():
-        before = read_json(path, "text", "processes")
+        before = read_json(path, MadeFrom)
         if before["processes"] != world:
             raise UserError(
                 f"output: {run} was started with {before['processes']} processes, not {world}; "
@@ -399,10 +401,20 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
     found = {
         **environment(config.seed, command),
         "encoder_commit": encoder.hub_commit(config.encoder),
+        "from_hub": _from_hub(config),
         "processes": world,
         "text": text,
     }
     write_atomically(path, json.dumps(found, indent=2) + "\n")
+
+
+def _from_hub(config: Config) -> list[str]:
+    """What of the training text was had from there, and the teacher if it was."""
+    found = [name for name in config.data.train if is_from_hub(name)]
+    teacher = config.objective.teacher
+    if teacher is not None and not Path(encoder.source_of(teacher)).exists():
+        found.append(teacher)
+    return found
 
 
 def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Scores]:
@@ -412,7 +424,7 @@ def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Score
     if poolings and gate.stores_modules(encoder.origin_of(config.encoder)):
         poolings = {"own": None}
     if path.is_file():
-        return read_json(path, *poolings)
+        return read_json(path, RawScores, *poolings)
     scores: dict[str, Scores] = {}
     for name, pooling in poolings.items():
         raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from simcse.config import differences, read_config, settings_digest
 from simcse.errors import UserError, first_line
 from simcse.evaluation.protocol import Items, Scores
 from simcse.evaluation.table import with_averages
 from simcse.files import replacing, write_atomically
+from simcse.records import EvaluatedScores, LogLine, Plan, RunScores, parse
 from simcse.sealing import MANIFEST, damage
 from simcse.settings import Config
 
@@ -34,7 +36,6 @@ RESULT_FILES = (SCORES_FILE, ITEMS_FILE, LOG_FILE, ENVIRONMENT_FILE, RAW_SCORES_
 """What a finished run's manifest names beside the files of the model."""
 
 _MODULES = "modules.json"
-_OBJECTS = ("trained", "raw", "dev", "scores")  # keys of scores.json that hold objects
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def items_file(scores: Path) -> Path:
 def is_evaluation(path: Path) -> bool:
     """Whether a file holds scores that ``simcse evaluate`` wrote."""
     try:
-        return "fingerprint" in read_json(path, "model", "scores")
+        return bool(read_json(path, EvaluatedScores))
     except (OSError, UserError):
         return False
 
@@ -213,7 +214,7 @@ def finished_run(folder: Path) -> tuple[dict[str, Any], Config]:
             f"{folder / problem}; bring that file back, or remove it and {MANIFEST} and run the "
             "training command again"
         )
-    scores = read_json(folder / SCORES_FILE, "trained", "raw", "dev", "settings")
+    scores = read_json(folder / SCORES_FILE, RunScores, "settings")
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{path}: missing from a finished run; bring that file back")
@@ -226,21 +227,22 @@ def finished_run(folder: Path) -> tuple[dict[str, Any], Config]:
     return scores, config
 
 
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object that a run wrote.
+def read_json(path: Path, record: type[BaseModel], *keys: str) -> dict[str, Any]:
+    """Read a JSON file that a run wrote.
+
+    Args:
+        path: The file.
+        record: What it holds; of :mod:`simcse.records`.
+        keys: What it has to hold besides.
 
     Raises:
-        UserError: It is cut short, or a key is missing.
+        UserError: It is cut short, or holds something else.
     """
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
+        values: dict[str, Any] = parse(path.read_text(encoding="utf-8"), record)
         if missing := [key for key in keys if key not in values]:
             raise ValueError(f"no {', '.join(missing)}")
-        if not all(isinstance(values[key], dict) for key in keys if key in _OBJECTS):
-            raise ValueError("not the expected values")
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(
             f"{path}: damaged ({first_line(error)}); remove that file and start again, the rest "
             "is kept"
@@ -252,12 +254,16 @@ def _load(path: Path) -> Run:
     folder = path.parent
     is_run = (folder / MANIFEST).is_file() or (folder / CONFIG_FILE).is_file()
     if path.name != SCORES_FILE or not is_run:  # written by evaluate
-        values = read_json(path, "model", "scores")
-        name = Path(str(values["model"])).absolute().name
+        values = read_json(path, EvaluatedScores)
+        name = Path(values["model"]).absolute().name
         scores = with_averages(values["scores"])
         return Run(name, folder, scores, _items(path, values), {}, None, None, [])
     values, config = finished_run(folder)
-    log = [json.loads(line) for line in (folder / LOG_FILE).read_text("utf-8").splitlines()]
+    log_path = folder / LOG_FILE
+    try:
+        log = [parse(line, LogLine) for line in log_path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{log_path}: damaged ({first_line(error)})") from error
     return Run(
         folder.name, folder, with_averages(values["trained"]), _items(path, values), values["raw"],
         values["dev"], config, log,
@@ -266,7 +272,7 @@ def _load(path: Path) -> Run:
 
 def _planned(path: Path) -> list[int]:
     summary = path / SUMMARY_FILE
-    return list(read_json(summary, "planned")["planned"]) if summary.is_file() else []
+    return list(read_json(summary, Plan)["planned"]) if summary.is_file() else []
 
 
 def _items(scores: Path, values: dict[str, Any]) -> Items:

@@ -13,6 +13,7 @@ from simcse.errors import UserError
 from simcse.evaluation.statistics import Summary, summarize
 from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
 from simcse.files import locked, write_atomically
+from simcse.records import Plan
 from simcse.run import dry_run as show
 from simcse.run import train
 from simcse.runs import (
@@ -93,7 +94,7 @@ def _planned(folder: Path, config: Config) -> list[int]:
 
 def _is_summary(path: Path) -> bool:
     try:
-        return "planned" in read_json(path)
+        return bool(read_json(path, Plan))
     except (OSError, UserError):
         return False
 

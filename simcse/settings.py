@@ -47,6 +47,8 @@ def _list_from_one(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_number_from_text), Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
+# Beyond these similarities divided by it, or its logarithm, leave what float32 can hold.
+Temperature = Annotated[Number, Field(ge=1e-6, le=1e6)]
 # What the libraries below can count in 32 bits.
 Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
@@ -54,7 +56,10 @@ Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 def _path(value: str) -> str:
     if "\0" in value:
         raise ValueError(f"{value!r} has a NUL character")
-    return str(Path(value).expanduser()) if value.startswith("~") else value
+    try:
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+    except RuntimeError as error:
+        raise ValueError(f"{value!r}: the home folder is not known") from error
 
 
 def _task_list(value: object) -> object:
@@ -208,13 +213,13 @@ class ViewConfig(_Section):
 class TemperatureConfig(_Section):
     """The number that divides cosine similarities: fixed, scheduled, or learned."""
 
-    start: PositiveNumber = 0.05
+    start: Temperature = 0.05
     schedule: Literal["fixed", "linear", "cosine", "learnable"] = "fixed"
     """``linear`` and ``cosine`` go from ``start`` to ``end`` over the run; ``learnable`` is a
     parameter (its logarithm), kept between ``minimum`` and ``maximum``."""
-    end: PositiveNumber | None = None
-    minimum: PositiveNumber = 0.01
-    maximum: PositiveNumber = 1.0
+    end: Temperature | None = None
+    minimum: Temperature = 0.01
+    maximum: Temperature = 1.0
 
     @model_validator(mode="after")
     def _complete(self) -> TemperatureConfig:
@@ -241,9 +246,9 @@ class DinoConfig(_Section):
     Defaults are DINO's but for the number of prototypes, there 65,536 for images.
     """
 
-    prototypes: Annotated[Count, Field(ge=2)] = 1024
-    student_temperature: PositiveNumber = 0.1
-    teacher_temperature: PositiveNumber = 0.04
+    prototypes: Annotated[int, Field(ge=2, le=2**20)] = 1024
+    student_temperature: Temperature = 0.1
+    teacher_temperature: Temperature = 0.04
     center_momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.996
     """Of the teacher's weights; rises to 1 along a cosine."""
@@ -284,7 +289,7 @@ class ObjectiveConfig(_Section):
     """For ``distill_l2`` and ``distill_similarity``: any sentence-transformers model."""
     teacher_revision: str | None = None
     """Branch, tag or commit of a Hub teacher."""
-    teacher_temperature: PositiveNumber = 0.05
+    teacher_temperature: Temperature = 0.05
     """Of the teacher's similarities in ``distill_similarity``."""
 
     @model_validator(mode="before")
@@ -376,6 +381,9 @@ class EvaluationConfig(_Section):
         return self
 
 
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$", max_length=64)]
+
+
 class HubConfig(_Section):
     """What the Hugging Face Hub is told; nothing here changes the model.
 
@@ -385,11 +393,11 @@ class HubConfig(_Section):
     push_checkpoints: Annotated[str, Field(pattern=HUB_NAME)] | None = None
     """``user/name`` of a private repository whose branch ``checkpoints`` gets the model with every
     checkpoint; training goes on when the Hub does not answer."""
-    license: str | None = None
+    license: HubId | None = None
     """Licence of the weights, such as ``apache-2.0``, for the model card."""
     data_license: str | None = None
     """Licence of the training text, for the model card."""
-    language: Annotated[list[str], BeforeValidator(_list_from_one)] = []
+    language: Annotated[list[HubId], BeforeValidator(_list_from_one)] = []
     """ISO 639 codes of the text, for the model card."""
     widget: Annotated[list[str], BeforeValidator(_list_from_one)] = []
     """Sentences of your own for the widget of the model's page: the first is compared with the

@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import json
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,29 @@ SENTENCES = [
     "Two men are playing chess.",
     "Prices rose.",
 ]
+
+# What HTML, Markdown, YAML, jinja, matplotlib or a terminal would act on, were it not escaped.
+HOSTILE = (
+    "x</td></svg><script>alert(1)</script><img src=x onerror=y> \"'--> # h\n\n# head\n\n---\n"
+    "license: evil\n---\n```\n[a](http://evil) ![i](y) **b** `c` | d | _e_ $\\frac$ $x$ "
+    "{{ 7 * 7 }} http://evil www.evil.com &lt; \x1b[31m \u202e \u2028 \x07"
+)
+
+
+class Tags(HTMLParser):
+    """Every tag of an HTML text with its attributes, and what a browser shows as text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list[tuple[str, str | None]]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, attrs))
 
 
 def make_encoder(folder: Path, architecture: str = "bert", **settings: object) -> Path:

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ARCHITECTURES, SENTENCES, make_encoder, reseal
+from conftest import ARCHITECTURES, HOSTILE, SENTENCES, Tags, make_encoder, reseal
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from markdown_it import MarkdownIt
 from sentence_transformers import SentenceTransformer
 
 from simcse import SimCSE, encoder
@@ -231,12 +232,89 @@ def test_hub_names_become_metadata(export, one_picture):
     path.write_text(yaml.safe_dump(values))
     path = export.run / "environment.json"
     found = {**json.loads(path.read_text()), "encoder_commit": "a" * 40}
+    found["from_hub"] = values["data"]["train"]
     path.write_text(json.dumps(found))
     reseal(export.run)
     card = ModelCard.load(export() / "README.md")
     assert card.data.base_model == "bert-base-uncased"
     assert card.data.datasets == ["princeton-nlp/datasets-for-simcse"]
     assert f"https://huggingface.co/bert-base-uncased/tree/{'a' * 40}" in card.text
+
+
+def edit(path, change):
+    """Rewrite a JSON or YAML file."""
+    values = yaml.safe_load(path.read_text())
+    change(values)
+    dump = json.dumps if path.suffix == ".json" else yaml.safe_dump
+    path.write_text(dump(values))
+
+
+def with_words(run, word):
+    """Put a word into every field of a run that is free text, and of what was evaluated later."""
+
+    def config(values):
+        values["encoder"] |= {"name": word, "revision": word}
+        values["data"] |= {"train": [word, f"/a/{word}"], "split": word, "revision": word}
+        values["views"][0]["template"] = f"{word} {{}}"
+        values["training"]["report_to"] = [word]
+        values["evaluation"]["data"] = word
+        values["hub"] |= {"data_license": word, "widget": [word, word]}
+
+    def scores(values):
+        values["trained"][word] = {"accuracy": 0.5, "source": word}
+        values["trained"]["geometry"] |= {"source": word, "collapse": word}
+        values["raw"][word] = values["raw"]["mean"]
+        values["dev"]["task"] = word
+
+    def environment(values):
+        values |= {"simcse": word, "device": word, "libraries": {word: word}}
+
+    edit(run / "config.yaml", config)
+    edit(run / "scores.json", scores)
+    edit(run / "environment.json", environment)
+    later = {f"mteb:{word}": {"main_score": 0.5, "dataset": f"{word} at {'a' * 40}"}}
+    model = fingerprint(SentenceTransformer(str(run), device="cpu"))
+    (run / "evaluation").mkdir()
+    found = {"model": word, "fingerprint": model, "scores": later}
+    (run / "evaluation" / "scores.json").write_text(json.dumps(found))
+
+
+def test_hostile_words_stay_text(export, one_picture, tmp_path):
+    # A card whose words are hostile has the tags and the metadata of one whose words are plain.
+    plain = shutil.copytree(export.run, tmp_path / "plain")
+    with_words(export.run, HOSTILE)
+    with_words(plain, "word")
+    cards = []
+    for run, name in ((plain, "word"), (export.run, HOSTILE.replace("/", "")[:200])):
+        text = (export(run, name) / "README.md").read_text(encoding="utf-8")
+        _, front, body = text.split("---\n", 2)
+        html = MarkdownIt("gfm-like", {"linkify": False}).enable("table").render(body)
+        cards.append((ModelCard(text).data.to_dict(), yaml.safe_load(front), Tags(html).found))
+        assert not re.search("[\x1b\x07\u202e\u2028]", body)
+    (plain_data, plain_front, plain_tags), (data, front, tags) = cards
+    assert data.keys() == plain_data.keys()
+    assert front.keys() == plain_front.keys()
+    assert data["widget"] == [{"source_sentence": HOSTILE, "sentences": [HOSTILE]}]
+    assert tags == plain_tags
+    assert data.get("license") is None
+
+
+def test_a_local_path_that_looks_like_a_hub_name_is_no_link(tiny, text_file, tmp_path, monkeypatch,
+                                                            one_picture):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, "alice/encoder")
+    shutil.copy(text_file, "alice/secret.txt")
+    settings = ["encoder.name=alice/encoder", "data.train=[alice/secret.txt]", "training.steps=2"]
+    settings += ["training.batch_size=8", "evaluation.dev=pairs", "evaluation.tasks=[]"]
+    settings += ["evaluation.raw_poolings=[]", "output=run"]
+    assert main(["train", "quickstart", *settings]) == 0
+    assert json.loads(Path("run/environment.json").read_text())["from_hub"] == []
+    # Where the text is gone, and by its name alone could be a data set.
+    edit(Path("run/config.yaml"), lambda values: values["data"].update(train=["alice/secret"]))
+    assert main(["export", "run", "out"]) == 0
+    card = ModelCard.load("out/README.md")
+    assert card.data.datasets is None and card.data.base_model is None
+    assert "alice" not in card.content
 
 
 def test_what_evaluate_found_later_is_in_the_card(export, one_picture):

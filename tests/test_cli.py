@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -144,6 +145,22 @@ def test_output_that_cannot_be_written_is_one_line(model_folder, corpus, capsys)
     assert message.count("\n") == 1
 
 
+def test_sentences_are_printed_as_they_can_be_shown(model_folder, tmp_path, capsys):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(json.dumps({"text": "a\x1b[2J\n  1.0000  forged\u202e"}) + "\n")
+    assert main(["search", "q\x1b", "--corpus", str(corpus), "--model", str(model_folder)]) == 0
+    query, found = capsys.readouterr().out.splitlines()
+    assert query == "q\\x1b"
+    assert found.endswith("  a\\x1b[2J\\n  1.0000  forged\\u202e")
+
+
+@pytest.mark.parametrize("command", [["search", "q", "--corpus"], ["encode", "-o", "e.npy"]])
+def test_a_column_of_a_text_file_is_refused(command, model_folder, corpus, tmp_path, capsys):
+    options = ["--column", "title", "--model", str(model_folder)]
+    assert main([*command, str(corpus), *options]) == 2
+    assert "corpus.txt: no column 'title'; found text" in capsys.readouterr().err
+
+
 def test_search_in_an_empty_corpus_is_a_mistake(model_folder, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n")
     corpus = ["--corpus", str(tmp_path / "empty.txt"), "--model", str(model_folder)]
@@ -208,6 +225,7 @@ def test_search_saves_its_index_over_no_other_file(model_folder, corpus, tmp_pat
 
 
 def test_namesake_on_pypi_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the launcher's last word on Ctrl-C
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.4")
     assert simcse_launcher.main(["train", "nosuch"]) == 2
     assert "warning: PyPI's package 'simcse'" in capsys.readouterr().err

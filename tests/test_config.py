@@ -8,6 +8,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from simcse.cli import main
 from simcse.config import config_names, differences, json_schema, load_config, to_yaml, validate
 from simcse.errors import UserError
 from simcse.settings import Config
@@ -96,7 +97,7 @@ def test_all_mistakes_at_once_with_paths(write):
         ("training: {learning_rate: 0}", "training.learning_rate: should be greater than 0"),
         ("training: {learning_rate: .inf}", "training.learning_rate: should be a finite number"),
         ("objective: {temperature: -0.1}", "objective.temperature.start: should be greater"),
-        ("objective: {temperature: 0}", "objective.temperature.start: should be greater than 0"),
+        ("objective: {temperature: 0}", "objective.temperature.start: should be greater than or"),
         ("objective: {terms: [{info_nce: 0}, {mlm: 0}]}", "objective: terms: the weights sum to 0"),
         ("objective: contrast", "objective.terms.contrast: should be 'info_nce'"),
         ("objective: {terms: {info_nce: -1}}", "terms.info_nce: should be greater than or equal"),
@@ -132,7 +133,24 @@ def test_all_mistakes_at_once_with_paths(write):
         ("seed: 2026-13-45", "not valid YAML: a value that cannot be read: month must be in 1..12"),
         ("training: {steps: 1" + "0" * 5000 + "}", "cannot be read: Exceeds the limit"),
         ("views: " + "[" * 3000 + "]" * 3000, "not valid YAML: nested too deeply"),
-        ("training: &a {steps: *a}", "training.steps: should be a valid integer"),
+        ("training: &a {steps: *a}", "yaml:1: not valid YAML: aliases such as *a are not allowed"),
+        ("a: &a [x, x]\nb: [*a, *a]", "yaml:2: not valid YAML: aliases such as *a are not"),
+        ("seed: 0x" + "f" * 5000, "cannot be read: Exceeds the limit"),
+        (
+            "training: {batch_size: " + "{a: " * 150 + "1" + "}" * 150 + "}",
+            "training.batch_size: should be a valid integer, got {'a': {'a': {'a': {'a': {'a': ",
+        ),
+        ("output: ~nosuchuser/x", "output: '~nosuchuser/x': the home folder is not known"),
+        (
+            "objective: {temperature: {minimum: 1e-300}}",
+            "objective.temperature.minimum: should be greater than or equal to 0.000001",
+        ),
+        (
+            "objective: {dino: {prototypes: 2000000000}}",
+            "objective.dino.prototypes: should be less than or equal to 1048576",
+        ),
+        ('hub: {license: "a\nb"}', "hub.license: string should match pattern"),
+        ("hub: {language: ['en: x']}", "hub.language.0: string should match pattern"),
         ("output: !!python/object/apply:os.getcwd []", "not valid YAML: could not determine"),
         ("seed: 3\0", "not valid YAML: unacceptable character"),
         ('output: "a\\0b"', "output: 'a\\x00b' has a NUL character"),
@@ -180,6 +198,21 @@ def test_missing_config_lists_what_there_is():
 def test_bad_arguments(argument):
     with pytest.raises(UserError):
         load_config("quickstart", ["training.batch_size=4", argument])
+
+
+@pytest.mark.parametrize("start", ["", "training.batch_size."])
+def test_a_key_of_3000_parts_is_one_line(start, capsys):
+    assert main(["train", "quickstart", f"{start}{'.'.join(['a'] * 3000)}=1"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1 and len(message) < 1000
+
+
+def test_a_config_named_in_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "caf\udce9.yaml"
+    path.write_text("seed: 1\n")
+    with pytest.raises(UserError, match="output: should be a valid string"):
+        load_config(str(path))
+    assert load_config(str(path), ["output=run"]).output == "run"
 
 
 def test_differences_name_every_changed_key():

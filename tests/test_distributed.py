@@ -18,6 +18,7 @@ from simcse.cli import main
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 ENGINES = ("copies", "shards")
+PLACE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}
 
 
 def config(folder, name, encoder, text, form, **training):
@@ -140,6 +141,27 @@ def test_a_shared_out_model_is_refused_once(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert main(["train"]) == 1
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "LOCAL_RANK without RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; start with torchrun"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "LOCAL_RANK without MASTER_ADDR, MASTER_PORT"),
+        ({**PLACE, "LOCAL_RANK": "first"}, "environment: LOCAL_RANK=first: expected a number"),
+        ({**PLACE, "WORLD_SIZE": "many"}, "the processes do not meet at MASTER_ADDR=localhost"),
+        ({**PLACE, "MASTER_PORT": "999999"}, "MASTER_PORT=999999 (port must have value from 0"),
+    ],
+)
+def test_an_environment_that_no_launcher_made_is_one_line(
+    monkeypatch, capsys, environment, expected
+):
+    for name, value in {"LOCAL_RANK": "0", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "quickstart"]) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert message.count("\n") == 1
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import inspect
+import json
 import shutil
 
 import numpy as np
@@ -284,6 +285,38 @@ def test_missing_device_is_one_line(tiny):
         pytest.skip("there is a GPU here")
     with pytest.raises(UserError, match="device cuda: "):
         SimCSE(tiny, device="cuda", pooling="cls")
+
+
+def test_a_device_that_cannot_compute_and_a_name_that_is_empty_are_one_line(tiny, model_folder):
+    for model in (tiny, model_folder):
+        for device in ("meta", "hpu", "nonsense"):
+            with pytest.raises(UserError, match=f"device {device}: "):
+                SimCSE(model, device=device)
+    with pytest.raises(UserError, match="the model's name is empty"):
+        SimCSE("")
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "expected"),
+    [
+        ("config.json", "num_hidden_layers", 1_000_000, "num_hidden_layers is 1000000; allowed"),
+        ("config.json", "hidden_size", [32], "cannot be loaded|could it be had|can be loaded"),
+        ("tokenizer_config.json", "model_max_length", float("nan"), "cannot be used: "),
+        ("tokenizer_config.json", "pad_token", None, "cannot be used: Asking to pad"),
+    ],
+)
+def test_values_that_no_model_can_have_are_one_line(
+    tiny, model_folder, tmp_path, file, key, value, expected
+):
+    for number, model in enumerate((tiny, model_folder)):
+        if (key, number) == ("model_max_length", 1):
+            continue  # a saved model has a number of its own
+        folder = shutil.copytree(model, tmp_path / str(number))
+        values = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**values, key: value}))
+        with pytest.raises(UserError, match=expected) as error:
+            SimCSE(folder)
+        assert "\n" not in str(error.value)
 
 
 def test_default_model_is_the_quickstarts(tmp_path, monkeypatch, model_folder):

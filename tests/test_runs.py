@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import ROOT, reseal
+import yaml
+from conftest import HOSTILE, ROOT, Tags, reseal
 from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
@@ -16,7 +17,9 @@ from simcse.errors import UserError
 from simcse.evaluation.compare import comparison_text
 from simcse.files import locked
 from simcse.plots import Picture
+from simcse.run import print_scores
 from simcse.runs import load_runs
+from simcse.sealing import MANIFEST, seal
 
 
 @pytest.fixture(scope="module")
@@ -395,8 +398,112 @@ def test_a_report_replaces_an_older_report_and_nothing_else(
     assert (folder / "report.html").read_bytes() == page
 
 
-def test_names_are_escaped(finished, tmp_path):
-    run = tmp_path / "<script>alert(1)</script>".replace("/", "_")
+def test_hostile_words_stay_text_in_a_report(finished, tmp_path):
+    run = tmp_path / HOSTILE.replace("/", "")[:200]
+    other = tmp_path / "caf\udce9 $\\x$"  # a name of bytes that are no UTF-8
+    for folder, setting in ((run, "warm"), (other, "cold")):
+        shutil.copytree(finished / setting / "seed-3", folder)
+        scores = json.loads((folder / "scores.json").read_text())
+        scores["trained"]["geometry"] |= {"source": HOSTILE, "collapse": HOSTILE}
+        scores["trained"][HOSTILE] = {"accuracy": 0.5, "source": HOSTILE}
+        scores["raw"] = {HOSTILE: scores["raw"]["mean"]}
+        scores["dev"]["task"] = HOSTILE
+        (folder / "scores.json").write_text(json.dumps(scores))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["views"][0]["template"] = f"{HOSTILE} {{}}"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for folder in (run, other):
+        reseal(folder)
+    assert main(["report", str(run), str(other), "-o", str(tmp_path / "report")]) == 0
+    html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    tags = [tag for tag, _ in Tags(html).found]
+    assert (tags.count("svg"), tags.count("h1"), tags.count("h2")) == (5, 1, 7)
+    assert not {"script", "img", "a"} & set(tags)
+    attributes = {name for _, found in Tags(html).found for name, _ in found}
+    assert not [name for name in attributes if name.startswith("on")]
+    assert not re.search("[\x1b\x07\u202e\u2028]", html)
+    assert "<script>alert(1)" in "".join(Tags(html).text)  # it is all there, as text
+
+
+def damaged(values, place, value):
+    """A copy with another value in one place."""
+    copied = json.loads(json.dumps(values))
+    *outer, last = place
+    inner = copied
+    for key in outer:
+        inner = inner[key]
+    inner[last] = value
+    return copied
+
+
+def test_any_value_of_another_type_is_one_line_or_can_be_shown(finished, tmp_path):
+    run = tmp_path / "run"
     shutil.copytree(finished / "warm" / "seed-3", run)
-    assert main(["report", str(run), "-o", str(tmp_path / "report")]) == 0
-    assert "<script>" not in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    scores = json.loads((run / "scores.json").read_text())
+    dev, raw, trained = scores["dev"], scores["raw"]["mean"], scores["trained"]
+    places = [(key,) for key in scores] + [("dev", key) for key in dev] + [("raw", "mean")]
+    places += [("raw", "mean", key) for key in raw]
+    places += [("trained", task, key) for task in trained for key in trained[task]]
+    places += [("trained", "geometry", "bands", "0-1", key) for key in ("pairs", "mean", "counts")]
+    files = json.loads((run / MANIFEST).read_text())["files"]
+    refused = 0
+    for place in places:
+        for value in (None, "x", [], {}, [1], {"a": 1}, 1e999, 10**400, -(2**70)):
+            (run / "scores.json").write_text(json.dumps(damaged(scores, place, value)))
+            seal(run, files)
+            try:
+                load_runs(run)
+            except UserError as error:
+                assert re.search(r"scores\.json: damaged \(.+\)", str(error))
+                assert "\n" not in str(error)
+                refused += 1
+            else:
+                print_scores(json.loads((run / "scores.json").read_text()))
+    assert refused > 100
+    (run / "scores.json").write_text(json.dumps(scores))
+    seal(run, files)
+    first = json.loads((run / "log.jsonl").read_text().splitlines()[0])
+    for key in ("step", "loss"):
+        (run / "log.jsonl").write_text(json.dumps({**first, key: [1]}))
+        seal(run, files)
+        with pytest.raises(UserError, match=rf"log\.jsonl: damaged \({key}: "):
+            load_runs(run)
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "value", "expected"),
+    [
+        ("environment.json", ("text",), [], "environment.json: damaged (text: "),
+        ("environment.json", ("text", "rows"), "many", "environment.json: damaged (text.rows: "),
+        ("environment.json", ("libraries",), [1], "environment.json: damaged (libraries: "),
+        ("environment.json", ("from_hub",), "all", "environment.json: damaged (from_hub: "),
+        ("environment.json", ("commit",), "`<b>", "environment.json: damaged (commit: "),
+        ("scores.json", ("dev", "metric"), "luck", "scores.json: damaged (dev.metric: "),
+        ("scores.json", ("dev", "steps"), 1.5, "scores.json: damaged (dev.steps: "),
+    ],
+)
+def test_an_export_of_a_run_with_other_values_is_one_line(
+    finished, tmp_path, capsys, file, place, value, expected
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "warm" / "seed-3", run)
+    values = json.loads((run / file).read_text())
+    (run / file).write_text(json.dumps(damaged(values, place, value)))
+    seal(run, json.loads((run / MANIFEST).read_text())["files"])
+    assert main(["export", str(run), str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert expected in message and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_that_is_nested_too_deeply_is_one_line(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "warm" / "seed-3", run)
+    for name in ("log.jsonl", "scores.json"):
+        (run / name).write_text('{"a":' * 100_000)
+        seal(run, json.loads((run / MANIFEST).read_text())["files"])
+        with pytest.raises(UserError, match=f"{name}.*nested too deeply"):
+            load_runs(run)
+    (tmp_path / "summary.json").write_text('{"planned": "all"}')
+    with pytest.raises(UserError, match=r"summary\.json: damaged \(planned: "):
+        load_runs(run.rename(tmp_path / "seed-3").parent)

@@ -36,7 +36,8 @@ def score_table(columns: Mapping[str, Scores]) -> str:
     first = next(iter(columns.values()))
     rows = [["task", "score", *columns]]
     for task, key in shown_scores(first):
-        cells = [cell(key, column[task][key]) for column in columns.values()]
+        found = [column.get(task, {}).get(key) for column in columns.values()]
+        cells = ["" if value is None else cell(key, value) for value in found]
         rows.append([task_label(task, first[task]), LABELS[key], *cells])
     return aligned(rows, left=2)
 

@@ -1,0 +1,48 @@
+"""What reaches the terminal: text whose control characters show instead of acting, lines cut short.
+
+Names of files and folders, sentences, headers and the answers of servers may hold anything; an
+escape sequence among them could repaint the screen, a line break forge a message.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import suppress
+from typing import Any, TextIO
+
+_LONGEST = 800  # characters of an error line
+# Control characters, line breaks, what reverses the direction of writing, undecodable bytes.
+_ACTING = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+
+
+def visible(text: object) -> str:
+    """A text on one line, with Python's escapes in place of the characters that would act."""
+    return re.sub(_ACTING, _escape, str(text))
+
+
+def complain(message: str) -> None:
+    """Print one line to standard error; of a long one the beginning, which has the place."""
+    line = visible(message)
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 200]} … {line[-200:]}"
+    with suppress(BrokenPipeError):  # nobody reads it
+        print(line, file=sys.stderr)
+
+
+class VisibleOutput:
+    """A stream on which only line feeds and tabs act, for all that is printed to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the text as it can be shown."""
+        return self._stream.write(re.sub(rf"(?![\n\t]){_ACTING}", _escape, text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
