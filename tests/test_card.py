@@ -284,6 +284,8 @@ def test_hostile_words_stay_text(export, one_picture, tmp_path):
     plain = shutil.copytree(export.run, tmp_path / "plain")
     with_words(export.run, HOSTILE)
     with_words(plain, "word")
+    for run in (export.run, plain):
+        reseal(run)
     cards = []
     for run, name in ((plain, "word"), (export.run, HOSTILE.replace("/", "")[:200])):
         text = (export(run, name) / "README.md").read_text(encoding="utf-8")
@@ -311,6 +313,7 @@ def test_a_local_path_that_looks_like_a_hub_name_is_no_link(tiny, text_file, tmp
     assert json.loads(Path("run/environment.json").read_text())["from_hub"] == []
     # Where the text is gone, and by its name alone could be a data set.
     edit(Path("run/config.yaml"), lambda values: values["data"].update(train=["alice/secret"]))
+    reseal(Path("run"))
     assert main(["export", "run", "out"]) == 0
     card = ModelCard.load("out/README.md")
     assert card.data.datasets is None and card.data.base_model is None

@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import HOSTILE, ROOT, newest_checkpoint
 
-from simcse import commands, training
+from simcse import commands, loop
 from simcse.cli import main
 from simcse.terminal import VisibleOutput, complain, visible
 
@@ -103,16 +103,16 @@ def test_no_home_folder_is_one_line(arguments, monkeypatch, capsys):
 
 def test_a_run_whose_reader_has_gone_stops_and_resumes(arguments, run, monkeypatch, capsys):
     reader, writer = os.pipe()
-    original, calls = training.SimCSETrainer.training_step, []
+    original, calls = loop.backpropagate, []
 
-    def step(self, *args, **kwargs):
+    def step(*args):
         calls.append(1)
         if len(calls) == 6:
             os.close(reader)
-        return original(self, *args, **kwargs)
+        return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.SimCSETrainer, "training_step", step)
+        patch.setattr(loop, "backpropagate", step)
         patch.setattr(sys, "stdout", io.TextIOWrapper(io.FileIO(writer, "w"), write_through=True))
         assert main(arguments) == 141
         assert sys.stdout is None  # or Python would complain when it flushes it at its end
