@@ -331,7 +331,7 @@ def test_a_dev_score_that_is_never_a_number_is_one_line(arguments, run, monkeypa
 
 
 def test_infinite_gradient_stops_the_run(arguments, capsys):
-    assert main([*arguments, "objective.temperature=1e-38"]) == 2
+    assert main([*arguments, "objective.terms={info_nce: 1e38}"]) == 2
     message = capsys.readouterr().err
     assert "step 1: the " in message
     assert "(learning rate 0.001, training rows " in message
