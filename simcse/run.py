@@ -27,7 +27,7 @@ from simcse.checkpoints import CHECKPOINTS, check_owner, newest_checkpoint, remo
 from simcse.config import differences, read_config, settings_digest, to_yaml
 from simcse.data import TextCounts, load_training_data
 from simcse.environment import environment
-from simcse.errors import UserError
+from simcse.errors import UserError, naming_memory
 from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.sources import load_dev_task, load_geometry, load_task
 from simcse.evaluation.table import collapse_lines, score_table
@@ -287,7 +287,8 @@ def prepare(config: Config) -> Prepared:
         with distributed.first():
             teacher = teacher_embeddings(config, rows, counts, used)
         rows = rows.add_column("row", np.arange(len(rows)))  # where its teacher's embedding is
-    loss = TrainingLoss(model, config, teacher)
+    with naming_memory("for what the objective learns", "objective.dino.prototypes"):
+        loss = TrainingLoss(model, config, teacher)
     if used is not None and loss.has_map:
         chosen = np.flatnonzero(used)[:_MAP_ROWS]
         some = list(rows.select(chosen))
