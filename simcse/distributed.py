@@ -27,7 +27,6 @@ from simcse.errors import SaidElsewhereError, Terminated, UserError, first_line
 # cut off; one that has ended is noticed at once), and how long work of the first one may take.
 _STEP = timedelta(minutes=10)
 _WORK = timedelta(days=2)
-_BUCKET = 25_000_000  # numbers that are summed at a time
 # How the backends say, in a RuntimeError, that another process is gone.
 _GONE = (
     "Connection closed by peer",
@@ -38,7 +37,6 @@ _GONE = (
     "NCCL",
     "recvValue failed",
 )
-_EVALUATOR = "Distributed evaluator failed on rank 0"  # sentence-transformers, to the others
 _PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # beside LOCAL_RANK
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
@@ -76,7 +74,9 @@ def session() -> Iterator[None]:
         kind = named[0].removeprefix("ACCELERATE_USE_")
         if os.environ.get("RANK", "0") != "0":
             raise SaidElsewhereError("the first process says what went wrong")
-        raise UserError(f"accelerate: {kind} is not supported; every process holds the whole model")
+        raise UserError(
+            f"accelerate: {kind} is not supported; training.sharding=full takes its place"
+        )
     local = _local_rank()
     if torch.accelerator.is_available() and local >= torch.accelerator.device_count():
         raise UserError(
@@ -100,7 +100,7 @@ def session() -> Iterator[None]:
         except BaseException as error:
             # The launcher ends all processes once one has failed: not before it is said why.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            if _EVALUATOR in str(error) or not _is_first_to_fail(store):
+            if not _is_first_to_fail(store):
                 raise SaidElsewhereError("another process says what went wrong") from error
             if (reason := _gone(error)) is not None:
                 raise UserError(
@@ -210,43 +210,22 @@ def share_weights(module: nn.Module) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Parameter]) -> None:
-    """Replace gradients by their mean over all processes.
+    """Replace gradients by their mean over all processes, in one all-reduce.
 
     A parameter that has a gradient on some processes only counts as 0 on the others; one without
-    a gradient anywhere keeps none.
+    a gradient anywhere keeps none. For the few parameters of an objective.
     """
-    if world() == 1:
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    if world() == 1 or not learned:
         return
-    for bucket in _buckets(parameter for parameter in parameters if parameter.requires_grad):
-        some = bucket[0]
-        present = torch.tensor([p.grad is not None for p in bucket]).to(some)
-        parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in bucket]
-        flat = torch.cat([*parts, present])
-        dist.all_reduce(flat)
-        flat /= world()
-        sizes = [p.numel() for p in bucket]
-        *means, shares = torch.split(flat, [*sizes, len(bucket)])
-        for parameter, mean, share in zip(bucket, means, shares.tolist(), strict=True):
-            if share:
-                if parameter.grad is None:
-                    parameter.grad = torch.empty_like(parameter)
-                parameter.grad.copy_(mean.view_as(parameter))
-
-
-def _buckets(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
-    bucket: list[Parameter] = []
-    size = 0
-    for parameter in parameters:
-        if bucket and (
-            size + parameter.numel() > _BUCKET
-            or (parameter.dtype, parameter.device) != (bucket[0].dtype, bucket[0].device)
-        ):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(parameter)
-        size += parameter.numel()
-    if bucket:
-        yield bucket
+    present = torch.tensor([p.grad is not None for p in learned]).to(learned[0])
+    parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in learned]
+    flat = torch.cat([*parts, present])
+    dist.all_reduce(flat)
+    *means, shares = torch.split(flat / world(), [*(p.numel() for p in learned), len(learned)])
+    for parameter, mean, share in zip(learned, means, shares.tolist(), strict=True):
+        if share:
+            parameter.grad = mean.view_as(parameter)
 
 
 def _local_rank() -> int:
