@@ -292,7 +292,7 @@ def hub_commit(config: EncoderConfig) -> str | None:
 
 def width(model: SentenceTransformer) -> int:
     """Width of the embeddings that the modules give; ``encode`` may cut them."""
-    with model.truncate_sentence_embeddings(None):
+    with model.truncate_embeddings(None):
         return int(model.get_embedding_dimension())
 
 
