@@ -85,8 +85,12 @@ def newest_checkpoint(root: Path, report: Callable[[str], object] = lambda _: No
         if problem := damage(folder):
             report(f"{folder}: {problem}; passed over")
             continue
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        best = state["best_step"]
+        try:
+            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            best = state["best_step"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            report(f"{folder}: {STATE_FILE}: damaged; passed over")
+            continue
         if best and best != step and (problem := damage(place(root, best))):
             report(f"{place(root, best)}: {problem}; {folder.name} needs it, passed over")
             continue

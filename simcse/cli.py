@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         written, 130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):  # a shell's >&-, which the libraries do not expect
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A log file fills while training runs; a console without ↓ or × shows another sign.
         sys.stdout.reconfigure(line_buffering=True, errors="replace")

@@ -97,7 +97,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process has the lock.
     """
-    folder = folder.resolve()  # a run may be reached by two names
+    try:
+        folder = folder.resolve()  # a run may be reached by two names
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"output: {folder} is a link to itself") from error
     if not folder.exists():
         check_parent(folder, "output: ")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from transformers import get_linear_schedule_with_warmup
 from simcse import checkpoints, distributed
 from simcse.caching import Features, random_state, replaying
 from simcse.checkpoints import CHECKPOINTS
+from simcse.config import settings_digest
 from simcse.engines import Engine, clip_gradients
 from simcse.errors import UserError, naming_memory
 from simcse.interruption import StopSignals
@@ -81,7 +82,8 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     optimizer = accelerator.prepare_optimizer(make_optimizer(config, loss))
     warmup = math.ceil(training.warmup * steps)
     schedule = get_linear_schedule_with_warmup(optimizer.optimizer, warmup, steps)
-    state = State(accelerator, loss, optimizer, schedule, Position())
+    start = Position(settings_digest(config))
+    state = State(accelerator, loss, optimizer, schedule, start)
     if checkpoint is not None:
         state.load(checkpoint)
     position = state.position

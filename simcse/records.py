@@ -162,6 +162,13 @@ class Text(Record):
     counts: TextCount
 
 
+class Start(Record):
+    """Hashes of what training began with."""
+
+    encoder: str
+    teacher: str | None
+
+
 class MadeFrom(Record):
     """``environment.json``: what a run was made from."""
 
@@ -170,6 +177,7 @@ class MadeFrom(Record):
     device: str
     threads: Count
     processes: Count
+    start: Start
     text: Text
     commit: Commit | None
     encoder_commit: Commit | None

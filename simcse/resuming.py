@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from simcse import checkpoints, distributed, encoder
 from simcse.caching import random_state, set_random_state
 from simcse.checkpoints import STATE_FILE
 from simcse.engines import load_optimizer_state, optimizer_state
-from simcse.errors import UserError
+from simcse.errors import UserError, first_line
+from simcse.gate import Origin, load_sentence_model
 from simcse.loss import TrainingLoss
 
 
@@ -24,9 +29,11 @@ from simcse.loss import TrainingLoss
 class Position:
     """How far a run is: what a checkpoint holds beside weights, optimiser and random numbers."""
 
-    step: int = 0
+    settings: str = ""
+    """Hash of the run's settings: a checkpoint of another run does not fit."""
+    step: Annotated[int, Field(ge=0)] = 0
     best_step: int | None = None
-    best_score: float | None = None
+    best_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
     totals: dict[str, float] = field(default_factory=dict)
     """Of the loss and its terms, summed over the steps since the last line of the log."""
     since: int = 0
@@ -73,8 +80,23 @@ class State:
         return whole
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
-        load_weights(folder, self.loss)
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: It does not fit the run: made by another one, or tampered with.
+        """
+        with _fitting(folder):
+            self._load(folder)
+
+    def _load(self, folder: Path) -> None:
+        text = (folder / STATE_FILE).read_text(encoding="utf-8")
+        position = TypeAdapter(Position).validate_json(text, strict=True)
+        if (position.settings, folder) != (
+            self.position.settings,
+            checkpoints.place(folder.parent, position.step),
+        ):
+            raise ValueError("of another run")
+        _load_weights(folder, self.loss)
         content = _load_tensors(folder / "optimizer.pt")
         load_optimizer_state(self.optimizer, content["optimizer"])
         self.schedule.load_state_dict(content["schedule"])
@@ -82,17 +104,45 @@ class State:
             self.accelerator.scaler.load_state_dict(content["scaler"])
         state = _load_tensors(folder / f"random_{distributed.rank()}.pt")
         set_random_state(self.accelerator.device, state)
-        values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        self.position = Position(**values)
+        self.position = position
 
 
 def load_weights(folder: Path, loss: TrainingLoss) -> None:
-    """Put a checkpoint's weights into the encoder and the objective."""
-    saved = SentenceTransformer(
-        str(folder), device="cpu", trust_remote_code=loss.model.trust_remote_code
-    )
-    loss.engine.load(saved.state_dict())
+    """Put a checkpoint's weights into the encoder and the objective.
+
+    Raises:
+        UserError: They do not fit.
+    """
+    with _fitting(folder):
+        _load_weights(folder, loss)
+
+
+def _load_weights(folder: Path, loss: TrainingLoss) -> None:
+    consent = "allow it with encoder.trust_remote_code=true"
+    origin = Origin(str(folder), str(folder), consent, loss.model.trust_remote_code)
+    loss.engine.load(load_sentence_model(origin, device="cpu").state_dict())
     loss.state.load(folder)
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Turn whatever is wrong with a checkpoint's content into one line.
+
+    Its seal says that nothing was damaged since, not who made it or for which run.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, EOFError, OSError) as error:
+        reason = first_line(error)
+    except (RuntimeError, SafetensorError) as error:  # torch's, of shapes and names
+        reason = first_line(error)
+    else:
+        return
+    raise UserError(
+        f"{folder}: does not fit this run ({reason[:200]}); remove it to go on from an older one"
+    )
 
 
 def _load_tensors(path: Path) -> Any:

@@ -85,6 +85,8 @@ class Prepared:
     tasks: list[Task]
     dev: Dev
     loss: TrainingLoss
+    teacher: str | None
+    """Tells the teacher's embeddings from any other's."""
 
 
 def train(config: Config, command: list[str], twin: Path | None = None) -> None:
@@ -293,7 +295,8 @@ def prepare(config: Config) -> Prepared:
         chosen = np.flatnonzero(used)[:_MAP_ROWS]
         some = list(rows.select(chosen))
         loss.fit_map(view_collator(config, model).features(some, model.device))
-    return Prepared(rows, counts, model, tasks, dev, loss)
+    name = None if teacher is None else teacher.stem
+    return Prepared(rows, counts, model, tasks, dev, loss, name)
 
 
 def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> None:
@@ -383,8 +386,15 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
             f"output: process {distributed.rank()} does not see {path}; all machines need the "
             "same folder"
         )
+    start = {"encoder": encoder.fingerprint(prepared.model), "teacher": prepared.teacher}
     if path.is_file():
         before = read_json(path, MadeFrom)
+        for name, hashed in start.items():
+            if before["start"][name] != hashed:
+                raise UserError(
+                    f"{name}: it has changed since {run} was started; bring it back, or start anew "
+                    "with output=FOLDER"
+                )
         if before["processes"] != world:
             raise UserError(
                 f"output: {run} was started with {before['processes']} processes, not {world}; "
@@ -404,6 +414,7 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
         "encoder_commit": encoder.hub_commit(config.encoder),
         "from_hub": _from_hub(config),
         "processes": world,
+        "start": start,
         "text": text,
     }
     write_atomically(path, json.dumps(found, indent=2) + "\n")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import BaseModel
@@ -282,5 +284,11 @@ def _items(scores: Path, values: dict[str, Any]) -> Items:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != values.get("items"):
         raise UserError(f"{path}: damaged, or of other scores than {scores.name}; evaluate again")
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        return dict(file)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            items = dict(file)
+        if all(values.ndim == 1 and values.dtype.kind in "fiu" for values in items.values()):
+            return items
+    except (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error):
+        pass  # the hash fits, so whoever wrote the scores made up this too
+    raise UserError(f"{path}: holds no values of single items; evaluate again")

@@ -45,7 +45,7 @@ def damage(folder: Path, needed: Iterable[str], *, checksums: bool = True) -> st
         known = [(name, int(facts["size"]), facts["sha256"]) for name, facts in files.items()]
     except FileNotFoundError:
         return f"{MANIFEST}: missing, so it was not written to the end"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST}: damaged"
     if not files.keys() >= set(needed):
         return f"{MANIFEST}: damaged"

@@ -175,9 +175,13 @@ class MaskedLanguageModel(nn.Module):
                 dtype=torch.float32,  # the default is whatever the checkpoint was stored in
                 output_loading_info=True,
             )
+            if full.config.is_encoder_decoder:
+                raise ValueError("it is an encoder with a decoder, whose head is another one")
             own = f"{full.base_model_prefix}."  # weights of the encoder
             if new := sorted(key for key in report["missing_keys"] if not key.startswith(own)):
                 raise ValueError(f"its files lack {', '.join(new)}")
+            if full.config.is_encoder_decoder:
+                raise ValueError("it is an encoder with a decoder, whose head is another one")
             own = f"{full.base_model_prefix}."  # weights of the encoder
             if new := sorted(key for key in report["missing_keys"] if not key.startswith(own)):
                 raise ValueError(f"its files lack {', '.join(new)}")

@@ -122,6 +122,13 @@ def test_a_run_whose_reader_has_gone_stops_and_resumes(arguments, run, monkeypat
     assert "resuming from" in capsys.readouterr().out
 
 
+def test_closed_streams_are_no_mistake(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["train", "nosuch"]) == 2
+    assert main(["search", "x", "--corpus", "nosuch.txt", "--model", "nosuch"]) == 2
+
+
 # Ctrl-C while the command line is being imported, and again while the process ends.
 _INTERRUPTED = """
 import atexit, os, signal, sys

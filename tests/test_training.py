@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SENTENCES, log, make_encoder, newest_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
 
@@ -25,8 +25,9 @@ from simcse import encoder, loop, loss, training
 from simcse import run as run_module
 from simcse.cli import main
 from simcse.config import load_config
-from simcse.files import locked
+from simcse.files import files_in, locked
 from simcse.progress import Progress
+from simcse.sealing import MANIFEST, seal
 
 
 def weights(run):
@@ -351,6 +352,58 @@ def test_damaged_checkpoints_are_named_and_an_older_one_is_used(
     assert "resuming from" not in output
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(weights(run)[name], tensor), name
+
+
+def test_resume_notices_another_encoder(arguments, run, tiny, tmp_path, interrupted, capsys):
+    own = shutil.copytree(tiny, tmp_path / "own")
+    arguments = [*arguments, f"encoder.name={own}"]
+    assert interrupted(arguments, 5)
+    weights = load_file(own / "model.safetensors")
+    save_file({key: value + 1e-4 for key, value in weights.items()}, own / "model.safetensors")
+    assert main(arguments) == 2
+    assert "encoder: it has changed since" in capsys.readouterr().err
+    assert newest_checkpoint(run) is not None
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line(arguments, run, interrupted, tmp_path, capsys):
+    """Sealed as it should be, but of another run or made up."""
+    assert interrupted(arguments, 5)
+    other = tmp_path / "other"
+    assert interrupted([*arguments, "seed=7", f"output={other}"], 5)
+    folder = run / "checkpoints" / "checkpoint-4"
+    whole = shutil.copytree(folder, tmp_path / "whole")
+    state = json.loads((whole / "state.json").read_text())
+    capsys.readouterr()
+
+    def refused():
+        seal(folder, [name for name in files_in(folder) if name != MANIFEST])
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert (
+            f"{folder}: does not fit this run (" in message
+            or f"{folder / 'optimizer.pt'}" in message
+        )
+        assert message.count("\n") == 1
+        shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
+
+    shutil.rmtree(folder)
+    shutil.copytree(other / "checkpoints" / "checkpoint-4", folder)
+    refused()
+    made_up = [{"step": 3}, {"step": "x"}, {"best_score": "x"}, {"totals": {"loss": "a"}}]
+    for values in [*made_up, {"log": "abc"}, {"best_score": float("nan")}]:
+        (folder / "state.json").write_text(json.dumps(state | values))
+        refused()
+    for content in ({}, [], {"optimizer": {"state": {0: {}}, "param_groups": []}}):
+        torch.save(content, folder / "optimizer.pt")
+        refused()
+    (folder / "random_0.pt").unlink()
+    torch.save({}, folder / "random_0.pt")
+    refused()
+    (folder / "tokenizer.json").unlink()
+    (folder / "config.json").write_text("[")
+    refused()
+    assert main(arguments) == 0
 
 
 def test_resume_notices_changed_text(arguments, run, tmp_path, interrupted, capsys):
