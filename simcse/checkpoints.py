@@ -37,7 +37,8 @@ def check_owner(root: Path) -> None:
         raise UserError(f"{root}: a link or a file, where a run keeps its checkpoints; move it")
     if foreign := [step for step in _steps(root) if not _is_ours(root, step)]:
         raise UserError(
-            f"{place(root, foreign[0])}: has no {MANIFEST}, so no run wrote it; move it away"
+            f"{place(root, foreign[0])}: has no {MANIFEST} of a run, or other files than it names; "
+            "move it away"
         )
 
 
@@ -138,8 +139,17 @@ def _steps(root: Path) -> list[int]:
 
 
 def _is_ours(root: Path, step: int) -> bool:
+    """Whether a run wrote a checkpoint, and nobody has put files of his own there since."""
     folder = place(root, step)
-    return not folder.is_symlink() and (folder / MANIFEST).is_file()
+    if folder.is_symlink() or not (folder / MANIFEST).is_file():
+        return False
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, RecursionError):
+        return True  # damaged
+    except (LookupError, TypeError):
+        return False
+    return STATE_FILE in files and set(files_in(folder)) <= {*files, MANIFEST}
 
 
 def _remove(root: Path, step: int) -> None:

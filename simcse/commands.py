@@ -316,21 +316,25 @@ def _split_tasks(text: str | None, *, has_data: bool) -> tuple[list[str], list[s
 
 def _score_file(path: Path, inputs: list[str | None], *, overwrite: bool) -> Path:
     from simcse.files import may_write
-    from simcse.runs import is_evaluation, items_file
+    from simcse.runs import has_items, is_evaluation, items_file
 
     if path.suffix != ".json":
         raise UserError(f"-o {path}: expected the name of a file that ends in .json")
     if path.stem == "scores" and (path.parent / "config.yaml").is_file():
         raise UserError(f"-o {path}: a training run keeps its own scores there; choose another")
-    for target in (path, items_file(path)):
-        may_write(target, inputs, ours=lambda _: is_evaluation(path), overwrite=overwrite)
+    may_write(path, inputs, ours=is_evaluation, overwrite=overwrite)
+    # The values of single items beside it are replaced with their scores, and nobody else's.
+    may_write(items_file(path), inputs, ours=lambda _: has_items(path), overwrite=overwrite)
     return path
 
 
 def _evaluation_folder(model: str) -> Path:
     """In a run folder, where its card finds the scores; elsewhere under ``outputs``."""
     if (Path(model) / "scores.json").is_file() and (Path(model) / "config.yaml").is_file():
-        return Path(model) / "evaluation"
+        folder = Path(model) / "evaluation"
+        if folder.is_symlink():
+            raise UserError(f"{folder}: a link, which no run makes; name a file with -o")
+        return folder
     return Path("outputs") / "evaluation" / _file_name(model)
 
 

@@ -261,12 +261,15 @@ def fingerprint(model: SentenceTransformer) -> str:
         {key: value for key, value in config.items() if key not in _VOLATILE}
         for config in configs.values()
     ]
-    modules = [module.get_config_dict() for module in model if hasattr(module, "get_config_dict")]
+    inner = [m for m in model.modules() if m is not model and hasattr(m, "get_config_dict")]
+    modules = [module.get_config_dict() for module in inner]
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else {"": str(model.tokenizer)}
     for key in ("truncation", "padding"):  # of the last call, not of the tokenizer
         rules.pop(key, None)
+    sides = [getattr(model.tokenizer, f"{kind}_side", None) for kind in ("truncation", "padding")]
     about = [architecture, modules, model.prompts, model.max_seq_length, model.similarity_fn_name]
+    about += [model.default_prompt_name, model.truncate_dim, sides]
     digest.update(json.dumps([*about, rules], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:40]
 

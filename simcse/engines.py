@@ -143,6 +143,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     shares = {}
     for number, values in state["state"].items():
         parameter = parameters[number]
+        # A kernel that updates all parameters at once does not look at shapes again.
+        shapes = [value.shape for value in values.values() if value.ndim]
+        if any(shape != parameter.shape for shape in shapes):
+            raise ValueError("the optimiser's state has other shapes than the parameters")
         shares[number] = {
             key: like(value.to(parameter.device), parameter) if value.ndim else value
             for key, value in values.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from simcse.errors import UserError
 
 _NAMED = 3  # weights that an error names
 _MOST_LAYERS = 1_000
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # of folders below a folder
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def load_sentence_model(
     Raises:
         UserError: It cannot be had or is not sound.
     """
-    _check_activations(origin)
+    with failing_for(origin):
+        _check_modules(origin)
     with _admitting(origin) as made_up:
         model = SentenceTransformer(
             origin.path,
@@ -157,7 +160,9 @@ def _admitting(origin: Origin) -> Iterator[set[str]]:
     original = PreTrainedModel.__dict__["from_pretrained"]
 
     def from_pretrained(cls: type[PreTrainedModel], *arguments: Any, **settings: Any) -> Any:
+        # Pickles are never run, whatever the model's own files ask the library for.
         wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        wanted |= {"weights_only": True, "allow_all_kernels": False}
         network, info = original.__func__(cls, *arguments, **{**settings, **wanted})
         made_up.update(_check_weights(origin, network, info))
         return network
@@ -203,30 +208,47 @@ def _check_layers(origin: Origin) -> None:
     Raises:
         UserError: More layers than any encoder has.
     """
-    for path in Path(origin.path).rglob("config.json"):
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in settings.items():
-            many = isinstance(value, int) and value > _MOST_LAYERS
-            if many and key.endswith(("layer", "layers")):
-                allowed = f"allowed is up to {_MOST_LAYERS:,}"
-                raise UserError(f"{origin.label}: {path.name}: {key} is {value}; {allowed}")
+    for path in Path(origin.path).rglob("*config.json"):
+        waiting = [json.loads(path.read_text(encoding="utf-8"))]
+        while waiting:
+            settings = waiting.pop()
+            for key, value in settings.items() if isinstance(settings, dict) else ():
+                waiting.append(value)
+                many = isinstance(value, int) and value > _MOST_LAYERS
+                if many and key.endswith(("layer", "layers")):
+                    allowed = f"allowed is up to {_MOST_LAYERS:,}"
+                    raise UserError(f"{origin.label}: {path.name}: {key} is {value}; {allowed}")
 
 
-def _check_activations(origin: Origin) -> None:
-    """Without consent the library would put tanh in the place of an activation that it may not run.
+def _check_modules(origin: Origin) -> None:
+    """Names and activations of the modules, before the library acts on them.
+
+    A name becomes a path when the model is saved, and without consent the library would put tanh in
+    the place of an activation that it may not run.
 
     Raises:
-        UserError: A dense layer has one.
+        UserError: A name leads out of the folder, or a dense layer has a foreign activation.
     """
-    if origin.trust_remote_code:
-        return
-    with failing_for(origin):
-        modules = (Path(origin.path) / "modules.json").read_text(encoding="utf-8")
-        for entry in json.loads(modules):
-            if entry["type"].rpartition(".")[2] == "Dense":
-                settings = Dense.load_config(origin.path, subfolder=entry["path"])
-                if not settings.get("activation_function", "torch.").startswith("torch."):
-                    raise _foreign_code(origin)
+    root = Path(origin.path)
+    for path, kind in _modules(root):
+        if path and not _NAME.fullmatch(path):
+            raise UserError(f"{origin.label}: a module is called {path!r}, which is no plain name")
+        if kind.rpartition(".")[2] == "Dense" and not origin.trust_remote_code:
+            settings = Dense.load_config(origin.path, subfolder=path)
+            if not settings.get("activation_function", "torch.").startswith("torch."):
+                raise _foreign_code(origin)
+
+
+def _modules(root: Path) -> Iterator[tuple[str, str]]:
+    """Folder and type of every module, those of a router and its routes included."""
+    for entry in json.loads((root / "modules.json").read_text(encoding="utf-8")):
+        yield entry["path"], entry["type"]
+        router = root / entry["path"] / "router_config.json"
+        if router.is_file():
+            settings = json.loads(router.read_text(encoding="utf-8"))
+            prefix = f"{entry['path']}/" if entry["path"] else ""
+            yield from ((f"{prefix}{path}", kind) for path, kind in settings["types"].items())
+            yield from ((route, "") for route in settings["structure"])
 
 
 def _foreign_code(origin: Origin) -> UserError:

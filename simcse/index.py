@@ -140,6 +140,8 @@ def load(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         UserError: It is missing, damaged or no index.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path}: not a saved index: no such file")
         with safe_open(path, "numpy") as file:
             kinds = {name: file.get_slice(name).get_dtype() for name in _TENSORS}
             if kinds != _TENSORS:

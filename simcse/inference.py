@@ -336,12 +336,15 @@ class SimCSE:
 
     @contextmanager
     def _cut_at(self, max_length: int | None) -> Iterator[None]:
+        if max_length is None:
+            yield
+            return
         limit = self.model.max_seq_length
-        if max_length is not None and not 3 <= max_length <= (limit or max_length):
+        if not 3 <= max_length <= (limit or max_length):
             raise UserError(
                 f"max_length: {max_length} is out of range; this encoder allows 3 to {limit}"
             )
-        self.model.max_seq_length = max_length or limit
+        self.model.max_seq_length = max_length
         try:
             yield
         finally:

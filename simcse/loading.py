@@ -87,7 +87,7 @@ def _check_device(device: str | None) -> None:
     try:
         if device is not None:
             torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:  # torch's ways to say no
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # torch's ways of no
         raise UserError(f"device {device}: {first_line(error)}") from error
 
 

@@ -162,7 +162,13 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
             "evaluation.dev: no dev score was a number, so there is no best checkpoint; does "
             "log.jsonl show a collapse?"
         )
-    load_weights(checkpoints.place(root, position.best_step), loss)
+    best_checkpoint = checkpoints.place(root, position.best_step)
+    if problem := checkpoints.damage(best_checkpoint):
+        raise UserError(
+            f"{best_checkpoint}: {problem}; the same command goes back to before it and makes it "
+            "again"
+        )
+    load_weights(best_checkpoint, loss)
     return position, engine.whole()
 
 

@@ -83,8 +83,10 @@ class Progress:
             )
 
     def close(self) -> None:
-        """Leave the bar as it is and finish the trackers."""
+        """Leave the bar as it is, finish the trackers, and the log, whatever became of it."""
         self.bar.close()
+        if distributed.is_first():
+            write_atomically(self.path, "".join(map(_line, self.entries)))
         for tracker in self.accelerator.trackers:  # its end_training also ends the process group
             tracker.finish()
 

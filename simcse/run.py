@@ -175,6 +175,7 @@ def _finish(
     # Scored as its users will load it: from disk, without mixed precision.
     result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
     evaluation = evaluate_model(result, prepared.tasks, config.evaluation.batch_size)
+    write_atomically(run / CONFIG_FILE, to_yaml(config))  # whatever became of it meanwhile
     scores = {
         "protocol": PROTOCOL,
         "settings": settings_digest(read_config(run / CONFIG_FILE)),
@@ -409,6 +410,11 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
                 "start anew with output=FOLDER"
             )
         return
+    if newest_checkpoint(run / CHECKPOINTS) is not None:
+        raise UserError(
+            f"{path}: missing from a run that has checkpoints; bring it back, or start anew with "
+            "output=FOLDER"
+        )
     found = {
         **environment(config.seed, command),
         "encoder_commit": encoder.hub_commit(config.encoder),

@@ -203,6 +203,14 @@ def is_evaluation(path: Path) -> bool:
         return False
 
 
+def has_items(path: Path) -> bool:
+    """Whether the single items beside an evaluation are those that it was written with."""
+    if not is_evaluation(path):
+        return False
+    digest = hashlib.sha256(items_file(path).read_bytes()).hexdigest()
+    return bool(read_json(path, EvaluatedScores).get("items") == digest)
+
+
 def finished_run(folder: Path) -> tuple[dict[str, Any], Config]:
     """Scores and config of a finished run, all of whose files are as they were written.
 
@@ -211,6 +219,8 @@ def finished_run(folder: Path) -> tuple[dict[str, Any], Config]:
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder}: not finished; run its command again")
+    if links := [path for path in folder.rglob("*") if path.is_symlink()]:
+        raise UserError(f"{links[0]}: a link, which no run makes; it could lead to private files")
     if problem := damage(folder, [*RESULT_FILES, _MODULES]):
         raise UserError(
             f"{folder / problem}; bring that file back, or remove it and {MANIFEST} and run the "
@@ -287,7 +297,11 @@ def _items(scores: Path, values: dict[str, Any]) -> Items:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             items = dict(file)
-        if all(values.ndim == 1 and values.dtype.kind in "fiu" for values in items.values()):
+        lengths: dict[str, set[int]] = {}
+        for name, found in items.items():
+            sound = found.ndim == 1 and found.dtype.kind in "fiu" and np.isfinite(found).all()
+            lengths.setdefault(name.rpartition(".")[0], set()).add(len(found) if sound else -1)
+        if all(len(sizes) == 1 and -1 not in sizes for sizes in lengths.values()):
             return items
     except (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error):
         pass  # the hash fits, so whoever wrote the scores made up this too

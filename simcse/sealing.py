@@ -45,12 +45,23 @@ def damage(folder: Path, needed: Iterable[str], *, checksums: bool = True) -> st
         known = [(name, int(facts["size"]), facts["sha256"]) for name, facts in files.items()]
     except FileNotFoundError:
         return f"{MANIFEST}: missing, so it was not written to the end"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ):
         return f"{MANIFEST}: damaged"
-    if not files.keys() >= set(needed):
+    outside = any(Path(name).is_absolute() or ".." in Path(name).parts for name in files)
+    if outside or "\0" in "".join(files) or not files.keys() >= set(needed):
         return f"{MANIFEST}: damaged"
     for name, size, digest in known:
         try:
+            if (folder / name).exists() and not (folder / name).is_file():
+                return f"{name}: not a file"
             found = (folder / name).stat().st_size
             if found != size:
                 return f"{name}: {found:,} bytes, {size:,} were written"

@@ -12,7 +12,7 @@ from simcse.config import read_config
 from simcse.errors import UserError
 from simcse.evaluation.statistics import Summary, summarize
 from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
-from simcse.files import locked, write_atomically
+from simcse.files import is_ours, locked, write_atomically
 from simcse.records import Plan
 from simcse.run import dry_run as show
 from simcse.run import train
@@ -80,6 +80,12 @@ def _planned(folder: Path, config: Config) -> list[int]:
     if (folder / CONFIG_FILE).is_file():
         raise UserError(
             f"output: {folder} holds a single run; choose another folder with output=FOLDER"
+        )
+    others = [path for path in folder.glob("*") if not is_ours(path)]
+    if others and not (seed_folders(folder) or (folder / SUMMARY_FILE).exists()):
+        raise UserError(
+            f"output: {folder} is not empty and not a folder of seeds; choose another with "
+            "output=FOLDER"
         )
     for name, run in seed_folders(folder).items():
         path = run / CONFIG_FILE

@@ -180,11 +180,6 @@ class MaskedLanguageModel(nn.Module):
             own = f"{full.base_model_prefix}."  # weights of the encoder
             if new := sorted(key for key in report["missing_keys"] if not key.startswith(own)):
                 raise ValueError(f"its files lack {', '.join(new)}")
-            if full.config.is_encoder_decoder:
-                raise ValueError("it is an encoder with a decoder, whose head is another one")
-            own = f"{full.base_model_prefix}."  # weights of the encoder
-            if new := sorted(key for key in report["missing_keys"] if not key.startswith(own)):
-                raise ValueError(f"its files lack {', '.join(new)}")
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 "objective.terms: mlm needs an encoder with a masked-language-model head and a "

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,3 +203,81 @@ def test_a_config_names_its_encoder_and_its_consent(monkeypatch):
     monkeypatch.setattr(encoder, "snapshot", lambda *name, refresh: found[name])
     origin = encoder.origin_of(config)
     assert (origin.path, origin.trust_remote_code) == ("/a/folder", True)
+
+
+class Trap:
+    """Leaves a mark when a pickle of it is loaded."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def test_a_models_own_files_cannot_ask_for_pickles(stored, tmp_path):
+    config = json.loads((stored / "config.json").read_text())
+    del config["dtype"]
+    (stored / "config.json").write_text(json.dumps(config))
+    settings = json.loads((stored / "sentence_bert_config.json").read_text())
+    settings["model_args"] = {"weights_only": False, "dtype": "auto"}
+    (stored / "sentence_bert_config.json").write_text(json.dumps(settings))
+    weights = load_file(stored / "model.safetensors")
+    (stored / "model.safetensors").unlink()
+    torch.save({**weights, "zz": Trap(tmp_path / "mark")}, stored / "pytorch_model.bin")
+    with pytest.raises(UserError, match="Weights only load failed"):
+        load_model(str(stored))
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", ["/tmp/elsewhere", "../elsewhere", "a/../../b"])
+def test_names_of_modules_stay_in_their_folder(stored, tiny, tmp_path, name):
+    modules = json.loads((stored / "modules.json").read_text())
+    modules[1]["path"] = name
+    (stored / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match=r"a module is called .* which is no plain name"):
+        load_model(str(stored))
+    two = tmp_path / "two"
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny), towers="two")), two)
+    path = two / "router_config.json"
+    router = json.loads(path.read_text())
+    router["structure"][f"{name}/query"] = router["structure"]["query"]
+    path.write_text(json.dumps(router))
+    with pytest.raises(UserError, match=r"a module is called .* which is no plain name"):
+        load_model(str(two))
+
+
+def test_layers_are_counted_wherever_a_number_of_them_stands(stored):
+    settings = json.loads((stored / "sentence_bert_config.json").read_text())
+    settings["config_args"] = {"num_hidden_layers": 20_000}
+    (stored / "sentence_bert_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="num_hidden_layers is 20000; allowed is up to 1,000"):
+        load_model(str(stored))
+
+
+def test_a_run_that_links_elsewhere_is_refused(two_seeds, tmp_path, capsys):
+    run = shutil.copytree(two_seeds / "seed-0", tmp_path / "linked")
+    (tmp_path / "secret").write_text("private")
+    (run / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    for command in (["export", str(run), str(tmp_path / "out")],
+                    ["publish", str(run), "me/model", "--dry-run"]):  # fmt: skip
+        assert main(command) == 2
+        answer = capsys.readouterr()
+        assert "chat_template.jinja: a link, which no run makes" in answer.err
+        assert "private" not in answer.out
+    (run / "chat_template.jinja").unlink()
+    (tmp_path / "mine").mkdir()
+    (run / "evaluation").symlink_to(tmp_path / "mine")
+    assert main(["evaluate", str(run), "--tasks", "pairs"]) == 2
+    assert "evaluation: a link, which no run makes" in capsys.readouterr().err
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_every_setting_that_makes_embeddings_is_in_the_fingerprint(stored):
+    model = load_model(str(stored))
+    known = {encoder.fingerprint(model)}
+    for change in (("truncate_dim", 8), ("default_prompt_name", "query")):
+        setattr(model, *change)
+        known.add(encoder.fingerprint(model))
+    model.tokenizer.truncation_side = "left"
+    assert len(known | {encoder.fingerprint(model)}) == 4

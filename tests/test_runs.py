@@ -1,6 +1,8 @@
 """Several seeds, comparing runs, reports: everything that reads finished runs back."""
 
+import hashlib
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -508,3 +510,42 @@ def test_json_that_is_nested_too_deeply_is_one_line(finished, tmp_path):
     (tmp_path / "summary.json").write_text('{"planned": "all"}')
     with pytest.raises(UserError, match=r"summary\.json: damaged \(planned: "):
         load_runs(run.rename(tmp_path / "seed-3").parent)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda items: items | {"pairs.similarity": items["pairs.similarity"] * np.nan},
+        lambda items: items | {"pairs.similarity": items["pairs.similarity"][:-1]},
+        lambda items: items | {"pairs.grade": items["pairs.grade"].astype("U3")},
+        lambda items: items | {"pairs.grade": np.float64(1)},
+        lambda items: b"no archive",
+        lambda items: b"",
+    ],
+)
+def test_single_items_that_are_none_are_one_line(finished, tmp_path, change, capsys):
+    """Hash and seal fit: whoever made them up did so with care."""
+    run = tmp_path / "made_up"
+    shutil.copytree(finished / "warm" / "seed-3", run)
+    with np.load(run / "scores.npz") as file:
+        items = change(dict(file))
+    if isinstance(items, bytes):
+        (run / "scores.npz").write_bytes(items)
+    else:
+        np.savez(run / "scores.npz", **items)
+    reseal(run, items=hashlib.sha256((run / "scores.npz").read_bytes()).hexdigest())
+    assert main(["compare", str(run), str(finished / "warm" / "seed-3")]) == 2
+    message = capsys.readouterr().err
+    assert "scores.npz: holds no values of single items" in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../other", "pipe"])
+def test_a_seal_names_files_of_its_folder_alone(finished, tmp_path, name, capsys):
+    run = tmp_path / "sealed"
+    shutil.copytree(finished / "warm" / "seed-3", run)
+    os.mkfifo(run / "pipe")
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["files"][name] = {"size": 0, "sha256": "0"}
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    assert main(["report", str(run), "-o", str(tmp_path / "report")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

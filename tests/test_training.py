@@ -598,7 +598,10 @@ def test_checkpoints_of_somebody_else_are_refused(arguments, run, interrupted, t
     mine.mkdir(parents=True)
     (mine / "model.safetensors").write_text("mine")
     assert main(arguments) == 2
-    assert f"{mine}: has no manifest.json, so no run wrote it" in capsys.readouterr().err
+    assert (
+        f"{mine}: has no manifest.json of a run, or other files than it names"
+        in capsys.readouterr().err
+    )
     assert (mine / "model.safetensors").read_text() == "mine"
     shutil.rmtree(run / "checkpoints")
     assert main(arguments) == 0
