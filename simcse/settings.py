@@ -207,6 +207,8 @@ class ViewConfig(_Section):
     def _one_place(self) -> ViewConfig:
         if self.template is not None and self.template.count("{}") != 1:
             raise ValueError(f"template: {self.template!r} needs {{}} once, in the text's place")
+        if any("\ud800" <= character <= "\udfff" for character in self.template or ""):
+            raise ValueError(f"template: {self.template!r} is not valid Unicode text")
         return self
 
 

@@ -172,6 +172,7 @@ def test_all_mistakes_at_once_with_paths(write):
         ("data: {max_rows: 0}", "data.max_rows: should be greater than 0"),
         ("evaluation: {every: -5}", "evaluation.every: should be greater than 0"),
         ("seed: 4294967296", "seed: should be less than 4294967296"),
+        ('views: [{template: "{} \\uD800"}, {}]', "is not valid Unicode text"),
     ],
 )
 def test_one_clear_line(write, text, expected):
