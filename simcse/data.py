@@ -112,7 +112,7 @@ def texts_of(config: DataConfig, rows: Dataset) -> Iterator[str]:
 
     Only for ``form: sentences``: one text a row.
     """
-    wanted = set(np.asarray(rows.with_format("numpy")["row_hash"]).tolist())
+    wanted = set(np.asarray(rows.with_format("numpy")["row_hash"][:]).tolist())
     sources = [resolved for name in config.train for resolved in find_sources(name, config)]
     for row in _read(sources, config, Counter()):
         digest = _row_hash([_hash64(row.texts[0])], 0)

@@ -52,7 +52,7 @@ def teacher_embeddings(
     """
     teacher = load_teacher(config.objective)
     name = str(config.objective.teacher)
-    chosen = np.ascontiguousarray(np.asarray(rows.with_format("numpy")["row_hash"]))
+    chosen = np.ascontiguousarray(np.asarray(rows.with_format("numpy")["row_hash"][:]))
     parts = f"{fingerprint(teacher)} {counts.sha256}".encode(), chosen.tobytes(), needed.tobytes()
     key = hashlib.sha256(b"".join(parts)).hexdigest()[:24]
     folder = Path(config.data.cache) if config.data.cache else cache_folder() / "teachers"

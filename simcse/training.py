@@ -101,13 +101,13 @@ def batch_sampler(config: Config, rows: Dataset) -> Sampler:
     if config.data.form == "labelled":
         parts = distributed.world()
         return GroupBatchSampler(labels_of(rows), training.batch_size, config.seed, parts)
-    lengths = np.asarray(rows.with_format("numpy")["length"])
+    lengths = np.asarray(rows.with_format("numpy")["length"][:])
     return ViewBatchSampler(lengths, training.batch_size, training.batching, config.seed)
 
 
 def labels_of(rows: Dataset) -> np.ndarray:
     """Label of each row, int64."""
-    return np.asarray(rows.with_format("numpy")["label"])
+    return np.asarray(rows.with_format("numpy")["label"][:])
 
 
 def view_collator(config: Config, model: SentenceTransformer) -> ViewCollator:

@@ -549,3 +549,11 @@ def test_a_seal_names_files_of_its_folder_alone(finished, tmp_path, name, capsys
     (run / MANIFEST).write_text(json.dumps(manifest))
     assert main(["report", str(run), "-o", str(tmp_path / "report")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_seeds_take_no_folder_of_somebody_else(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for more in ([], ["--dry-run"]):
+        assert main(["train", "quickstart", "seeds=0,1", f"output={tmp_path}", *more]) == 2
+        assert "is not empty and not a folder of seeds" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

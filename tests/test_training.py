@@ -365,6 +365,54 @@ def test_resume_notices_another_encoder(arguments, run, tiny, tmp_path, interrup
     assert newest_checkpoint(run) is not None
 
 
+def test_resume_notices_that_it_is_not_known_what_the_run_was_made_from(
+    arguments, run, interrupted, capsys
+):
+    assert interrupted(arguments, 5)
+    (run / "environment.json").unlink()
+    assert main(arguments) == 2
+    assert "environment.json: missing from a run that has checkpoints" in capsys.readouterr().err
+    assert newest_checkpoint(run) is not None
+
+
+def test_a_best_checkpoint_damaged_while_it_trains_is_not_exported(
+    arguments, run, monkeypatch, capsys
+):
+    original = Progress.close
+
+    def close(self):
+        original(self)
+        for folder in (run / "checkpoints").iterdir():
+            flip(folder / "2_Dense" / "model.safetensors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "close", close)
+        assert main(arguments) == 2
+    assert "2_Dense/model.safetensors: damaged" in capsys.readouterr().err
+    assert not (run / "scores.json").exists()
+    assert main(arguments) == 0
+
+
+def test_what_becomes_of_config_and_log_while_it_trains_is_made_good(
+    arguments, run, monkeypatch, capsys
+):
+    original = Progress.step
+
+    def step(self, number):
+        original(self, number)
+        if number == 6:
+            (run / "config.yaml").write_text("training: {learning_rate: 0.5}")
+            (run / "log.jsonl").write_text("garbage")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "step", step)
+        assert main(arguments) == 0
+    assert [entry["step"] for entry in log(run) if "loss" in entry] == list(range(1, 13))
+    capsys.readouterr()
+    assert main(arguments) == 0  # with the settings that it was made with
+    assert "is finished" in capsys.readouterr().out
+
+
 def test_a_checkpoint_that_does_not_fit_is_one_line(arguments, run, interrupted, tmp_path, capsys):
     """Sealed as it should be, but of another run or made up."""
     assert interrupted(arguments, 5)
