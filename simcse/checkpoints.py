@@ -37,8 +37,7 @@ def check_owner(root: Path) -> None:
         raise UserError(f"{root}: a link or a file, where a run keeps its checkpoints; move it")
     if foreign := [step for step in _steps(root) if not _is_ours(root, step)]:
         raise UserError(
-            f"{place(root, foreign[0])}: has no {MANIFEST} of a run, or other files than it names; "
-            "move it away"
+            f"{place(root, foreign[0])}: not a checkpoint of a run (no {MANIFEST}); move it away"
         )
 
 
@@ -139,17 +138,11 @@ def _steps(root: Path) -> list[int]:
 
 
 def _is_ours(root: Path, step: int) -> bool:
-    """Whether a run wrote a checkpoint, and nobody has put files of his own there since."""
+    """Whether a folder is a run's checkpoint, perhaps a damaged one, and no finished run."""
     folder = place(root, step)
-    if folder.is_symlink() or not (folder / MANIFEST).is_file():
-        return False
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, RecursionError):
-        return True  # damaged
-    except (LookupError, TypeError):
-        return False
-    return STATE_FILE in files and set(files_in(folder)) <= {*files, MANIFEST}
+    content = any((folder / name).is_file() for name in (STATE_FILE, "model.safetensors"))
+    sealed = (folder / MANIFEST).is_file() and not (folder / "scores.json").exists()
+    return not folder.is_symlink() and sealed and content
 
 
 def _remove(root: Path, step: int) -> None:

@@ -38,6 +38,7 @@ RESULT_FILES = (SCORES_FILE, ITEMS_FILE, LOG_FILE, ENVIRONMENT_FILE, RAW_SCORES_
 """What a finished run's manifest names beside the files of the model."""
 
 _MODULES = "modules.json"
+_NOT_OF_THE_MODEL = ("checkpoints", "tensorboard")  # whatever lies there is never exported
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,8 @@ def finished_run(folder: Path) -> tuple[dict[str, Any], Config]:
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder}: not finished; run its command again")
-    if links := [path for path in folder.rglob("*") if path.is_symlink()]:
+    own = [path for path in folder.iterdir() if path.name not in _NOT_OF_THE_MODEL]
+    if links := [p for path in own for p in (path, *path.rglob("*")) if p.is_symlink()]:
         raise UserError(f"{links[0]}: a link, which no run makes; it could lead to private files")
     if problem := damage(folder, [*RESULT_FILES, _MODULES]):
         raise UserError(

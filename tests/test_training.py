@@ -646,10 +646,8 @@ def test_checkpoints_of_somebody_else_are_refused(arguments, run, interrupted, t
     mine.mkdir(parents=True)
     (mine / "model.safetensors").write_text("mine")
     assert main(arguments) == 2
-    assert (
-        f"{mine}: has no manifest.json of a run, or other files than it names"
-        in capsys.readouterr().err
-    )
+    expected = f"{mine}: not a checkpoint of a run (no manifest.json); move it away"
+    assert expected in capsys.readouterr().err
     assert (mine / "model.safetensors").read_text() == "mine"
     shutil.rmtree(run / "checkpoints")
     assert main(arguments) == 0
