@@ -24,6 +24,18 @@ from simcse.errors import UserError, first_line
 from simcse.gate import Origin, load_sentence_model
 from simcse.loss import TrainingLoss
 
+# How files of other content fail, in Python, torch (names and shapes) and safetensors.
+_UNFIT = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+)
+
 
 @dataclass
 class Position:
@@ -134,15 +146,11 @@ def _fitting(folder: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, EOFError, OSError) as error:
-        reason = first_line(error)
-    except (RuntimeError, SafetensorError) as error:  # torch's, of shapes and names
-        reason = first_line(error)
-    else:
-        return
-    raise UserError(
-        f"{folder}: does not fit this run ({reason[:200]}); remove it to go on from an older one"
-    )
+    except _UNFIT as error:
+        raise UserError(
+            f"{folder}: does not fit this run ({first_line(error)[:200]}); remove it to go on from "
+            "an older one"
+        ) from error
 
 
 def _load_tensors(path: Path) -> Any:
