@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, BertConfig, BertForMaskedLM
 
-from simcse import checkpoints
+from simcse import checkpoints, tokens
 from simcse.config import read_config, settings_digest
 from simcse.loss import TrainingLoss
 from simcse.plots import Picture
@@ -189,6 +189,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
         base = base.parent  # of all workers
     if "SIMCSE_CACHE" not in os.environ:
         monkeypatch.setenv("SIMCSE_CACHE", str(base / "cache"))
+
+
+@pytest.fixture
+def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Characters of each text that the tokenizer is given, as it is given them."""
+    found: list[int] = []
+    original = tokens._tokenize
+
+    def spy(texts, *rest):
+        found.extend(map(len, texts))
+        return original(texts, *rest)
+
+    monkeypatch.setattr(tokens, "_tokenize", spy)
+    return found
 
 
 @pytest.fixture

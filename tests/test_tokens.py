@@ -74,25 +74,17 @@ def test_first_ids_are_those_of_the_whole_text(tokenizer, words, between, times)
     assert first_ids(texts, tokenizer, 16) == whole(tokenizer, texts, 16)
 
 
-def test_of_a_long_text_a_beginning_is_tokenised(tokenizer, monkeypatch):
-    read = []
-    original = tokens._tokenize
-
-    def spy(texts, *rest):
-        read.extend(map(len, texts))
-        return original(texts, *rest)
-
-    monkeypatch.setattr(tokens, "_tokenize", spy)
+def test_of_a_long_text_a_beginning_is_tokenised(tokenizer, tokenised, monkeypatch):
     text = " ".join(SENTENCES * 200)
     found, cut = first_ids([text, "one", text.replace(" ", "-")], tokenizer, 16)
     assert cut == 3 - (len(found[1]) < 16)
     splits = tokenizer.backend_tokenizer.pre_tokenizer is not None
-    assert (max(read[:1]) <= 1000) == splits
-    assert len(read) == 3
-    read.clear()
+    assert (max(tokenised[:1]) <= 1000) == splits
+    assert len(tokenised) == 3
+    tokenised.clear()
     monkeypatch.setattr(tokenizer, "truncation_side", "left")
     first_ids([text], tokenizer, 16)
-    assert read == [len(text)]
+    assert tokenised == [len(text)]
 
 
 def test_chunks_are_bounded_by_number_and_by_characters(monkeypatch):
