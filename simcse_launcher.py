@@ -14,7 +14,7 @@ _ADVICE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; see :func:`simcse.cli.main`. For a process that ends with it."""
+    """Run the command line; see :func:`simcse.cli.main.main`. For a process that ends with it."""
     try:
         return _start(argv)
     except KeyboardInterrupt:  # while importing, or again while the first one was being answered
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _start(argv: Sequence[str] | None) -> int:
     namesake = _is_installed("simcse")  # ours is distributed under another name
     try:
-        from simcse.cli import main as run
+        from simcse.cli.main import main as run
     except ImportError:
         if not namesake:
             raise

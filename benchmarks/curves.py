@@ -35,7 +35,7 @@ from training import (
     write_lines,
 )
 
-from simcse.settings import EncoderConfig
+from simcse.config.settings import EncoderConfig
 
 BATCHES = (16, 32, 64, 128, 256)
 LENGTHS = (32, 64, 128, 256, 512)

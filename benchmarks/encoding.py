@@ -23,9 +23,9 @@ from measure import Measured, quiet, write_results
 from sentence_transformers import SentenceTransformer
 from training import first_lines
 
-from simcse.encoding import encode_by_length, token_ids
+from simcse.encoders.encoding import encode_by_length, token_ids
+from simcse.encoders.loading import load_model
 from simcse.evaluation.sources import load_task
-from simcse.loading import load_model
 
 BATCH = 64
 PEER = "SentenceTransformer.encode"

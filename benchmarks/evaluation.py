@@ -23,15 +23,15 @@ from pathlib import Path
 import mteb
 from sentence_transformers import SentenceTransformer
 
-from simcse.encoder import fingerprint
-from simcse.encoding import encode_by_length
+from simcse.encoders.encoder import fingerprint
+from simcse.encoders.encoding import encode_by_length
+from simcse.encoders.loading import load_model
 from simcse.environment import environment
 from simcse.evaluation.mteb_tasks import evaluate_mteb, fill_from, find_tasks
 from simcse.evaluation.names import MTEB, MTEB_STS, STS
 from simcse.evaluation.protocol import evaluate
 from simcse.evaluation.sources import is_here, load_task
 from simcse.files import write_atomically
-from simcse.loading import load_model
 
 RESULT = Path(__file__).parent / "results" / "evaluation.json"
 OTHER_NAME = {ours: theirs.removeprefix(MTEB) for theirs, ours in MTEB_STS.items()}

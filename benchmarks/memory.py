@@ -35,11 +35,11 @@ import torch
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss)
 from pathlib import Path
-from simcse import encoder
-from simcse.loop import backpropagate
-from simcse.training import make_accelerator
-from simcse.config import validate
-from simcse.loss import TrainingLoss
+from simcse.encoders import encoder
+from simcse.training.loop import backpropagate
+from simcse.training.setup import make_accelerator
+from simcse.config.reading import validate
+from simcse.training.loss import TrainingLoss
 side, batch, mini, length = sys.argv[1], *map(int, sys.argv[2:])
 mini = mini or None
 config = validate({"training": {"mini_batch_size": mini}}, "benchmark")

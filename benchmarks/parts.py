@@ -34,12 +34,12 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from training import BATCH, WARM, Setting, first_lines, write_lines
 
-from simcse import encoder
-from simcse.data import load_training_data
-from simcse.loop import backpropagate
-from simcse.loss import TrainingLoss
-from simcse.settings import Config, EncoderConfig
-from simcse.training import batch_sampler, make_accelerator, view_collator
+from simcse.config.settings import Config, EncoderConfig
+from simcse.data.rows import load_training_data
+from simcse.encoders import encoder
+from simcse.training.loop import backpropagate
+from simcse.training.loss import TrainingLoss
+from simcse.training.setup import batch_sampler, make_accelerator, view_collator
 
 AS_IS = "as it is"
 SHOWN = 12  # operators of the profile
@@ -105,7 +105,7 @@ class Way:
 
 def pytorchs_dropout() -> AbstractContextManager[Any]:
     """Dropout and attention as PyTorch does them."""
-    return patch("simcse.loss.FastDropout", nullcontext)
+    return patch("simcse.training.loss.FastDropout", nullcontext)
 
 
 def attention_without_dropout() -> AbstractContextManager[Any]:
@@ -115,7 +115,7 @@ def attention_without_dropout() -> AbstractContextManager[Any]:
         settings["dropout_p"] = 0.0
         return functional.scaled_dot_product_attention(*tensors, **settings)
 
-    return patch("simcse.fast_dropout._attention", fused)
+    return patch("simcse.encoders.fast_dropout._attention", fused)
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from datasets import load_dataset
 from measure import Measured, quiet, write_results
 from training import first_lines
 
-from simcse import encoder
-from simcse.data import load_training_data
-from simcse.settings import DataConfig, EncoderConfig
+from simcse.config.settings import DataConfig, EncoderConfig
+from simcse.data.rows import load_training_data
+from simcse.encoders import encoder
 
 COMMANDS = {
     "import sentence_transformers": ["-c", "import sentence_transformers"],

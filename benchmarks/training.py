@@ -48,15 +48,16 @@ from transformers import (
     TrainerCallback,
 )
 
-from simcse import encoder, loop, resuming
-from simcse.config import validate
-from simcse.data import load_training_data
-from simcse.encoding import token_ids
-from simcse.interruption import StopSignals
-from simcse.loss import TrainingLoss
-from simcse.progress import Progress
-from simcse.settings import Config, EncoderConfig
-from simcse.training import DEV_SCORE, make_accelerator, view_collator
+from simcse.config.reading import validate
+from simcse.config.settings import Config, EncoderConfig
+from simcse.data.rows import load_training_data
+from simcse.encoders import encoder
+from simcse.encoders.encoding import token_ids
+from simcse.training import loop, resuming
+from simcse.training.interruption import StopSignals
+from simcse.training.loss import TrainingLoss
+from simcse.training.progress import Progress
+from simcse.training.setup import DEV_SCORE, make_accelerator, view_collator
 
 BATCH, TEMPERATURE, WARM = 64, 0.05, 3
 PEER = "sentence-transformers"

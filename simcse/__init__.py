@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from simcse.inference import SimCSE
+    from simcse.inference.model import SimCSE
 
 __version__ = "0.1.0"
 __all__ = ["SimCSE", "__version__"]
@@ -18,7 +18,7 @@ __all__ = ["SimCSE", "__version__"]
 def __getattr__(name: str) -> object:
     """Load :class:`SimCSE` on first use, so that ``import simcse`` stays light (PEP 562)."""
     if name == "SimCSE":
-        from simcse.inference import SimCSE
+        from simcse.inference.model import SimCSE
 
         return SimCSE
     raise AttributeError(f"module 'simcse' has no attribute {name!r}")

@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, BertConfig, BertForMaskedLM
 
-from simcse import checkpoints, tokens
-from simcse.config import read_config, settings_digest
-from simcse.loss import TrainingLoss
-from simcse.plots import Picture
+from simcse.config.reading import read_config, settings_digest
+from simcse.data import tokens
+from simcse.reports.plots import Picture
 from simcse.sealing import MANIFEST, seal
+from simcse.training import checkpoints
+from simcse.training.loss import TrainingLoss
 
 ROOT = Path(__file__).parent.parent
 MINI_BERT = ROOT / "simcse" / "assets" / "mini-bert"
@@ -164,7 +165,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two_seeds(tiny: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of two finished seeds of four steps; copy it before changing anything."""
-    from simcse.cli import main
+    from simcse.cli.main import main
 
     folder = tmp_path_factory.mktemp("runs") / "small"
     settings = [f"encoder.name={tiny}", f"data.train={text_file}", "training.steps=4"]
@@ -178,7 +179,7 @@ def two_seeds(tiny: Path, text_file: Path, tmp_path_factory: pytest.TempPathFact
 def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports draw one empty figure: drawing is the slowest part of them."""
     picture = Picture("loss", "Training loss", "", Figure(), [], [])
-    monkeypatch.setattr("simcse.export.pictures", lambda runs: [picture])
+    monkeypatch.setattr("simcse.publishing.export.pictures", lambda runs: [picture])
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,12 @@ import torch
 from test_caching import MINI_BATCH, OBJECTIVES, gradients
 from transformers import DataCollatorForLanguageModeling, set_seed
 
-from simcse import commands, distributed, encoder, loop, run
-from simcse.config import validate
+from simcse import distributed
+from simcse.cli import commands
+from simcse.config.reading import validate
+from simcse.encoders import encoder
 from simcse.errors import Terminated
+from simcse.training import loop, run
 
 CASES = [(name, size) for name in OBJECTIVES if name != "two_rates" for size in (None, MINI_BATCH)]
 

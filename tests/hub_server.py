@@ -20,7 +20,7 @@ from pathlib import PurePosixPath
 
 from huggingface_hub import constants
 
-from simcse import snapshots
+from simcse.hub import snapshots
 
 TOKEN = "hf_test"
 

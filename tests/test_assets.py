@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from simcse import docstrings
+from simcse.data import docstrings
 
 
 def test_every_dependency_is_pinned_to_one_version():

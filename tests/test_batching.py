@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simcse.batching import GroupBatchSampler, ViewBatchSampler
+from simcse.data.batching import GroupBatchSampler, ViewBatchSampler
 
 LENGTHS = np.random.default_rng(0).integers(4, 33, size=1000)
 

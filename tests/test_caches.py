@@ -5,7 +5,7 @@ import os
 import pytest
 
 from simcse.caches import cached
-from simcse.cli import main
+from simcse.cli.main import main
 from simcse.errors import UserError
 
 CONTENT = bytes(range(256)) * 20

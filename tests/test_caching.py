@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import MINI_BERT, ROOT, SENTENCES, make_masked_encoder, terms_of
 
-from simcse import distributed, encoder
-from simcse.config import validate
-from simcse.engines import Engine, whole_tensor
-from simcse.loop import backpropagate
-from simcse.loss import TrainingLoss
-from simcse.training import make_accelerator
-from simcse.views import ViewCollator
+from simcse import distributed
+from simcse.config.reading import validate
+from simcse.data.views import ViewCollator
+from simcse.encoders import encoder
+from simcse.encoders.engines import Engine, whole_tensor
+from simcse.training.loop import backpropagate
+from simcse.training.loss import TrainingLoss
+from simcse.training.setup import make_accelerator
 
 MINI_BATCH = 5  # divides neither the batch nor the number of texts
 OBJECTIVES = {
@@ -212,13 +213,13 @@ def test_what_is_kept_for_the_gradient_is_of_a_mini_batch(masked, tmp_path, monk
 
 MEMORY = """
 import resource, sys, torch
-from simcse import encoder
+from simcse.encoders import encoder
 from pathlib import Path
-from simcse.config import validate
-from simcse.engines import Engine, whole_tensor
-from simcse.loop import backpropagate
-from simcse.training import make_accelerator
-from simcse.loss import TrainingLoss
+from simcse.config.reading import validate
+from simcse.encoders.engines import Engine, whole_tensor
+from simcse.training.loop import backpropagate
+from simcse.training.setup import make_accelerator
+from simcse.training.loss import TrainingLoss
 def peak(mini_batch_size):
     config = validate({"encoder": {"name": sys.argv[1]},
                        "training": {"mini_batch_size": mini_batch_size}}, "test")

@@ -18,11 +18,12 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from markdown_it import MarkdownIt
 from sentence_transformers import SentenceTransformer
 
-from simcse import SimCSE, encoder
-from simcse.cli import main
-from simcse.encoder import fingerprint
+from simcse import SimCSE
+from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
+from simcse.encoders.encoder import fingerprint
 from simcse.evaluation.mteb_tasks import evaluate_mteb, find_tasks
-from simcse.settings import EncoderConfig
 
 OLD = ["torch==2.13.0", "sentence-transformers==5.1.*", "transformers<5"]
 EXAMPLE = ["The cat sleeps.", "A cat is asleep.", "Stocks fell on Friday."]

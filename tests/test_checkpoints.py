@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simcse.checkpoints import (
+from simcse.training.checkpoints import (
     MANIFEST,
     STATE_FILE,
     damage,

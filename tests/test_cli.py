@@ -15,9 +15,9 @@ from conftest import ROOT, SENTENCES
 from safetensors.numpy import save_file
 
 import simcse_launcher
-from simcse import encoder
-from simcse.cli import main
-from simcse.settings import EncoderConfig
+from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
 
 
 def call(*command, cwd=ROOT):
@@ -229,6 +229,6 @@ def test_namesake_on_pypi_is_named(monkeypatch, capsys):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.4")
     assert simcse_launcher.main(["train", "nosuch"]) == 2
     assert "warning: PyPI's package 'simcse'" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "simcse.cli", None)  # as if the other package hid ours
+    monkeypatch.setitem(sys.modules, "simcse.cli.main", None)  # as if the other package hid ours
     assert simcse_launcher.main(["train"]) == 2
     assert "error: PyPI's package 'simcse'" in capsys.readouterr().err

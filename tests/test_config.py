@@ -8,10 +8,17 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simcse.cli import main
-from simcse.config import config_names, differences, json_schema, load_config, to_yaml, validate
+from simcse.cli.main import main
+from simcse.config.reading import (
+    config_names,
+    differences,
+    json_schema,
+    load_config,
+    to_yaml,
+    validate,
+)
+from simcse.config.settings import Config
 from simcse.errors import UserError
-from simcse.settings import Config
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from simcse import data, docstrings
-from simcse.data import load_training_data
+from simcse.config.settings import DataConfig
+from simcse.data import docstrings
+from simcse.data import rows as data_rows
+from simcse.data.readers import read_sentences
+from simcse.data.rows import load_training_data
 from simcse.errors import UserError
-from simcse.readers import read_sentences
-from simcse.settings import DataConfig
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_second_load_reads_the_cache_and_a_changed_file_does_not(
         raise AssertionError("tokenised again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_tokenize", unexpected)
+        patch.setattr(data_rows, "_tokenize", unexpected)
         again, _ = load(path)
     assert again["input_ids"][:] == first["input_ids"][:]
     write(path, "one two three\nfour\n")
@@ -134,7 +135,7 @@ def test_second_load_reads_the_cache_and_a_changed_file_does_not(
 
 
 def test_a_cache_that_lacks_rows_is_made_anew(load, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "_CHUNK", 10)
+    monkeypatch.setattr(data_rows, "_CHUNK", 10)
     text = write(tmp_path / "a.txt", "\n".join(f"sentence number {i}" for i in range(25)))
     rows, counts = load(text)
     whole = rows["input_ids"][:]

@@ -14,7 +14,7 @@ from conftest import ROOT, make_masked_encoder, newest_checkpoint
 from conftest import log as log_of
 from safetensors.torch import load_file
 
-from simcse.cli import main
+from simcse.cli.main import main
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 ENGINES = ("copies", "shards")
@@ -255,14 +255,16 @@ def test_a_mistake_is_said_once(setting, message, launched, run):
 
 ONE_FAILS = """
 import sys, torch
-from simcse import cli, distributed, run
+from simcse import distributed
+from simcse.cli import main
+from simcse.training import run
 from simcse.errors import UserError
 def train(config, command):
     if distributed.rank() == int(sys.argv[1]):
         raise UserError("only here")
     distributed.gather(torch.ones(1))
 run.train = train
-sys.exit(cli.main(["train"]))
+sys.exit(main.main(["train"]))
 """
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from simcse import docstrings
+from simcse.data import docstrings
 
 SOURCE = '''
 """Tools for reading tables.

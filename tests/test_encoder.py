@@ -13,12 +13,12 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from transformers import AutoModel, AutoTokenizer
 
-from simcse import encoder
-from simcse.cli import main
+from simcse.cli.main import main
+from simcse.config.settings import Config, EncoderConfig, ViewConfig
+from simcse.data.views import ViewCollator
+from simcse.encoders import encoder
 from simcse.errors import UserError
-from simcse.settings import Config, EncoderConfig, ViewConfig
-from simcse.training import check_views_differ
-from simcse.views import ViewCollator
+from simcse.training.setup import check_views_differ
 
 
 def reference(folder, pooling: str) -> torch.Tensor:

@@ -15,9 +15,9 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from simcse import encoder
-from simcse.encoding import encode_by_length, token_ids
-from simcse.settings import EncoderConfig
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
+from simcse.encoders.encoding import encode_by_length, token_ids
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_batches_hold_texts_of_like_length(model, shapes):
 
 
 def test_a_batch_on_the_cpu_has_a_bounded_number_of_tokens(model, shapes, monkeypatch):
-    monkeypatch.setattr("simcse.encoding._CPU_TOKENS", 100)
+    monkeypatch.setattr("simcse.encoders.encoding._CPU_TOKENS", 100)
     texts = [f"{'x ' * n}{i}" for n in (1, 20, 60) for i in range(12)]
     found = encode_by_length(model, texts, 10)
     sizes = [mask.numel() for mask in shapes[2:]]

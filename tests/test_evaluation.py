@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sentence_transformers import SentenceTransformer
 
-from simcse import encoder
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
 from simcse.errors import UserError
 from simcse.evaluation.names import MTEB_STS, STS, TRANSFER
 from simcse.evaluation.protocol import evaluate
@@ -22,8 +23,7 @@ from simcse.evaluation.sources import (
 )
 from simcse.evaluation.table import collapse_lines, score_table
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, similarity_bands
-from simcse.settings import EncoderConfig
-from simcse.training import evaluate_model
+from simcse.training.setup import evaluate_model
 
 VECTORS = {
     "east": [1.0, 0.0],

@@ -9,11 +9,11 @@ from conftest import SENTENCES, loss_of, make_encoder, make_masked_encoder, two_
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simcse import encoder
-from simcse.config import validate
-from simcse.fast_dropout import FastDropout, attention, dropout
-from simcse.loss import TrainingLoss
-from simcse.settings import EncoderConfig
+from simcse.config.reading import validate
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
+from simcse.encoders.fast_dropout import FastDropout, attention, dropout
+from simcse.training.loss import TrainingLoss
 
 
 class Called(TorchDispatchMode):

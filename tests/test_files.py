@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simcse.cli import main
+from simcse.cli.main import main
 from simcse.errors import UserError
 from simcse.files import (
     filling,

@@ -16,12 +16,12 @@ from transformers import (
     LongformerConfig,
 )
 
-from simcse import encoder
-from simcse.config import validate
-from simcse.encoding import encode_by_length
-from simcse.first_token import cut, find_cuts
-from simcse.loss import TrainingLoss
-from simcse.settings import EncoderConfig
+from simcse.config.reading import validate
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
+from simcse.encoders.encoding import encode_by_length
+from simcse.encoders.first_token import cut, find_cuts
+from simcse.training.loss import TrainingLoss
 
 
 def names_of(model, modules):
@@ -164,7 +164,7 @@ def test_a_model_that_cannot_be_probed_is_left_alone(tiny, monkeypatch):
     def refuse(*_):
         raise AssertionError("not like this")
 
-    monkeypatch.setattr("simcse.first_token._try", refuse)
+    monkeypatch.setattr("simcse.encoders.first_token._try", refuse)
     assert find_cuts(model) == []
     assert model[1].training and not model[0].training
     static = SentenceTransformer(
@@ -257,7 +257,7 @@ def test_objectives_that_look_at_more_than_embeddings(name, tmp_path):
 
 
 def test_encoding_uses_it_for_many_texts_only(tiny, monkeypatch):
-    monkeypatch.setattr("simcse.encoding._WORTH_CUTTING", 60)
+    monkeypatch.setattr("simcse.encoders.encoding._WORTH_CUTTING", 60)
     model = encoder.build(EncoderConfig(name=str(tiny), pooling="cls"))
     texts = [f"{text} {i}" for i in range(10) for text in SENTENCES]
     widths = []

@@ -10,10 +10,10 @@ import pytest
 from conftest import MINI_BERT
 from transformers import AutoTokenizer
 
-from simcse.data import load_training_data, texts_of
+from simcse.config.settings import DataConfig
+from simcse.data.forms import rows_of
+from simcse.data.rows import load_training_data, texts_of
 from simcse.errors import UserError
-from simcse.forms import rows_of
-from simcse.settings import DataConfig
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from test_encoder import reference
 from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel
 
-from simcse import encoder
-from simcse.cli import main
+from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig, ObjectiveConfig
+from simcse.encoders import encoder
+from simcse.encoders.loading import load_model, load_trained
 from simcse.errors import UserError
-from simcse.loading import load_model, load_trained
-from simcse.settings import EncoderConfig, ObjectiveConfig
-from simcse.teacher import load_teacher
+from simcse.training.teacher import load_teacher
 
 MASKED = {
     "bert": "BertForMaskedLM",

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simcse import geometry
+from simcse.evaluation import geometry
 
 
 def direct_uniformity(embeddings: torch.Tensor) -> float:
@@ -116,7 +116,7 @@ def test_memory_does_not_grow_with_the_square_of_the_rows():
     # 20,000 rows: all pairs at once would be 3.2 GB. A process of its own: the peak never falls.
     code = (
         "import resource, torch\n"
-        "from simcse import geometry\n"
+        "from simcse.evaluation import geometry\n"
         "x = torch.randn(20_000, 16)\n"
         "geometry.uniformity(x[:5000])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -14,7 +14,7 @@ from conftest import ROOT, SENTENCES, make_encoder
 from hub_server import Hub
 
 from simcse import SimCSE
-from simcse.cli import main
+from simcse.cli.main import main
 
 ENCODER = "someone/tiny-bert"
 TOKEN = "hf_doNotShowThisToAnybody"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
-from simcse import index
 from simcse.errors import UserError
+from simcse.inference import index
 
 TEXTS = ["one", "two\nlines", "", "日本", "five"]
 PROBE = np.full(8, 8**-0.5, dtype=np.float32)

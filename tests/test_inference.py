@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from simcse import SimCSE, encoder, loading
-from simcse.cli import main
+from simcse import SimCSE
+from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder, loading
 from simcse.errors import UserError
-from simcse.settings import EncoderConfig
 
 
 @pytest.fixture(scope="module")

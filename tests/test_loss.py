@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import BertForMaskedLM
 
-from simcse import encoder, loop, training
-from simcse.cli import main
-from simcse.config import validate
-from simcse.loss import TrainingLoss
+from simcse.cli.main import main
+from simcse.config.reading import validate
+from simcse.config.settings import Config, EncoderConfig, TemperatureConfig
+from simcse.data.views import ViewCollator
+from simcse.encoders import encoder
 from simcse.objectives import clip, info_nce
-from simcse.settings import Config, EncoderConfig, TemperatureConfig
-from simcse.state import ObjectiveState, SelfTeacher, Temperature
-from simcse.views import ViewCollator
+from simcse.objectives.state import ObjectiveState, SelfTeacher, Temperature
+from simcse.training import loop, setup
+from simcse.training.loss import TrainingLoss
 
 
 @pytest.fixture
@@ -341,7 +342,7 @@ def test_a_learned_temperature_does_not_decay(tiny):
     config = validate({"objective": "clip", "training": {"weight_decay": 0.5}}, "test")
     loss = TrainingLoss(encoder.build(EncoderConfig(name=str(tiny))), config)
     names = {id(p): name for name, p in loss.named_parameters()}
-    groups = training.make_optimizer(config, loss).param_groups
+    groups = setup.make_optimizer(config, loss).param_groups
     decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     assert decays["state.temperature.logarithm"] == 0
     assert {name for name, decay in decays.items() if decay} == {
@@ -389,7 +390,7 @@ def test_mlm_sees_every_column_as_it_is(masked, monkeypatch):
     loss = TrainingLoss(model, config)
     seen = []
     monkeypatch.setattr(loss.state.mlm, "losses", lambda _, *texts: seen.append(texts) or [])
-    collator = training.view_collator(config, model)
+    collator = setup.view_collator(config, model)
     ids = model.tokenizer([*SENTENCES, *SENTENCES[::-1]])["input_ids"]
     for columns in (1, 3):  # a sentence; anchor, positive and hard negative
         rows = [

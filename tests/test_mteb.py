@@ -11,10 +11,11 @@ from conftest import SENTENCES
 from datasets import Dataset, DatasetDict
 from mteb.abstasks.sts import AbsTaskSTS
 
-from simcse import encoder
-from simcse.cli import main
-from simcse.encoder import fingerprint
-from simcse.encoding import encode_by_length
+from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
+from simcse.encoders.encoder import fingerprint
+from simcse.encoders.encoding import encode_by_length
 from simcse.errors import UserError
 from simcse.evaluation.mteb_tasks import (
     EncodeOnce,
@@ -25,7 +26,6 @@ from simcse.evaluation.mteb_tasks import (
 )
 from simcse.evaluation.protocol import Remembering, evaluate
 from simcse.evaluation.sources import STS_SUBSETS, load_task
-from simcse.settings import EncoderConfig
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from conftest import ROOT, SENTENCES, make_encoder
 from sentence_transformers import SentenceTransformer
 
-from simcse import encoder
-from simcse.cli import main
-from simcse.onnx_export import write_graph
-from simcse.settings import EncoderConfig
+from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
+from simcse.publishing.onnx_export import write_graph
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -10,7 +10,7 @@ from hub_server import HANG_UP, LOOP, PAGE, SILENCE, commits, only_hub, tree
 from huggingface_hub import ModelCard, constants
 from sentence_transformers import SentenceTransformer
 
-from simcse.cli import main
+from simcse.cli.main import main
 
 NAME = "me/small"
 SLOW = pytest.mark.slow
@@ -140,7 +140,7 @@ def test_what_passes_is_tried_again(hub, run, faults, capsys):
 
 @pytest.mark.parametrize("call", [("POST", "/repos/create"), ("POST", "/commit/")])
 def test_a_hub_that_says_nothing_is_not_waited_for(hub, run, monkeypatch, capsys, call):
-    monkeypatch.setattr("simcse.hub.TIMEOUT", httpx2.Timeout(0.5))
+    monkeypatch.setattr("simcse.hub.failures.TIMEOUT", httpx2.Timeout(0.5))
     hub.faults = {call: [SILENCE]}
     assert publish(run) == 0
     assert "cannot be reached (ReadTimeout: " in capsys.readouterr().err

@@ -14,14 +14,14 @@ from conftest import HOSTILE, ROOT, Tags, reseal
 from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
-from simcse.cli import main
+from simcse.cli.main import main
 from simcse.errors import UserError
-from simcse.evaluation.compare import comparison_text
 from simcse.files import locked
-from simcse.plots import Picture
-from simcse.run import print_scores
-from simcse.runs import load_runs
+from simcse.reports.compare import comparison_text
+from simcse.reports.plots import Picture
+from simcse.reports.runs import load_runs
 from simcse.sealing import MANIFEST, seal
+from simcse.training.run import print_scores
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +379,7 @@ def test_a_report_replaces_an_older_report_and_nothing_else(
     finished, tmp_path, monkeypatch, capsys
 ):
     picture = Picture("loss", "Training loss", "", Figure(), [], [])
-    monkeypatch.setattr("simcse.report.pictures", lambda sets: [picture])
+    monkeypatch.setattr("simcse.reports.report.pictures", lambda sets: [picture])
     folder = tmp_path / "report"
     words = ["report", str(finished / "warm" / "seed-3"), "-o", str(folder)]
     assert main(words) == 0

@@ -10,12 +10,12 @@ from hub_server import LOOP, PAGE, RESET, SILENCE, SLOW, only_hub
 from huggingface_hub import constants, hf_hub_download
 from transformers import dynamic_module_utils
 
-from simcse import encoder
-from simcse.cli import main
+from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
 from simcse.errors import HubUnreachableError, UserError
-from simcse.hub import masked
-from simcse.settings import EncoderConfig
-from simcse.snapshots import model_files, snapshot
+from simcse.hub.failures import masked
+from simcse.hub.snapshots import model_files, snapshot
 
 NAME = "someone/tiny"
 EVERYTHING = ("GET", "."), ("HEAD", ".")
@@ -79,7 +79,7 @@ def test_what_is_cached_is_used_without_a_word_to_or_of_the_hub(hub, tmp_path, c
 
 @pytest.mark.parametrize("fault", [RESET, 503, "closed", SILENCE])
 def test_a_refresh_without_an_answer_leaves_what_is_here(hub, capsys, fault, monkeypatch):
-    monkeypatch.setattr("simcse.hub.QUESTION_TIMEOUT", httpx2.Timeout(0.2))
+    monkeypatch.setattr("simcse.hub.failures.QUESTION_TIMEOUT", httpx2.Timeout(0.2))
     before = snapshot(NAME)
     fail_always(hub, fault)
     if fault == "closed":
@@ -167,7 +167,7 @@ def test_what_is_downloaded_is_what_the_libraries_load(hub):
     ],
 )
 def test_a_hub_that_fails_is_one_line(hub, tmp_path, capsys, monkeypatch, fault, expected):
-    monkeypatch.setattr("simcse.hub.QUESTION_TIMEOUT", httpx2.Timeout(0.2))
+    monkeypatch.setattr("simcse.hub.failures.QUESTION_TIMEOUT", httpx2.Timeout(0.2))
     fail_always(hub, fault)
     if fault == "closed":
         hub.close()

@@ -5,12 +5,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SENTENCES
 
-from simcse import encoder, streaming, tokens
-from simcse.cli import main
-from simcse.encoding import encode_by_length
+from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig
+from simcse.data import tokens
+from simcse.encoders import encoder
+from simcse.encoders.encoding import encode_by_length
 from simcse.errors import UserError
-from simcse.settings import EncoderConfig
-from simcse.streaming import encode_to_file
+from simcse.inference import streaming
+from simcse.inference.streaming import encode_to_file
 
 TEXTS = [f"text {number}" for number in range(23)]
 

@@ -22,13 +22,16 @@ import pytest
 import torch
 from conftest import log, newest_checkpoint
 
-from simcse import checkpoints, files, loop, resuming, run, sealing, training
-from simcse.cli import main
+from simcse import files, sealing
+from simcse.cli.main import main
 from simcse.errors import UserError, naming_memory
-from simcse.interruption import StopSignals
+from simcse.training import checkpoints, loop, resuming, run, setup
+from simcse.training.interruption import StopSignals
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["simcse.cli", "simcse.run", "simcse.seeds", __name__])
+_PROCESSES.set_forkserver_preload(
+    ["simcse.cli.main", "simcse.training.run", "simcse.training.seeds", __name__]
+)
 
 CLOCKS = ("minutes", "runtime", "per_second")
 
@@ -473,7 +476,7 @@ def test_want_of_memory_names_the_settings(arguments, run, monkeypatch, capsys, 
 
 
 def test_want_of_memory_while_scoring_names_its_own_setting(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(training, "evaluate", lambda *_: np.empty(HUGE, dtype=np.uint8))
+    monkeypatch.setattr(setup, "evaluate", lambda *_: np.empty(HUGE, dtype=np.uint8))
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert "error: out of memory while scoring; lower evaluation.batch_size (" in message

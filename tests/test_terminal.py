@@ -10,9 +10,10 @@ import sys
 import pytest
 from conftest import HOSTILE, ROOT, newest_checkpoint
 
-from simcse import commands, loop
-from simcse.cli import main
+from simcse.cli import commands
+from simcse.cli.main import main
 from simcse.terminal import VisibleOutput, complain, visible
+from simcse.training import loop
 
 
 def test_every_character_that_acts_shows_as_an_escape():
@@ -136,7 +137,7 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 class Finder:
     def find_spec(name, *_):
-        if name == "simcse.cli":
+        if name == "simcse.cli.main":
             interrupt()
 sys.meta_path.insert(0, Finder)
 if len(sys.argv) > 1:

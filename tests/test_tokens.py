@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from simcse import tokens
-from simcse.data import load_training_data
-from simcse.settings import DataConfig
-from simcse.tokens import first_ids, in_chunks
+from simcse.config.settings import DataConfig
+from simcse.data import tokens
+from simcse.data.rows import load_training_data
+from simcse.data.tokens import first_ids, in_chunks
 
 CORPUS = [*SENTENCES, "Zwei süße Sätze, “quoted”.", "日本語 ﬁ text", "aaaa aaa aaaaaaa  a"] * 3
 

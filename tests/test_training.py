@@ -21,13 +21,14 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
 
-from simcse import encoder, loop, loss, training
-from simcse import run as run_module
-from simcse.cli import main
-from simcse.config import load_config
+from simcse.cli.main import main
+from simcse.config.reading import load_config
+from simcse.encoders import encoder
 from simcse.files import files_in, locked
-from simcse.progress import Progress
 from simcse.sealing import MANIFEST, seal
+from simcse.training import loop, loss, setup
+from simcse.training import run as run_module
+from simcse.training.progress import Progress
 
 
 def weights(run):
@@ -497,12 +498,12 @@ def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
 
 
 def test_a_dev_score_that_is_never_a_number_is_one_line(arguments, run, monkeypatch, capsys):
-    original = training.Dev.scores
+    original = setup.Dev.scores
 
     def undefined(self, *args, **kwargs):
         return {**original(self, *args, **kwargs), "dev_score": float("nan")}
 
-    monkeypatch.setattr(training.Dev, "scores", undefined)
+    monkeypatch.setattr(setup.Dev, "scores", undefined)
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert "evaluation.dev: no dev score was a number, so there is no best checkpoint" in message

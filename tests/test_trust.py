@@ -12,11 +12,13 @@ import torch
 from conftest import SENTENCES, newest_checkpoint, reseal
 from transformers import dynamic_module_utils
 
-from simcse import SimCSE, encoder, resuming
-from simcse.checkpoints import MANIFEST
-from simcse.cli import main
+from simcse import SimCSE
+from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
 from simcse.errors import UserError
-from simcse.settings import EncoderConfig
+from simcse.training import resuming
+from simcse.training.checkpoints import MANIFEST
 
 TOKEN = "hf_doNotShowThisToAnybody"
 
@@ -127,7 +129,7 @@ def test_a_run_folder_cannot_consent_to_its_own_code(
     stranger, two_seeds, tmp_path, one_picture, monkeypatch, capsys
 ):
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr("simcse.report.pictures", lambda sets: [])  # drawing is slow
+    monkeypatch.setattr("simcse.reports.report.pictures", lambda sets: [])  # drawing is slow
     for command in loading_commands(stranger, tmp_path).values():
         assert main(command) == 2
         error = capsys.readouterr().err

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from simcse.settings import ViewConfig
-from simcse.views import View, ViewCollator, cut_off, repeat_words, special_ends
+from simcse.config.settings import ViewConfig
+from simcse.data.views import View, ViewCollator, cut_off, repeat_words, special_ends
 
 IDS = [2, 10, 11, 12, 13, 14, 3]
 

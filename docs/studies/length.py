@@ -19,10 +19,10 @@ from scipy.stats import spearmanr
 from seeds import simcse
 from transformers import AutoTokenizer
 
-from simcse.encoder import source_of
+from simcse.encoders.encoder import source_of
 from simcse.evaluation.sources import load_task
 from simcse.evaluation.tasks import PairTask
-from simcse.runs import ITEMS_FILE
+from simcse.reports.runs import ITEMS_FILE
 
 STUDY = Path(__file__).with_suffix(".md")
 FOLDER = Path("outputs/studies/length")

@@ -17,7 +17,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from simcse.cli import main as simcse
+from simcse.cli.main import main as simcse
 
 FOLDER = Path("outputs/studies/mini_bert")
 SEARCH_SEED = 0  # not among the final seeds, so that no final figure was searched for
@@ -128,10 +128,10 @@ def main() -> None:
 
 
 def _untrained_dev(dev_task: str, data: str | None) -> dict[str, float]:
-    from simcse import encoder
+    from simcse.config.settings import EncoderConfig
+    from simcse.encoders import encoder
     from simcse.evaluation.sources import load_dev_task
-    from simcse.settings import EncoderConfig
-    from simcse.training import evaluate_model
+    from simcse.training.setup import evaluate_model
 
     task = load_dev_task(dev_task, Path(data) if data else None)
     scores = {}

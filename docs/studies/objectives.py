@@ -20,9 +20,9 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from simcse.cli import main as simcse
-from simcse.config import load_config
-from simcse.run import prepare, step_seconds
+from simcse.cli.main import main as simcse
+from simcse.config.reading import load_config
+from simcse.training.run import prepare, step_seconds
 
 FOLDER = Path("outputs/studies/objectives")
 TABLE = Path(__file__).with_name("objectives.table.md")

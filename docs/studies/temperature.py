@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from simcse import docstrings, encoder
+from simcse.config.settings import EncoderConfig
+from simcse.data import docstrings
+from simcse.encoders import encoder
 from simcse.objectives import diagnostics, pair_logits
-from simcse.settings import EncoderConfig
 
 TEMPERATURES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 BATCHES, BATCH = 20, 64

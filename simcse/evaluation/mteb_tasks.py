@@ -28,15 +28,15 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 from mteb.results import TaskResult
 from sentence_transformers import SentenceTransformer
 
-from simcse import hub
-from simcse.encoder import fingerprint
+from simcse.config.settings import TaskName
+from simcse.encoders.encoder import fingerprint
 from simcse.errors import HubUnreachableError, UserError, first_line
 from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest
 from simcse.evaluation.protocol import Encode, Scores, encode_once
 from simcse.evaluation.sources import is_here, read_sts, require_grades
 from simcse.evaluation.tasks import Lookup
-from simcse.settings import TaskName
-from simcse.snapshots import snapshot
+from simcse.hub import failures
+from simcse.hub.snapshots import snapshot
 
 
 class EncodeOnce(SentenceTransformerEncoderWrapper):  # type: ignore[misc]
@@ -83,7 +83,7 @@ def evaluate_mteb(
         model: The model.
         encode: Its ``encode``, for texts that several tasks share.
         name: What mteb's result files call it, ``organisation/name``.
-        revision: Commit or :func:`~simcse.encoder.fingerprint`, the key of saved results.
+        revision: Commit or :func:`~simcse.encoders.encoder.fingerprint`, the key of saved results.
         tasks: From :func:`find_tasks`.
         data: Folder in SentEval's layout; STS tasks that it holds are read from it.
         folder: Where results go: ``results/<name>/<revision>/<task>.json``, those on local files
@@ -175,7 +175,7 @@ def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
         model: The model.
         hub_name: Its Hub name where it was loaded by that and nothing was overridden: then the
             answer is the Hub's commit, as on mteb's leaderboard. Else it is
-            :func:`~simcse.encoder.fingerprint`.
+            :func:`~simcse.encoders.encoder.fingerprint`.
     """
     return snapshot(hub_name).name if hub_name else fingerprint(model)  # …/snapshots/<commit>
 
@@ -205,7 +205,7 @@ def _load(task: AbsTask) -> None:
         task.load_data()
     except (OSError, ValueError, RuntimeError) as error:
         where = task.metadata.dataset
-        raise hub.failure(
+        raise failures.failure(
             f"task {MTEB}{task.metadata.name}: cannot load {where['path']} at "
             f"{where['revision']}: {first_line(error)}",
             error,

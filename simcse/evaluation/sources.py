@@ -9,13 +9,13 @@ from typing import get_args
 
 import numpy as np
 
-from simcse import docstrings
+from simcse.config.settings import TASK_ALIASES, TaskName
+from simcse.data import docstrings
 from simcse.errors import UserError
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
 from simcse.evaluation.names import GROUPS, STS, mteb_name, nearest
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, Task
 from simcse.evaluation.transfer import READERS, load_transfer
-from simcse.settings import TASK_ALIASES, TaskName
 
 PAIRS_FILE = Path(__file__).parent.parent / "assets" / "pairs.tsv"
 
@@ -61,7 +61,7 @@ def task_names(words: Sequence[str], data: Path | None) -> tuple[list[str], list
 
 
 def load_task(name: str, data: Path | None) -> Task:
-    """One task by its name, see :data:`simcse.settings.TaskName`, or an alias.
+    """One task by its name, see :data:`simcse.config.settings.TaskName`, or an alias.
 
     Args:
         name: Task name.

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from simcse import geometry
 from simcse.errors import UserError
+from simcse.evaluation import geometry
 
 Lookup = Callable[[Sequence[str]], np.ndarray]
 """Embeddings of texts as the model gives them, float32, shape ``(texts, dim)``, not normalised."""

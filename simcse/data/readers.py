@@ -1,0 +1,368 @@
+"""Reads text from files, the Hub and the docstrings, naming the place of every mistake.
+
+Each source yields ``(place, fields)``, the wanted columns of a row; the place, such as
+``file:line``, is for error messages. Text streams: no source is held in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet
+from datasets import Dataset
+
+from simcse.config.settings import COLUMNS, DataConfig
+from simcse.data import docstrings
+from simcse.errors import UserError, first_line
+from simcse.hub import failures
+from simcse.hub.snapshots import snapshot
+
+EMBEDDED_TEXT = "docstrings"
+SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+# A longer line is a binary file or a whole corpus without line breaks, never a sentence.
+MAX_CHARACTERS = 1_000_000
+_LONGEST = 4 * MAX_CHARACTERS + 4  # bytes
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_PARQUET_ROWS = 1000  # in memory at a time; pyarrow's default may be gigabytes of long texts
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which columns to read, for a form of :class:`~simcse.config.settings.DataConfig`."""
+
+    form: str = "sentences"
+    columns: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Names of the columns of csv and tsv files without a header."""
+    quotes: bool = True
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Wanted:
+        """What a config asks for."""
+        return cls(config.form, tuple(config.columns), tuple(config.names), config.quotes)
+
+    def choose(self, place: str, found: list[str]) -> list[str]:
+        """Names of the columns to read, from those that a table has.
+
+        Raises:
+            UserError: A column is missing or there twice, or the names do not tell which ones are
+                meant.
+        """
+        if twice := [name for name in self.columns or found if found.count(name) > 1]:
+            raise UserError(f"{place}: two columns are called {twice[0][:60]!r}")
+        if missing := [name for name in self.columns if name not in found]:
+            raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(found)}")
+        if self.columns:
+            return list(self.columns)
+        least, _, what = COLUMNS[self.form]
+        if self.form in _USUAL:
+            usual = [next((n for n in names if n in found), None) for names in _USUAL[self.form]]
+            if None not in usual:
+                return [name for name in usual if name is not None]
+        elif len(found) == least or (self.form == "pairs" and _are_triplets(found)):
+            return found
+        raise UserError(
+            f"{place}: choose columns (data.columns, or --column), {what}, of {_shown(found)}"
+        )
+
+    def fields(self, place: str, values: Sequence[object]) -> tuple[str, tuple[str, ...]]:
+        """Place and text of the chosen columns; a label may be a number.
+
+        Raises:
+            UserError: A value is not text.
+        """
+        texts = []
+        for position, value in enumerate(values):
+            if isinstance(value, int) and self.form in _USUAL and position == len(values) - 1:
+                value = str(value)
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"{place}: expected text, found {type(value).__name__}")
+            texts.append(sound_text(place, value or ""))
+        return place, tuple(texts)
+
+
+def _shown(names: Iterable[str]) -> str:
+    """Names of columns for an error; a file of anything may have millions, or one of a megabyte."""
+    text = ", ".join(names)
+    return text if len(text) <= 300 else f"{text[:300]} …"
+
+
+# Names by which data sets call the columns of a form; the label is the last.
+_USUAL = {
+    "nli": (("premise", "sentence1"), ("hypothesis", "sentence2"), ("label", "gold_label")),
+    "labelled": (("text", "sentence"), ("label", "group", "id")),
+}
+
+_ANCHOR_POSITIVE = (("anchor", "positive"), ("sent0", "sent1"), ("query", "positive"))
+
+
+def _are_triplets(found: list[str]) -> bool:
+    """Whether names say that they are anchor, positive, hard negatives, in this order."""
+    others = all(re.fullmatch(r"(hard_?)?neg(ative)?_?\d*", name) for name in found[2:])
+    return tuple(found[:2]) in _ANCHOR_POSITIVE and others
+
+
+Fields = Iterator[tuple[str, tuple[str, ...]]]
+
+
+def read_sentences(
+    path: Path, column: str | None = None, suffix: str | None = None
+) -> Iterator[str]:
+    """All texts of one file, in order, empty ones too.
+
+    Args:
+        path: txt, csv, tsv, jsonl or parquet; all but parquet also with .gz.
+        column: Column of a table; needed where there is more than one.
+        suffix: Read it as a file that ends in this.
+
+    Raises:
+        UserError: Missing, undecodable or malformed file, with its line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    wanted = Wanted(columns=(column,) if column else ())
+    return (text for _, (text,) in _File(path, suffix or _suffix(path)).read(wanted))
+
+
+@dataclass(frozen=True)
+class _Docstrings:
+    def identity(self) -> list[object]:
+        return [EMBEDDED_TEXT, docstrings.fingerprint(docstrings.training_sentences())]
+
+    def read(self, wanted: Wanted) -> Fields:
+        if wanted.form != "sentences":
+            raise UserError(f"data.train: docstrings are sentences; data.form is {wanted.form}")
+        return ((EMBEDDED_TEXT, (sentence,)) for sentence in docstrings.training_sentences())
+
+
+@dataclass(frozen=True)
+class _HubDataset:
+    name: str
+    split: str
+    data: Dataset
+
+    def identity(self) -> list[object]:
+        return [self.name, self.split, self.data._fingerprint]
+
+    def read(self, wanted: Wanted) -> Fields:
+        chosen = wanted.choose(self.name, self.data.column_names)
+        for number, row in enumerate(self.data.select_columns(chosen), 1):
+            values = [row[name] for name in chosen]
+            yield wanted.fields(f"{self.name}[{self.split}]:{number}", values)
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    suffix: str
+
+    def identity(self) -> list[object]:
+        status = self.path.stat()
+        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
+
+    def read(self, wanted: Wanted) -> Fields:
+        if self.suffix == ".parquet":
+            yield from self._read_parquet(wanted)
+            return
+        try:
+            with self._open() as file:
+                lines = self._lines(file)
+                if self.suffix == ".txt":
+                    wanted.choose(str(self.path), ["text"])
+                    yield from ((place, (line,)) for place, line in lines)
+                elif self.suffix == ".jsonl":
+                    yield from self._read_jsonl(lines, wanted)
+                else:
+                    yield from self._read_csv(lines, wanted)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{self.path}: broken gzip file: {error}") from error
+
+    def _open(self) -> IO[bytes]:
+        if self.path.suffix.lower() == ".gz":
+            return gzip.open(self.path, "rb")  # type: ignore[return-value]
+        return self.path.open("rb")
+
+    def _lines(self, file: IO[bytes]) -> Iterator[tuple[str, str]]:
+        number = 0
+        while line := file.readline(_LONGEST):
+            number += 1
+            place = f"{self.path}:{number}"
+            try:
+                # A line cut by the limit may end inside a character; it is too long anyway.
+                cut = "ignore" if len(line) == _LONGEST else "strict"
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors=cut)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{place}: not UTF-8 text (byte {error.start} of the line)"
+                ) from error
+            yield place, sound_text(place, text).rstrip("\r\n")
+
+    def _read_jsonl(self, lines: Iterable[tuple[str, str]], wanted: Wanted) -> Fields:
+        chosen: list[str] = []  # by the first row; another row with other names is a mistake
+        for place, line in lines:
+            if not line.strip():
+                yield place, ("",) * COLUMNS[wanted.form][0]
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{place}: not valid JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{place}: expected a JSON object, found {type(row).__name__}")
+            chosen = chosen or wanted.choose(place, list(row))
+            if missing := [name for name in chosen if name not in row]:
+                raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(row)}")
+            yield wanted.fields(place, [row[name] for name in chosen])
+
+    def _read_csv(self, lines: Iterator[tuple[str, str]], wanted: Wanted) -> Fields:
+        csv.field_size_limit(MAX_CHARACTERS)
+        delimiter = "\t" if self.suffix == ".tsv" else ","
+        reader = csv.reader(
+            (f"{text}\n" for _, text in lines),
+            delimiter=delimiter,
+            strict=True,
+            quoting=csv.QUOTE_MINIMAL if wanted.quotes else csv.QUOTE_NONE,
+        )
+        start = 1
+        try:
+            header = list(wanted.names) or next(reader, [])
+            if not header:
+                return
+            indexes = [header.index(n) for n in wanted.choose(f"{self.path}:1", header)]
+            start = reader.line_num + 1  # of a row; its quoted fields may go on over several lines
+            for row in reader:
+                place, start = f"{self.path}:{start}", reader.line_num + 1
+                if row and len(row) != len(header):
+                    what = "data.names has" if wanted.names else "the header has"
+                    raise UserError(f"{place}: {len(row)} fields, {what} {len(header)}")
+                yield place, tuple(row[index] if row else "" for index in indexes)
+        except csv.Error as error:
+            raise UserError(
+                f"{self.path}:{start}: not valid csv in the row that starts here: {error} (where "
+                "quotes are part of the text: data.quotes=false)"
+            ) from error
+
+    def _read_parquet(self, wanted: Wanted) -> Fields:
+        number = 0
+        try:
+            with pyarrow.parquet.ParquetFile(self.path) as file:
+                chosen = wanted.choose(str(self.path), file.schema_arrow.names)
+                for batch in file.iter_batches(_PARQUET_ROWS, columns=chosen):
+                    columns = [batch.column(name).to_pylist() for name in chosen]
+                    for values in zip(*columns, strict=True):
+                        number += 1
+                        yield wanted.fields(f"{self.path}: row {number}", values)
+        except UserError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{self.path}: not a sound parquet file: {first_line(error)}"
+            ) from error
+
+
+def sound_text(place: str, text: str) -> str:
+    """The text, if a tokenizer can take it for text.
+
+    Raises:
+        UserError: Too long for a sentence, a NUL character, or half of a surrogate pair.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(
+            f"{place}: more than {MAX_CHARACTERS:,} characters; expected one sentence a line"
+        )
+    if "\0" in text:
+        raise UserError(f"{place}: NUL character; is this a text file?")
+    if not text.isascii() and _SURROGATE.search(text):
+        raise UserError(f"{place}: lone surrogate character; is this valid Unicode text?")
+    return text
+
+
+Source = _Docstrings | _HubDataset | _File
+
+
+def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Iterator[Source]:
+    """The sources that one entry of ``data.train`` stands for.
+
+    ``refresh`` is that of :func:`simcse.hub.snapshots.snapshot`.
+
+    Raises:
+        UserError: Nothing matches, or the Hub cannot be reached.
+    """
+    if name == EMBEDDED_TEXT:
+        yield _Docstrings()
+        return
+    path = Path(name)
+    if path.is_file():
+        yield _File(path, _suffix(path))
+    elif glob.has_magic(name):
+        files = sorted(
+            Path(match)
+            for match in glob.glob(name, recursive=True)  # noqa: PTH207 (Path.glob: relative only)
+            if Path(match).is_file()
+        )
+        if not files:
+            raise UserError(f"data.train: no file matches {name}")
+        yield from (_File(file, _suffix(file)) for file in files)
+    elif path.is_dir():
+        raise UserError(f"data.train: {name} is a folder; name its files, such as {name}/*.txt")
+    elif ":" not in name and (path.is_absolute() or name.count("/") > 1 or has_data_suffix(path)):
+        raise UserError(f"data.train: {name}: no such file")
+    else:
+        yield from _from_hub(name, config, refresh=refresh)
+
+
+def is_from_hub(name: str) -> bool:
+    """Whether :func:`find_sources` gets an entry of ``data.train``, which it has found, there."""
+    return not (name == EMBEDDED_TEXT or Path(name).exists() or glob.has_magic(name))
+
+
+def _from_hub(name: str, config: DataConfig, *, refresh: bool) -> Iterator[Source]:
+    """``user/name`` is a data set, ``user/name:file`` one file of its repository, read as it is."""
+    from datasets import load_dataset
+
+    repository, _, file = name.partition(":")
+    try:
+        folder = snapshot(repository, config.revision, "dataset", file or None, refresh=refresh)
+    except UserError as error:
+        raise failures.failure(
+            f"data.train: {name} is no file here and could not be had from the Hugging Face Hub: "
+            f"{error}",
+            error,
+        ) from error
+    if file:
+        yield _File(folder / file, _suffix(Path(file)))
+        return
+    try:
+        data = load_dataset(str(folder), split=config.split)
+    except Exception as error:  # every kind of lookup and format error
+        raise UserError(
+            f"data.train: {name} cannot be read: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    yield _HubDataset(repository, config.split, data)
+
+
+def has_data_suffix(path: Path) -> bool:
+    """Whether a name says how the file is to be read."""
+    return bool(set(path.suffixes[-2:]) & {*SUFFIXES, ".gz"})
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    suffix = suffixes[-1] if suffixes else ""
+    packed_twice = suffix == ".parquet" and path.suffix.lower() == ".gz"  # parquet packs itself
+    if suffix not in SUFFIXES or packed_twice:
+        raise UserError(
+            f"{path}: unknown kind of file {''.join(path.suffixes[-2:])!r}; allowed are "
+            f"{', '.join(SUFFIXES)}, and all but parquet with .gz"
+        )
+    return suffix

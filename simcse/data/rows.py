@@ -1,0 +1,201 @@
+"""Training text: read, validate, tokenise once into a memory-mapped cache.
+
+Text streams through, so a corpus larger than memory works.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from simcse.caches import cache_folder, cached
+from simcse.config.settings import DataConfig
+from simcse.data.forms import Row, rows_of
+from simcse.data.readers import Source, Wanted, find_sources
+from simcse.data.tokens import first_ids, in_chunks
+from simcse.errors import UserError
+
+CACHE_VERSION = 4
+_CHUNK = 10_000
+
+_SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.list_(pa.int32()))),
+        ("length", pa.int32()),
+        ("text_hash", pa.list_(pa.int64())),
+        ("label", pa.int64()),
+        ("row_hash", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TextCounts:
+    """Rows with text, empty rows, skipped repeats of an earlier row, texts cut at max_length."""
+
+    rows: int
+    empty: int
+    duplicate: int
+    truncated: int
+    sha256: str
+    """Of all texts (and labels), each followed by a line feed."""
+    texts: int
+    """Texts of all rows: more than rows where a row is a pair or more."""
+    found: dict[str, int] = field(default_factory=dict)
+    """Incomplete rows; NLI rows by their label, and entailments without a contradiction."""
+
+    def __str__(self) -> str:
+        share = self.truncated / max(self.texts, 1)
+        found = "".join(f"{count:,} {name}, " for name, count in self.found.items())
+        return (
+            f"{found}{self.rows:,} rows with text, {self.empty:,} empty (skipped), "
+            f"{self.duplicate:,} duplicate (skipped), {self.truncated:,} longer than max_length "
+            f"(cut; {share:.1%}), sha256 {self.sha256}"
+        )
+
+
+def load_training_data(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[Dataset, TextCounts]:
+    """Training rows as token ids, distinct ones unless ``config.duplicates`` keeps repeats.
+
+    Args:
+        config: Where the text is and how long an input may get.
+        tokenizer: Of the encoder to train.
+        seed: Draws the rows when ``config.max_rows`` is set.
+
+    Returns:
+        A memory-mapped data set and the counts. Columns: ``input_ids`` (a list of int32 for each
+        text of the row, special tokens included), ``length`` (ids of its longest text),
+        ``text_hash`` (64 bits a text), ``label`` (64 bits; 0 where there is none), ``row_hash``.
+
+    Raises:
+        UserError: Missing, empty, undecodable or malformed input, with file and line.
+    """
+    sources = [resolved for name in config.train for resolved in find_sources(name, config)]
+    folder = Path(config.cache) if config.cache else cache_folder() / "tokens"
+    path = folder / f"{_cache_key(sources, config, tokenizer)}.arrow"
+
+    def make(temporary: Path) -> dict[str, Any]:
+        found: Counter[str] = Counter()
+        rows = _read(sources, config, found)
+        return asdict(_tokenize(rows, found, tokenizer, config.max_length, temporary))
+
+    counts = TextCounts(**cached(path, make))
+    if counts.rows == 0:
+        raise UserError(f"data.train: no text in {', '.join(config.train)}: {counts}")
+    dataset = Dataset.from_file(str(path))
+    if config.duplicates == "keep":
+        counts = replace(counts, duplicate=0)
+        keep = np.arange(len(dataset))
+    else:
+        keep = np.unique(dataset.data.column("row_hash").to_numpy(), return_index=True)[1]
+        keep.sort()
+    if config.max_rows is not None and config.max_rows < len(keep):
+        keep = np.sort(np.random.default_rng(seed).choice(keep, config.max_rows, replace=False))
+    return (dataset if len(keep) == len(dataset) else dataset.select(keep)), counts
+
+
+def texts_of(config: DataConfig, rows: Dataset) -> Iterator[str]:
+    """The sentences of a data set from :func:`load_training_data`, in its order, read again.
+
+    Only for ``form: sentences``: one text a row.
+    """
+    wanted = set(np.asarray(rows.with_format("numpy")["row_hash"][:]).tolist())
+    sources = [resolved for name in config.train for resolved in find_sources(name, config)]
+    for row in _read(sources, config, Counter()):
+        digest = _row_hash([_hash64(row.texts[0])], 0)
+        if digest in wanted:
+            wanted.remove(digest)  # a repeat of the row was skipped
+            yield row.texts[0]
+
+
+def _read(sources: list[Source], config: DataConfig, found: Counter[str]) -> Iterator[Row]:
+    fields = chain.from_iterable(source.read(Wanted.of(config)) for source in sources)
+    return rows_of(fields, config.form, found, config.incomplete)
+
+
+def _tokenize(
+    rows: Iterator[Row],
+    found: Counter[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    path: Path,
+) -> TextCounts:
+    """Write token ids of all rows to ``path``; count what was read."""
+    total = truncated = texts_total = 0
+    hashes = []
+    digest = hashlib.sha256()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        for chunk in in_chunks(rows, _CHUNK, lambda row: sum(map(len, row.texts))):
+            texts = [text for row in chunk for text in row.texts]
+            ids, cut = first_ids(texts, tokenizer, max_length)
+            remaining = iter(zip(ids, map(_hash64, texts), strict=True))
+            columns: list[list[object]] = [[] for _ in _SCHEMA]
+            for row in chunk:
+                row_ids, text_hash = zip(*islice(remaining, len(row.texts)), strict=True)
+                label = 0 if row.label is None else _hash64(row.label)
+                values = (
+                    list(row_ids),
+                    max(map(len, row_ids)),
+                    list(text_hash),
+                    label,
+                    _row_hash(text_hash, label),
+                )
+                for column, value in zip(columns, values, strict=True):
+                    column.append(value)
+                label_text = () if row.label is None else (row.label,)
+                digest.update("".join(f"{text}\n" for text in (*row.texts, *label_text)).encode())
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, _SCHEMA))
+            hashes.append(np.asarray(columns[-1], dtype=np.int64))
+            total += len(chunk)
+            texts_total += len(texts)
+            truncated += cut
+    distinct = len(np.unique(np.concatenate(hashes))) if hashes else 0
+    empty = found.pop("empty", 0)
+    return TextCounts(
+        total, empty, total - distinct, truncated, digest.hexdigest(), texts_total, dict(found)
+    )
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True
+    )
+
+
+def _row_hash(text_hash: Sequence[int], label: int) -> int:
+    if len(text_hash) == 1 and label == 0:
+        return text_hash[0]
+    parts = b"".join(value.to_bytes(8, "big", signed=True) for value in (*text_hash, label))
+    return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "big", signed=True)
+
+
+def _cache_key(
+    sources: list[Source], config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    # The serialised tokenizer holds vocabulary, normalisation and special-token template, and what
+    # the last call said of length.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    parts = [
+        CACHE_VERSION,
+        [s.identity() for s in sources],
+        [config.form, config.columns, config.names, config.quotes, config.incomplete],
+        config.max_length,
+        backend.to_str(),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

@@ -1,0 +1,290 @@
+"""Where a model comes in: whole, finite, with its tokenizer, and running no foreign code unasked.
+
+The libraries make up what a checkpoint lacks: weights at random, a tokenizer without a vocabulary.
+Here that is an error. Whatever is trained, used, taught from or exported passes through here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from simcse.errors import UserError
+from simcse.hub import failures
+
+_NAMED = 3  # weights that an error names
+_MOST_LAYERS = 1_000
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # of folders below a folder
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model that is asked for, and by whom."""
+
+    label: str
+    """Starts every error, such as ``encoder.name: bert-base-uncased``."""
+    path: str
+    """Its folder."""
+    consent: str
+    """How the user lets a model run code of its own."""
+    trust_remote_code: bool = False
+
+
+def stores_modules(origin: Origin) -> bool:
+    """Whether it is a sentence-transformers model."""
+    return (Path(origin.path) / "modules.json").is_file()
+
+
+def load_sentence_model(
+    origin: Origin,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> SentenceTransformer:
+    """A sentence-transformers model with all of its modules and settings.
+
+    Args:
+        origin: Which.
+        device: ``None`` takes the best at hand.
+        dtype: Of the weights; ``None`` leaves it to the checkpoint.
+        config: Replaces settings of the encoder's ``config.json``.
+
+    Raises:
+        UserError: It cannot be had or is not sound.
+    """
+    with failing_for(origin):
+        _check_modules(origin)
+    with _admitting(origin) as made_up:
+        model = SentenceTransformer(
+            origin.path,
+            device=device,
+            trust_remote_code=origin.trust_remote_code,
+            model_kwargs=None if dtype is None else {"dtype": dtype},
+            config_kwargs=None if config is None else dict(config),
+        )
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            _check_tokenizer(origin, module)
+            if made_up and "pooler_output" in str(module.modality_config):
+                _refuse_weights(origin, {"missing": made_up})
+            if made_up and has_optional_pooler(type(module.model)):
+                module.model.pooler = None
+    _check_finite(origin, model)
+    return model
+
+
+def load_transformer(
+    origin: Origin,
+    *,
+    config: Mapping[str, Any],
+    model: Mapping[str, Any],
+) -> tuple[Transformer, bool]:
+    """The network and tokenizer of a checkpoint that says nothing about sentences, float32.
+
+    Args:
+        origin: Which.
+        config: Replaces settings of ``config.json``.
+        model: Further arguments of ``from_pretrained``.
+
+    Returns:
+        The module, and whether the checkpoint had the weights of its pooler, if it has one.
+
+    Raises:
+        UserError: It cannot be had or is not sound.
+    """
+    source = {"trust_remote_code": origin.trust_remote_code}
+    with _admitting(origin) as made_up:
+        transformer = Transformer(
+            origin.path,
+            model_kwargs={"dtype": torch.float32, **source, **model},
+            config_kwargs={**source, **config},
+            processor_kwargs=dict(source),
+        )
+    _check_tokenizer(origin, transformer)
+    _check_finite(origin, transformer)
+    return transformer, not made_up
+
+
+def has_optional_pooler(network: object) -> bool:
+    """Whether networks of a class can do without a pooler."""
+    return inspect.isclass(network) and (
+        "add_pooling_layer" in inspect.signature(network.__init__).parameters
+    )
+
+
+@contextmanager
+def failing_for(origin: Origin) -> Iterator[None]:
+    """Turn whatever a library raises while it loads into one line.
+
+    Raises:
+        UserError: Instead of every kind of network, authentication, lookup and format error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error) and not origin.trust_remote_code:
+            raise _foreign_code(origin) from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise failures.failure(f"{origin.label} cannot be loaded: {reason}", error) from error
+
+
+@contextmanager
+def _admitting(origin: Origin) -> Iterator[set[str]]:
+    """Check the weights of every network that is loaded inside.
+
+    ``Transformer`` does not hand on the ``output_loading_info`` of ``from_pretrained``, so that is
+    asked for where every network is loaded.
+
+    Yields:
+        Weights of poolers that were made up: an embedding from token states does not need them.
+    """
+    made_up: set[str] = set()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report of the weights is ours to judge
+    original = PreTrainedModel.__dict__["from_pretrained"]
+
+    def from_pretrained(cls: type[PreTrainedModel], *arguments: Any, **settings: Any) -> Any:
+        # Pickles are never run, whatever the model's own files ask the library for.
+        wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        wanted |= {"weights_only": True, "allow_all_kernels": False}
+        network, info = original.__func__(cls, *arguments, **{**settings, **wanted})
+        made_up.update(_check_weights(origin, network, info))
+        return network
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    try:
+        with failing_for(origin):
+            _check_layers(origin)
+            yield made_up
+    finally:
+        PreTrainedModel.from_pretrained = original
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _check_weights(origin: Origin, network: nn.Module, info: Mapping[str, Any]) -> set[str]:
+    """Weights of a pooler that the checkpoint lacks.
+
+    Raises:
+        UserError: It lacks others, or has some that its config has no place for; those of heads,
+            which an encoder leaves out, are not meant.
+    """
+    prefix = f"{getattr(network, 'base_model_prefix', '')}."
+    parts = {name for name, _ in network.named_children()}
+    buffers = {name for name, _ in network.named_buffers()}  # older versions saved all of them
+    unexpected = {
+        key
+        for key in info["unexpected_keys"]
+        if (own := key.removeprefix(prefix)).partition(".")[0] in parts and own not in buffers
+    }
+    missing = set(info["missing_keys"])
+    pooler = {key for key in missing if key.startswith("pooler.")}
+    shapes = {key for key, *_ in info["mismatched_keys"]}
+    _refuse_weights(
+        origin,
+        {"missing": missing - pooler, "unexpected": unexpected, "of another shape": shapes},
+    )
+    return pooler
+
+
+def _check_layers(origin: Origin) -> None:
+    """Refuse a network that no machine would finish building: its size is a number in a file.
+
+    Raises:
+        UserError: More layers than any encoder has.
+    """
+    for path in Path(origin.path).rglob("*config.json"):
+        waiting = [json.loads(path.read_text(encoding="utf-8"))]
+        while waiting:
+            settings = waiting.pop()
+            for key, value in settings.items() if isinstance(settings, dict) else ():
+                waiting.append(value)
+                many = isinstance(value, int) and value > _MOST_LAYERS
+                if many and key.endswith(("layer", "layers")):
+                    allowed = f"allowed is up to {_MOST_LAYERS:,}"
+                    raise UserError(f"{origin.label}: {path.name}: {key} is {value}; {allowed}")
+
+
+def _check_modules(origin: Origin) -> None:
+    """Names and activations of the modules, before the library acts on them.
+
+    A name becomes a path when the model is saved, and without consent the library would put tanh in
+    the place of an activation that it may not run.
+
+    Raises:
+        UserError: A name leads out of the folder, or a dense layer has a foreign activation.
+    """
+    root = Path(origin.path)
+    for path, kind in _modules(root):
+        if path and not _NAME.fullmatch(path):
+            raise UserError(f"{origin.label}: a module is called {path!r}, which is no plain name")
+        if kind.rpartition(".")[2] == "Dense" and not origin.trust_remote_code:
+            settings = Dense.load_config(origin.path, subfolder=path)
+            if not settings.get("activation_function", "torch.").startswith("torch."):
+                raise _foreign_code(origin)
+
+
+def _modules(root: Path) -> Iterator[tuple[str, str]]:
+    """Folder and type of every module, those of a router and its routes included."""
+    for entry in json.loads((root / "modules.json").read_text(encoding="utf-8")):
+        yield entry["path"], entry["type"]
+        router = root / entry["path"] / "router_config.json"
+        if router.is_file():
+            settings = json.loads(router.read_text(encoding="utf-8"))
+            prefix = f"{entry['path']}/" if entry["path"] else ""
+            yield from ((f"{prefix}{path}", kind) for path, kind in settings["types"].items())
+            yield from ((route, "") for route in settings["structure"])
+
+
+def _foreign_code(origin: Origin) -> UserError:
+    return UserError(f"{origin.label} brings code of its own, which is not run; {origin.consent}")
+
+
+def _refuse_weights(origin: Origin, problems: Mapping[str, set[str]]) -> None:
+    said = []
+    for problem, keys in problems.items():
+        more = ", …" * (len(keys) > _NAMED)
+        if keys:
+            said.append(f"{len(keys)} {problem} ({', '.join(sorted(keys)[:_NAMED])}{more})")
+    if said:
+        raise UserError(f"{origin.label}: its weights do not fit its config: {'; '.join(said)}")
+
+
+def _check_tokenizer(origin: Origin, transformer: Transformer) -> None:
+    tokenizer = transformer.tokenizer
+    if tokenizer is None:  # not a model of text
+        return
+    vocabulary = tokenizer.get_vocab()
+    # Made up from nothing, a tokenizer has its special tokens and at most the mark of a space.
+    if len(vocabulary.keys() - set(tokenizer.all_special_tokens)) < 2:
+        raise UserError(f"{origin.label}: the files of its tokenizer are missing")
+    try:
+        table = transformer.model.get_input_embeddings()
+    except NotImplementedError:  # without a table, such as for characters
+        return
+    if isinstance(table, nn.Embedding) and max(vocabulary.values()) >= table.num_embeddings:
+        raise UserError(
+            f"{origin.label}: its tokenizer is another model's: token {max(vocabulary.values())} "
+            f"of {table.num_embeddings} embeddings"
+        )
+
+
+def _check_finite(origin: Origin, module: nn.Module) -> None:
+    for name, weight in module.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{origin.label}: its weight {name} holds NaN or infinity")

@@ -1,0 +1,105 @@
+"""Loads a model for use: whatever it is, it gets the pooling it was trained with."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from simcse.config.settings import Pooling
+from simcse.encoders import encoder
+from simcse.encoders.gate import Origin, load_sentence_model, stores_modules
+from simcse.errors import UserError, first_line
+
+DEFAULT_MODEL = Path("outputs") / "quickstart"
+ASSUMED_POOLING: Pooling = "mean"
+_CONSENT = "allow it with --trust-remote-code (in Python trust_remote_code=True)"
+
+# princeton-nlp's checkpoints are plain encoders that do not say how they were pooled. The
+# supervised ones keep their projection in the pooler (princeton-nlp/SimCSE, README).
+_SIZES = ("bert-base-uncased", "bert-large-uncased", "roberta-base", "roberta-large")
+RELEASES: dict[str, Pooling] = {
+    **{f"princeton-nlp/unsup-simcse-{size}": "cls" for size in _SIZES},
+    **{f"princeton-nlp/sup-simcse-{size}": "pooler" for size in _SIZES},
+}
+
+logger = logging.getLogger("simcse")
+
+
+def load_model(
+    name: str | None = None,
+    pooling: Pooling | None = None,
+    device: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> SentenceTransformer:
+    """Load a trained model, a released SimCSE checkpoint or a plain encoder.
+
+    Args:
+        name: Folder or Hub name; ``None`` means the quickstart's result.
+        pooling: For a plain encoder, which does not store its pooling. Without it mean pooling is
+            assumed, and said so.
+        device: Such as ``cpu`` or ``cuda:0``; ``None`` takes the best at hand.
+        trust_remote_code: Let the model run code that comes with it.
+
+    Raises:
+        UserError: There is no such model, it is not sound, or ``pooling`` contradicts what it
+            stores.
+    """
+    if name is None:
+        if not (DEFAULT_MODEL / "modules.json").is_file():
+            raise UserError(
+                f"no model given and no {DEFAULT_MODEL} here; make it with: simcse train quickstart"
+            )
+        name = str(DEFAULT_MODEL)
+    if not name:
+        raise UserError("the model's name is empty; expected a folder or a Hub name")
+    _check_device(device)
+    origin = Origin(name, encoder.source_of(name), _CONSENT, trust_remote_code)
+    model = _load(origin, pooling)
+    if device is not None:
+        model = model.to(device)
+    try:
+        model.encode_query(["short", "a little longer"], show_progress_bar=False)
+    except Exception as error:  # what its files say of its tokenizer shows only when it is used
+        raise UserError(f"{name}: cannot be used: {first_line(error)}") from error
+    return model
+
+
+def _load(origin: Origin, pooling: Pooling | None) -> SentenceTransformer:
+    name = origin.label
+    if stores_modules(origin):
+        if pooling is not None:
+            raise UserError(f"pooling: {name} stores its own pooling; leave pooling out")
+        return load_sentence_model(origin)
+    # A local copy counts as the release when its folder has kept the release's name.
+    pooling = pooling or RELEASES.get(f"princeton-nlp/{Path(name).name}")
+    if pooling is None:
+        pooling = ASSUMED_POOLING
+        logger.warning("%s does not say how it is pooled; assuming %s pooling", name, pooling)
+    return encoder.with_pooling(origin, pooling)
+
+
+def _check_device(device: str | None) -> None:
+    """Whether something can be computed there; ``meta`` for one only knows shapes."""
+    try:
+        if device is not None:
+            torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # torch's ways of no
+        raise UserError(f"device {device}: {first_line(error)}") from error
+
+
+def load_trained(
+    folder: Path, *, trust_remote_code: bool, device: str | None = None
+) -> SentenceTransformer:
+    """The model of a run folder, or of one that was exported.
+
+    Raises:
+        UserError: It is damaged or missing.
+    """
+    if not (folder / "modules.json").is_file():
+        raise UserError(f"{folder}: its model is missing")
+    origin = Origin(str(folder), str(folder), _CONSENT, trust_remote_code)
+    return load_sentence_model(origin, device=device)

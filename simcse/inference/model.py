@@ -1,0 +1,396 @@
+"""Use a model from Python: encode, compare, search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simcse.config.settings import Pooling, Role
+from simcse.data.readers import has_data_suffix, read_sentences, sound_text
+from simcse.encoders.encoding import encode_by_length, encoder_of
+from simcse.encoders.loading import load_model
+from simcse.errors import UserError, first_line
+from simcse.inference import index as indexing
+
+_PROBE = "The index belongs to the model that made it."
+
+Match = tuple[str, float]
+"""A sentence of the index and its cosine similarity to the query."""
+
+
+class SimCSE:
+    """Encodes sentences, compares them and searches among them.
+
+    Method names, arguments and their order, defaults and shapes are those of princeton-nlp/SimCSE's
+    ``simcse`` package, so that its users can switch
+    (https://github.com/princeton-nlp/SimCSE/blob/main/simcse/tool.py). What differs:
+
+    - ``model`` is a ``SentenceTransformer``. ``pooler`` is ``pooling``, only by keyword and rarely
+      needed; their ``cls_before_pooler`` is ``cls`` here.
+    - Texts are cut at the encoder's own limit instead of 128 tokens, and a ``max_length`` beyond it
+      is refused. There is no progress bar unless asked for.
+    - Files in csv, tsv, jsonl and parquet are tables, ``.gz`` is unpacked, all others hold one
+      sentence a line as there. Blank lines are left out, a file without text is refused.
+    - ``use_faiss=True`` is refused without faiss instead of ignored; faiss runs on the CPU.
+
+    Args:
+        model_name_or_path: A run folder, any sentence-transformers model, one of princeton-nlp's
+            eight released checkpoints, or a plain encoder; folder or Hub name. ``None`` takes the
+            quickstart's result.
+        device: Such as ``cpu`` or ``cuda``; ``None`` takes the best at hand.
+        num_cells: Clusters of an approximate index (``faiss_fast``).
+        num_cells_in_search: Clusters that a search in it looks through.
+        pooling: Only for a plain encoder, which does not store it.
+        trust_remote_code: Let the model run code that comes with it, if you trust its author.
+
+    Raises:
+        UserError: The model does not exist or cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | Path | None = None,
+        device: str | None = None,
+        num_cells: int = 100,
+        num_cells_in_search: int = 10,
+        *,
+        pooling: Pooling | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        _check_count("num_cells", num_cells)
+        _check_count("num_cells_in_search", num_cells_in_search)
+        name = None if model_name_or_path is None else str(model_name_or_path)
+        self.model = load_model(name, pooling, device, trust_remote_code=trust_remote_code)
+        self.device = str(self.model.device)
+        self.num_cells = num_cells
+        self.num_cells_in_search = num_cells_in_search
+        self.index: indexing.Index | None = None
+
+    @property
+    def is_faiss_index(self) -> bool:
+        """Whether there is an index and faiss holds it."""
+        return self.index is not None and not isinstance(self.index["index"], np.ndarray)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.model.tokenizer
+
+    def encode(
+        self,
+        sentence: str | Iterable[str],
+        device: str | list[str] | None = None,
+        return_numpy: bool = False,
+        normalize_to_unit: bool = True,
+        keepdim: bool = False,
+        batch_size: int = 64,
+        max_length: int | None = None,
+        show_progress_bar: bool = False,
+        role: Role | None = None,
+    ) -> np.ndarray | Tensor:
+        """Embed one sentence or several.
+
+        Args:
+            sentence: One sentence, or several as a list, an array or a column of text, a generator.
+            device: Instead of ``self.device``; a list encodes on several at once.
+            return_numpy: A numpy array instead of a tensor on the CPU.
+            normalize_to_unit: Divide each embedding by its length.
+            keepdim: Return shape ``(1, dim)`` for a single string as well.
+            batch_size: Sentences a forward pass.
+            max_length: Cut inputs at this many tokens; ``None`` is the encoder's own limit.
+            show_progress_bar: Show one on standard error.
+            role: ``query`` or ``document``, for models that embed them apart (two towers, prompts);
+                ``None`` is the model's default, with two towers the queries'.
+
+        Returns:
+            float32, ``(dim,)`` for a string, else ``(sentences, dim)``.
+
+        Raises:
+            UserError: An argument is out of its range, ``max_length`` beyond what the encoder can
+                take, a device not there, or an item is not text.
+        """
+        single = isinstance(sentence, str)
+        texts = _texts(sentence)
+        _check_count("batch_size", batch_size)
+        device = self.device if device is None else device
+        _check_device(device)
+        if texts:
+            with self._cut_at(max_length):
+                if isinstance(device, list):  # several devices: the library shares the work out
+                    embeddings = encoder_of(self.model, role)(
+                        texts,
+                        batch_size=batch_size,
+                        device=device,
+                        normalize_embeddings=normalize_to_unit,
+                        show_progress_bar=show_progress_bar,
+                    )
+                else:
+                    embeddings = encode_by_length(
+                        self.model,
+                        texts,
+                        batch_size,
+                        device=device,
+                        normalize=normalize_to_unit,
+                        show_progress=show_progress_bar,
+                        role=role,
+                    )
+        else:
+            embeddings = np.empty((0, self.model.get_embedding_dimension()))
+        embeddings = embeddings.astype(np.float32, copy=False)
+        if single and not keepdim:
+            embeddings = embeddings[0]
+        return embeddings if return_numpy else torch.from_numpy(embeddings)
+
+    def similarity(
+        self,
+        queries: str | Iterable[str],
+        keys: str | Iterable[str] | np.ndarray,
+        device: str | list[str] | None = None,
+    ) -> float | np.ndarray:
+        """Cosine similarities in [-1, 1].
+
+        Args:
+            queries: One sentence or several.
+            keys: The same, or embeddings of shape ``(dim,)`` or ``(keys, dim)``.
+            device: As in :meth:`encode`.
+
+        Returns:
+            ``(queries, keys)``; without the first dimension for one query string, and a float for
+            one query and one key.
+
+        Raises:
+            UserError: As in :meth:`encode`, or the embeddings are of another width.
+        """
+        query = np.asarray(self.encode(queries, device, return_numpy=True, role="query"))
+        if not (isinstance(keys, np.ndarray) and np.issubdtype(keys.dtype, np.number)):
+            keys = np.asarray(self.encode(keys, device, return_numpy=True, role="document"))
+        key = np.asarray(keys, dtype=np.float32)
+        if key.ndim not in (1, 2) or key.shape[-1] != query.shape[-1]:
+            raise UserError(f"keys: expected embeddings {query.shape[-1]} wide, got {key.shape}")
+        key = key / np.linalg.norm(key, axis=-1, keepdims=True)
+        scores: np.ndarray = np.atleast_2d(query) @ np.atleast_2d(key).T  # (queries, keys)
+        if query.ndim == 2:
+            return scores
+        return float(scores[0, 0]) if key.ndim == 1 else scores[0]
+
+    def build_index(
+        self,
+        sentences_or_file_path: str | Path | Iterable[str],
+        use_faiss: bool | None = None,
+        faiss_fast: bool = False,
+        device: str | list[str] | None = None,
+        batch_size: int = 64,
+        *,
+        column: str | None = None,
+    ) -> None:
+        """Encode sentences for :meth:`search`, replacing an earlier index.
+
+        Args:
+            sentences_or_file_path: Sentences, or the name of a file (a table in csv, tsv, jsonl or
+                parquet, else one sentence a line).
+            use_faiss: ``None`` uses faiss when it is installed. Both ways are exact and give the
+                same matches.
+            faiss_fast: With faiss, look through ``num_cells_in_search`` of ``num_cells`` clusters
+                alone: faster, and matches may be missed.
+            device: As in :meth:`encode`.
+            batch_size: As in :meth:`encode`.
+            column: Column of a table with more than one.
+
+        Raises:
+            UserError: The file is missing or malformed, or faiss is asked for and not installed.
+        """
+        sentences = _sentences(sentences_or_file_path, column)
+        embeddings = self._documents(sentences, device, batch_size)
+        self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
+
+    def add_to_index(
+        self,
+        sentences_or_file_path: str | Path | Iterable[str],
+        device: str | list[str] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        """Encode more sentences into the index; arguments as in :meth:`build_index`."""
+        index = self._built_index()
+        sentences = _sentences(sentences_or_file_path)
+        added = self._documents(sentences, device, batch_size)
+        indexing.add(index, sentences, added)
+
+    @overload
+    def search(
+        self,
+        queries: str,
+        device: str | list[str] | None = ...,
+        threshold: float = ...,
+        top_k: int = ...,
+    ) -> list[Match]: ...
+
+    @overload
+    def search(
+        self,
+        queries: list[str],
+        device: str | list[str] | None = ...,
+        threshold: float = ...,
+        top_k: int = ...,
+    ) -> list[list[Match]]: ...
+
+    def search(
+        self,
+        queries: str | list[str],
+        device: str | list[str] | None = None,
+        threshold: float = 0.6,
+        top_k: int = 5,
+    ) -> list[Match] | list[list[Match]]:
+        """The most similar sentences of the index.
+
+        Args:
+            queries: One sentence or several.
+            device: As in :meth:`encode`.
+            threshold: Lowest cosine similarity to report.
+            top_k: Most matches a query.
+
+        Returns:
+            ``(sentence, similarity)``, best first; one list for a string, else one a query.
+
+        Raises:
+            UserError: There is no index yet, or an argument is out of its range.
+        """
+        index = self._built_index()
+        _check_count("top_k", top_k)
+        if not isinstance(threshold, Real) or math.isnan(threshold):
+            raise UserError(f"threshold: expected a number, got {threshold!r}")
+        count = min(top_k, len(index["sentences"]))
+        query = np.asarray(
+            self.encode(queries, device, return_numpy=True, keepdim=True, role="query")
+        )
+        if count == 0 or len(query) == 0:
+            matches: list[list[Match]] = [[] for _ in query]
+        else:
+            scores, rows = indexing.nearest(index, query, count)
+            matches = [
+                [
+                    (index["sentences"][row], float(score))
+                    for score, row in zip(*found, strict=True)
+                    if row >= 0 and score >= threshold
+                ]
+                for found in zip(scores, rows, strict=True)
+            ]
+        return matches[0] if isinstance(queries, str) else matches
+
+    def save_index(self, path: str | Path, overwrite: bool = False) -> None:
+        """Save the index as one ``.safetensors`` file, replacing an older index in one step.
+
+        Args:
+            path: Ends in ``.safetensors``.
+            overwrite: Replace a file that is no index, too.
+
+        Raises:
+            UserError: There is no index, the name does not end in ``.safetensors``, or what is
+                there is no index.
+        """
+        index = self._built_index()
+        indexing.check_target(Path(path), overwrite=overwrite)
+        indexing.save(index, self._probe(), Path(path))
+
+    def load_index(
+        self, path: str | Path, use_faiss: bool | None = None, faiss_fast: bool = False
+    ) -> None:
+        """Load an index that this model saved; arguments as in :meth:`build_index`.
+
+        Raises:
+            UserError: The file is missing, damaged or no index, or was made by another model.
+        """
+        sentences, embeddings, probe = indexing.load(Path(path))
+        mine = self._probe()
+        if probe.shape != mine.shape or not np.allclose(probe, mine, atol=1e-3):
+            raise UserError(f"{path}: this index was made by another model")
+        self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
+
+    def _documents(
+        self, sentences: list[str], device: str | list[str] | None, batch_size: int
+    ) -> np.ndarray:
+        return np.asarray(
+            self.encode(
+                sentences, device, return_numpy=True, batch_size=batch_size, role="document"
+            )
+        )
+
+    def _probe(self) -> np.ndarray:
+        """Embedding of a fixed sentence: tells whether an index belongs to this model."""
+        return np.asarray(self.encode(_PROBE, return_numpy=True, role="document"))
+
+    def _cells(self, faiss_fast: bool) -> indexing.Cells | None:
+        return indexing.Cells(self.num_cells, self.num_cells_in_search) if faiss_fast else None
+
+    def _built_index(self) -> indexing.Index:
+        if self.index is None:
+            raise UserError("there is no index; call build_index or load_index first")
+        return self.index
+
+    @contextmanager
+    def _cut_at(self, max_length: int | None) -> Iterator[None]:
+        if max_length is None:
+            yield
+            return
+        limit = self.model.max_seq_length
+        if not 3 <= max_length <= (limit or max_length):
+            raise UserError(
+                f"max_length: {max_length} is out of range; this encoder allows 3 to {limit}"
+            )
+        self.model.max_seq_length = max_length
+        try:
+            yield
+        finally:
+            self.model.max_seq_length = limit
+
+
+def _sentences(source: str | Path | Iterable[str], column: str | None = None) -> list[str]:
+    """Sentences as they are given, or those of a file."""
+    if not isinstance(source, str | Path):
+        return _texts(source)
+    path = Path(source)
+    lines = read_sentences(path, column, None if has_data_suffix(path) else ".txt")
+    sentences = [sentence for line in lines if (sentence := line.rstrip())]
+    if not sentences:
+        raise UserError(f"{path}: no text in it")
+    return sentences
+
+
+def _texts(texts: str | Iterable[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        UserError: Something else was given, such as a table, which would give its columns' names.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    table = isinstance(texts, Mapping) or hasattr(texts, "columns")
+    if table or isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        hint = "; pass one column, such as df['text']" if table else ""
+        raise UserError(f"expected a str or several, got {type(texts).__name__}{hint}")
+    listed = list(texts)
+    for position, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise UserError(f"sentence {position}: expected str, got {type(text).__name__}")
+        sound_text(f"sentence {position}", text)
+    return listed
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, Integral) or value < 1:
+        raise UserError(f"{name}: expected a whole number from 1 on, got {value!r}")
+
+
+def _check_device(device: str | list[str]) -> None:
+    for one in device if isinstance(device, list) else [device]:
+        try:
+            torch.empty(0, device=one)
+        except (RuntimeError, AssertionError, TypeError) as error:  # torch's ways to say so
+            raise UserError(f"device {one}: {first_line(error)}") from error

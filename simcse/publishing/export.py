@@ -1,0 +1,100 @@
+"""The folder that is published: the model, its card, the figures, results that the Hub shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from simcse.config.settings import Config
+from simcse.encoders import encoder
+from simcse.encoders.loading import load_trained
+from simcse.errors import UserError
+from simcse.evaluation.hub_results import eval_results, pinned_results
+from simcse.evaluation.protocol import Scores
+from simcse.files import check_parent, is_ours, remove_leftovers, scratch_folder
+from simcse.publishing.card import model_card
+from simcse.publishing.card_facts import Published
+from simcse.reports.plots import pictures
+from simcse.reports.records import EvaluatedScores
+from simcse.reports.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_runs, read_json
+
+CARD_FILE = "README.md"
+FIGURES = "figures"
+RESULTS = ".eval_results"
+
+
+def export(run: Path, name: str, folder: Path, *, trust_remote_code: bool) -> None:
+    """Write the folder, and nothing but what belongs to it.
+
+    Args:
+        run: Run folder, or a folder of seeds: then the best by dev, with the scores of all.
+        name: What the card calls the model, ``user/name``.
+        folder: Empty or not there.
+        trust_remote_code: Let the model run code that comes with it.
+
+    Raises:
+        UserError: The run is not finished or damaged, or was made by no training run.
+    """
+    runs, config = trained_runs(run)
+    best = runs.best
+    model = load_trained(best.folder, trust_remote_code=trust_remote_code, device="cpu")
+    fingerprint = encoder.fingerprint(model)
+    drawn = pictures([RunSet(name.rpartition("/")[2], runs.runs)])
+    later = _scored_later(best.folder, fingerprint)
+    card = model_card(Published(name, runs, config, model, later, drawn))
+    encoder.save(model, folder)
+    for picture in drawn:
+        (folder / FIGURES).mkdir(exist_ok=True)
+        (folder / FIGURES / f"{picture.name}.png").write_bytes(picture.png())
+    for path in (best.folder / EVALUATION_FOLDER).glob(f"mteb/results/*/{fingerprint}"):
+        for result in pinned_results(path):
+            (folder / RESULTS).mkdir(exist_ok=True)
+            file = folder / RESULTS / f"{result.task_name}.yaml"
+            file.write_text(eval_results(result), encoding="utf-8")
+    card.save(folder / CARD_FILE)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` that takes its place when the block ends without an error.
+
+    Raises:
+        UserError: There is something at ``folder`` already.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or not all(map(is_ours, folder.iterdir()))):
+        raise UserError(f"{folder}: is there already; name a folder that is new or empty")
+    check_parent(folder)
+    with scratch_folder(folder.parent) as outer:
+        inner = outer / "folder"
+        inner.mkdir()
+        yield inner
+        if folder.exists():
+            remove_leftovers(folder)
+            folder.rmdir()
+        inner.rename(folder)
+
+
+def trained_runs(run: Path) -> tuple[RunSet, Config]:
+    """A run, or all seeds of a folder, and the config of the best of them.
+
+    Raises:
+        UserError: Not finished or damaged, or made by no training run.
+    """
+    runs = load_runs(run)
+    if runs.best.config is None:
+        raise UserError(f"{run}: holds scores of a model, not a training run")
+    return runs, runs.best.config
+
+
+def _scored_later(run: Path, fingerprint: str) -> Scores:
+    """What ``simcse evaluate`` has found for these very weights."""
+    path = run / EVALUATION_FOLDER / SCORES_FILE
+    if not path.is_file():
+        return {}
+    found = read_json(path, EvaluatedScores)
+    if found["fingerprint"] != fingerprint:
+        return {}
+    scores: Scores = found["scores"]
+    return scores

@@ -1,0 +1,43 @@
+"""Downloads all that a config names, so that its run works with the network off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simcse.config.settings import Config
+from simcse.data.readers import find_sources
+from simcse.encoders import encoder
+from simcse.errors import UserError
+from simcse.evaluation.sources import load_dev_task, load_task
+from simcse.training.teacher import load_teacher
+
+
+def prefetch(config: Config) -> None:
+    """Fetch the newest encoder, training text and teacher, by the very calls that a run makes.
+
+    Raises:
+        UserError: Something is neither here nor to be had from the Hub. What could be fetched is
+            kept, so the command can be repeated.
+    """
+    encoder.source_of(config.encoder.name, config.encoder.revision, refresh=True)
+    encoder.build(config.encoder)
+    print(f"encoder  {_named(config.encoder.name, config.encoder.revision)}", flush=True)
+    for name in config.data.train:
+        for _ in find_sources(name, config.data, refresh=True):
+            pass
+        print(f"text     {_named(name, config.data.revision)}", flush=True)
+    if config.objective.teacher is not None:
+        load_teacher(config.objective, refresh=True)
+        print(f"teacher  {_named(config.objective.teacher, config.objective.teacher_revision)}")
+    data = Path(config.evaluation.data) if config.evaluation.data else None
+    try:
+        load_dev_task(config.evaluation.dev, data)
+        for task in config.evaluation.tasks:
+            load_task(task, data)
+    except UserError as error:
+        raise UserError(f"{error} (evaluation data are yours; all else is here)") from error
+    print("all that the config needs is on this machine")
+
+
+def _named(name: str, revision: str | None) -> str:
+    return f"{name} at {revision}" if revision else name

@@ -1,0 +1,153 @@
+"""Two runs, or two settings under several seeds: what differs, and what that can show."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from simcse.errors import UserError
+from simcse.evaluation.statistics import (
+    Difference,
+    Statistic,
+    paired_bootstrap,
+    pooled_std,
+    recall_statistic,
+    seeds_needed,
+    smallest_detectable,
+    spearman_statistic,
+    summarize,
+    welch,
+)
+from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
+from simcse.reports.runs import Run, RunSet, other_test, setting_differences
+
+MANY = 100_000
+"""More seeds than that are not worth telling apart."""
+
+
+def comparison_text(a: RunSet, b: RunSet) -> str:
+    """The comparison as text: config differences, a table B - A, and how to read it.
+
+    Raises:
+        UserError: One model against a set of seeds, or no test in common.
+    """
+    if (len(a.runs) == 1) != (len(b.runs) == 1):
+        raise UserError(
+            f"{a.name} has {_runs(a)} and {b.name} {_runs(b)}: compare one model with one, or "
+            "seeds with seeds (train.py CONFIG seeds=0,1,2)"
+        )
+    first, second = a.runs[0], b.runs[0]
+    lines = [f"A = {a.name} ({_runs(a)}), B = {b.name} ({_runs(b)})"]
+    if first.config and second.config:
+        found = setting_differences(first.config, second.config)
+        lines += [f"config  {line}" for line in found]
+    common, left_out = _common(first, second)
+    body = _models(first, second, common) if len(a.runs) == 1 else _seeds(a, b, common)
+    return "\n".join([*lines, "", *body, *(f"left out: {line}" for line in left_out)])
+
+
+def _models(a: Run, b: Run, common: list[tuple[str, str]]) -> list[str]:
+    rows = [["task", "score", "A", "B", "B - A", "95% interval", "p"]]
+    unpaired = []
+    for task, key in common:
+        left, right = float(a.scores[task][key]), float(b.scores[task][key])
+        row = [task_label(task, a.scores[task]), LABELS[key], cell(key, left), cell(key, right)]
+        found = _paired(a, b, task, key)
+        if found is None:
+            unpaired.append(row[0])
+            rows.append([*row, _signed(key, right - left), "", ""])
+        else:
+            rows.append([*row, *_difference_cells(key, found)])
+    lines = [
+        aligned(rows, left=2),
+        "",
+        "interval and p: paired bootstrap over the test items, 5,000 resamples. They say whether "
+        "these two models differ on other items of this kind; whether the settings differ needs "
+        "several seeds of each (seeds=0,1,2,…).",
+    ]
+    if unpaired:
+        names = ", ".join(dict.fromkeys(unpaired))
+        lines.append(f"no values of single items, so no interval: {names}")
+    return lines
+
+
+def _seeds(a: RunSet, b: RunSet, common: list[tuple[str, str]]) -> list[str]:
+    head = ["task", "score", "A", "B", "B - A", "95% interval", "p"]
+    rows = [[*head, "detectable", "seeds to show it"]]
+    for task, key in common:
+        left, right = a.values(task, key), b.values(task, key)
+        if len(left) != len(a.runs) or len(right) != len(b.runs):
+            raise UserError(f"{task}: not every seed of {a.name} and {b.name} has its {key}")
+        found, std = welch(left, right), pooled_std(left, right)
+        row = [task_label(task, a.runs[0].scores[task]), LABELS[key]]
+        for summary in map(summarize, (left, right)):
+            row.append(f"{cell(key, summary.mean)} ± {cell(key, summary.std or 0)}")
+        row += _difference_cells(key, found)
+        if std:
+            needed = seeds_needed(found.difference, std)
+            row.append(cell(key, smallest_detectable(std, len(left), len(right))))
+            row.append(
+                "–" if needed is None else f"over {MANY:,}" if needed > MANY else f"{needed:,}"
+            )
+        else:
+            row += ["–", "–"]
+        rows.append(row)
+    return [
+        aligned(rows, left=2),
+        "",
+        "A and B: mean ± standard deviation over seeds. Interval and p: Welch's t-test, each score "
+        "by itself (of twenty scores that do not differ one has p < 0.05 by chance). detectable: "
+        f"the smallest difference that {len(a.runs)} against {len(b.runs)} seeds see with 80% "
+        "probability at p < 0.05. seeds to show it: a side, for a difference of the size found. "
+        "Checkpoints were chosen on dev; the scores above chose nothing, but for a dev task among "
+        "them.",
+    ]
+
+
+def _common(a: Run, b: Run) -> tuple[list[tuple[str, str]], list[str]]:
+    """Scores of both, and why some that both have by name cannot be compared."""
+    theirs = set(shown_scores(b.scores))
+    both = [found for found in shown_scores(a.scores) if found in theirs]
+    problems = {task: other_test(a, b, task) for task, _ in both}
+    common = [(task, key) for task, key in both if problems[task] is None]
+    left_out = [problem for problem in problems.values() if problem is not None]
+    if not common:
+        reason = f" ({'; '.join(left_out)})" if left_out else ""
+        raise UserError(f"{a.name} and {b.name} have no test in common{reason}")
+    return common, left_out
+
+
+def _paired(a: Run, b: Run, task: str, key: str) -> Difference | None:
+    statistics: list[Statistic] = []
+    items = 0
+    for run in (a, b):
+        if key == "cosine_spearman" and f"{task}.similarity" in run.items:
+            similarity, grade = run.items[f"{task}.similarity"], run.items[f"{task}.grade"]
+            if not np.array_equal(grade, a.items.get(f"{task}.grade", grade)):
+                raise UserError(f"{task}: {a.name} and {b.name} were scored on other pairs")
+            statistics.append(spearman_statistic(similarity, grade))
+            items = len(grade)
+        elif key == "recall_at_10" and f"{task}.rank" in run.items:
+            statistics.append(recall_statistic(run.items[f"{task}.rank"]))
+            items = len(run.items[f"{task}.rank"])
+    if len(statistics) < 2:
+        return None
+    return paired_bootstrap(statistics[0], statistics[1], items)
+
+
+def _difference_cells(key: str, found: Difference) -> list[str]:
+    if math.isnan(found.p):
+        return [_signed(key, found.difference), "no spread", "–"]
+    interval = f"{_signed(key, found.low)} to {_signed(key, found.high)}"
+    p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
+    return [_signed(key, found.difference), interval, p]
+
+
+def _signed(key: str, value: float) -> str:
+    text = cell(key, value)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def _runs(runs: RunSet) -> str:
+    return "one model" if len(runs.runs) == 1 else f"{len(runs.runs)} seeds"

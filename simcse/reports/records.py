@@ -1,0 +1,185 @@
+"""What the JSON files of a run hold: the shapes that whoever reads one may rely on.
+
+A file may have been cut, edited or come from a stranger. What is checked here is what tables,
+figures, cards and comparisons use; other keys are let through.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError
+
+from simcse.evaluation.table import LABELS
+from simcse.evaluation.tasks import BAND_EDGES
+
+
+def parse(text: str, record: type[BaseModel]) -> Any:
+    """The plain values of a JSON text, once they are known to be a ``record``.
+
+    Raises:
+        ValueError: They are not; in one line.
+    """
+    try:
+        values = json.loads(text)
+        record.model_validate(values)
+    except ValidationError as error:
+        found = [(".".join(map(str, item["loc"])), item) for item in error.errors()]
+        missing = [place for place, item in found if item["type"] == "missing"]
+        place, first = found[0]
+        problem = f"no {', '.join(missing)}" if missing else f"{place}: {first['msg']}"
+        raise ValueError(problem.removeprefix(": ")) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return values
+
+
+def _countable(value: float) -> float:
+    if abs(value) > 1e12:  # NaN is not, and may be a score
+        raise ValueError("beyond all bounds")
+    return value
+
+
+def _metric(value: str) -> str:
+    if value not in LABELS:
+        raise ValueError(f"unknown metric {value!r}")
+    return value
+
+
+Number = Annotated[float, AfterValidator(_countable)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}(-dirty)?$")]
+
+
+class Record(BaseModel):
+    """A JSON object."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Band(Record):
+    """Pairs of like grade: their cosines in the bins of ``BAND_EDGES``."""
+
+    pairs: Count
+    mean: Number
+    counts: Annotated[
+        list[Count], Field(min_length=len(BAND_EDGES) - 1, max_length=len(BAND_EDGES) - 1)
+    ]
+
+
+class Geometry(Record):
+    """Scores of :class:`~simcse.evaluation.tasks.GeometryTask`."""
+
+    alignment: Number
+    uniformity: Number
+    mean_cosine: Number
+    effective_rank: Number
+    dim: Count
+    collapse: str
+    source: str
+    singular_values: list[Number]
+    bands: dict[Literal["0-1", "1-2", "2-3", "3-4", "4-5"], Band]
+
+
+def _scores(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    for task, values in tasks.items():
+        for key in LABELS:
+            number = values.get(key, 0)
+            if not isinstance(number, int | float):
+                raise ValueError(f"{key} of {task} is no number")
+            _countable(number)
+        for key in ("source", "dataset"):
+            if not isinstance(values.get(key, ""), str):
+                raise ValueError(f"{key} of {task} is no text")
+    if "geometry" in tasks:
+        Geometry.model_validate(tasks["geometry"])
+    return tasks
+
+
+TaskScores = Annotated[dict[str, dict[str, Any]], AfterValidator(_scores)]
+
+
+class Dev(Record):
+    """The score that chose the checkpoint."""
+
+    task: str
+    metric: Annotated[str, AfterValidator(_metric)]
+    best: Number
+    best_step: Count
+    steps: Count
+
+
+class RunScores(Record):
+    """``scores.json`` of a training run."""
+
+    raw: dict[str, TaskScores]
+    trained: TaskScores
+    dev: Dev
+    minutes: Number | None = None
+
+
+class RawScores(RootModel[dict[str, TaskScores]]):
+    """``raw_scores.json``: the untrained encoder by pooling."""
+
+
+class EvaluatedScores(Record):
+    """``scores.json`` of ``simcse evaluate``."""
+
+    model: str
+    fingerprint: str
+    scores: TaskScores
+
+
+class LogLine(Record):
+    """A line of ``log.jsonl``."""
+
+    step: Count
+    loss: Number = 0.0
+    eval_dev_score: Number = 0.0
+    eval_alignment: Number = 0.0
+    eval_uniformity: Number = 0.0
+
+
+class Plan(Record):
+    """``summary.json`` of a folder of seeds."""
+
+    planned: list[Count]
+
+
+class TextCount(Record):
+    """See :class:`~simcse.data.rows.TextCounts`."""
+
+    rows: Count
+    texts: Count
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Text(Record):
+    """What was read, and how many rows of it are trained on."""
+
+    rows: Count
+    counts: TextCount
+
+
+class Start(Record):
+    """Hashes of what training began with."""
+
+    encoder: str
+    teacher: str | None
+
+
+class MadeFrom(Record):
+    """``environment.json``: what a run was made from."""
+
+    simcse: str
+    libraries: dict[str, str]
+    device: str
+    threads: Count
+    processes: Count
+    start: Start
+    text: Text
+    commit: Commit | None
+    encoder_commit: Commit | None
+    from_hub: list[str]
+    """Entries of ``data.train``, and the teacher, that were had from the Hub."""

@@ -1,0 +1,310 @@
+"""Reads finished runs back: one folder, or a folder with one run a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from pydantic import BaseModel
+
+from simcse.config.reading import differences, read_config, settings_digest
+from simcse.config.settings import Config
+from simcse.errors import UserError, first_line
+from simcse.evaluation.protocol import Items, Scores
+from simcse.evaluation.table import with_averages
+from simcse.files import replacing, write_atomically
+from simcse.reports.records import EvaluatedScores, LogLine, Plan, RunScores, parse
+from simcse.sealing import MANIFEST, damage
+
+CONFIG_FILE = "config.yaml"
+SCORES_FILE = "scores.json"
+ITEMS_FILE = "scores.npz"
+LOG_FILE = "log.jsonl"
+SEED_PREFIX = "seed-"
+EVALUATION_FOLDER = "evaluation"
+"""In a run folder: what ``simcse evaluate`` found later."""
+SUMMARY_FILE = "summary.json"
+ENVIRONMENT_FILE = "environment.json"
+RAW_SCORES_FILE = "raw_scores.json"
+RESULT_FILES = (SCORES_FILE, ITEMS_FILE, LOG_FILE, ENVIRONMENT_FILE, RAW_SCORES_FILE)
+"""What a finished run's manifest names beside the files of the model."""
+
+_MODULES = "modules.json"
+_NOT_OF_THE_MODEL = ("checkpoints", "tensorboard")  # whatever lies there is never exported
+
+
+@dataclass(frozen=True)
+class Run:
+    """A scored model: a finished training run, or what ``evaluate`` wrote."""
+
+    name: str
+    folder: Path
+    scores: Scores
+    items: Items
+    """Values of single pairs and queries; see :data:`simcse.evaluation.protocol.Items`."""
+    raw: dict[str, Scores]
+    """Untrained encoder by pooling; empty for a model that was only evaluated."""
+    dev: dict[str, Any] | None
+    """Dev task, its metric, best value and step; None as above."""
+    config: Config | None
+    log: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """One run, or one setting under several seeds."""
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def best(self) -> Run:
+        """The only run, or the seed with the best dev score; test scores choose nothing."""
+        return max(self.runs, key=lambda run: run.dev["best"] if run.dev else -1)
+
+    def values(self, task: str, key: str) -> list[float]:
+        """A score of every run that has it, in the order of the seeds."""
+        found = [run.scores.get(task, {}) for run in self.runs]
+        return [float(scores[key]) for scores in found if key in scores]
+
+
+def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
+    """Read a run folder, a folder of seeds, or the folder or file that ``evaluate`` wrote.
+
+    Args:
+        path: The folder or file.
+        seeds: Of a folder of seeds only these; ``None`` reads all that its command names.
+
+    Raises:
+        UserError: There is nothing finished, a file is damaged, or the seeds are not of one
+            setting and one test.
+    """
+    path = path.absolute()
+    if path.is_file():
+        if path.suffix != ".json":
+            raise UserError(f"{path}: not a run folder and not a {SCORES_FILE}")
+        return RunSet(path.stem, [_load(path)])
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run")
+    if (path / SCORES_FILE).is_file() or (path / MANIFEST).is_file():
+        if seeds is not None:
+            raise UserError(f"{path}: a single run, it has no seeds to choose from")
+        return RunSet(path.name, [_load(path / SCORES_FILE)])
+    there = seed_folders(path)
+    if not there:
+        raise UserError(f"{path}: no {SCORES_FILE} in it, so it is no finished run")
+    if seeds is None:
+        planned = [str(seed) for seed in _planned(path)] or list(there)
+        seeds = list(dict.fromkeys([*planned, *there]))
+    elif missing := [seed for seed in seeds if seed not in there]:
+        raise UserError(f"{path.name}: no seed {missing[0]}; there are {', '.join(there)}")
+    unfinished = [s for s in seeds if s not in there or not (there[s] / MANIFEST).is_file()]
+    if unfinished:
+        raise UserError(
+            f"{path}: seeds not finished: {', '.join(unfinished)}; run its command again, or "
+            "choose others with --seeds"
+        )
+    runs = [_load(there[seed] / SCORES_FILE) for seed in seeds]
+    for run in runs[1:]:
+        check_same_setting(runs[0], run)
+    return RunSet(path.name, runs)
+
+
+def seed_folders(path: Path) -> dict[str, Path]:
+    """Seed to its run folder, finished or not, in the order of the numbers."""
+    found = {p.name.removeprefix(SEED_PREFIX): p for p in path.glob(f"{SEED_PREFIX}*")}
+    numbers = sorted((int(s), s) for s, p in found.items() if s.isdecimal() and p.is_dir())
+    return {seed: found[seed] for _, seed in numbers}
+
+
+def setting_differences(a: Config, b: Config) -> list[str]:
+    """``key: A -> B`` where two settings differ, seed and folder left out."""
+    found = differences(a, b)
+    return [line for line in found if line.split(":")[0] not in ("seed", "seeds", "output")]
+
+
+def check_same_setting(a: Run, b: Run) -> None:
+    """Two runs differ in their seed alone and were scored on the same tests.
+
+    Raises:
+        UserError: They do not.
+    """
+    if a.config and b.config and (found := setting_differences(a.config, b.config)):
+        raise UserError(
+            f"{b.folder}: not the setting of {a.folder.name} ({'; '.join(found)}); "
+            "one folder holds one setting"
+        )
+    if set(a.scores) != set(b.scores):
+        names = ", ".join(sorted(set(a.scores) ^ set(b.scores)))
+        raise UserError(f"{b.folder}: not scored on the same tasks as {a.folder.name}: {names}")
+    for task in a.scores:
+        if problem := other_test(a, b, task):
+            raise UserError(f"{b.folder}: {problem}")
+
+
+def other_test(a: Run, b: Run, task: str) -> str | None:
+    """Why two scores of one name are not of one test; ``None`` where they are."""
+    for fact in ("pairs", "queries", "examples", "source", "dataset", "metric"):
+        left, right = a.scores[task].get(fact), b.scores[task].get(fact)
+        if left != right:
+            return f"{task}: not the same test, {fact} {left} and {right}"
+    return None
+
+
+def with_own_names(sets: Sequence[RunSet]) -> list[RunSet]:
+    """Names by which run sets can be told apart: as much of their paths as that takes.
+
+    Raises:
+        UserError: A run is given twice.
+    """
+    folders = [r.runs[0].folder.parent if len(r.runs) > 1 else r.runs[0].folder for r in sets]
+    names = [runs.name for runs in sets]
+    parts = 2
+    while len(set(names)) < len(names) and parts <= max(len(f.parts) for f in folders):
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        parts += 1
+    if len(set(names)) < len(names):
+        raise UserError(f"{max(names, key=names.count)}: given twice")
+    return [RunSet(name, runs.runs) for name, runs in zip(names, sets, strict=True)]
+
+
+def save_scores(path: Path, values: dict[str, Any], items: Items) -> None:
+    """Write scores as JSON and, beside them, the values of single items that they are made of.
+
+    The JSON object gets the SHA-256 of the other file, by which :func:`load_runs` tells that they
+    belong together.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **items)  # type: ignore[arg-type]
+    content = buffer.getvalue()
+    values = {**values, "items": hashlib.sha256(content).hexdigest()}
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
+    with replacing(items_file(path)) as temporary:
+        temporary.write_bytes(content)
+
+
+def items_file(scores: Path) -> Path:
+    """Where the single items of a file of scores lie."""
+    return scores.with_suffix(".npz")
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a file holds scores that ``simcse evaluate`` wrote."""
+    try:
+        return bool(read_json(path, EvaluatedScores))
+    except (OSError, UserError):
+        return False
+
+
+def has_items(path: Path) -> bool:
+    """Whether the single items beside an evaluation are those that it was written with."""
+    if not is_evaluation(path):
+        return False
+    digest = hashlib.sha256(items_file(path).read_bytes()).hexdigest()
+    return bool(read_json(path, EvaluatedScores).get("items") == digest)
+
+
+def finished_run(folder: Path) -> tuple[dict[str, Any], Config]:
+    """Scores and config of a finished run, all of whose files are as they were written.
+
+    Raises:
+        UserError: It is not finished, or a file is damaged, exchanged or missing.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder}: not finished; run its command again")
+    own = [path for path in folder.iterdir() if path.name not in _NOT_OF_THE_MODEL]
+    if links := [p for path in own for p in (path, *path.rglob("*")) if p.is_symlink()]:
+        raise UserError(f"{links[0]}: a link, which no run makes; it could lead to private files")
+    if problem := damage(folder, [*RESULT_FILES, _MODULES]):
+        raise UserError(
+            f"{folder / problem}; bring that file back, or remove it and {MANIFEST} and run the "
+            "training command again"
+        )
+    scores = read_json(folder / SCORES_FILE, RunScores, "settings")
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{path}: missing from a finished run; bring that file back")
+    config = read_config(path)
+    if settings_digest(config) != scores["settings"]:
+        raise UserError(
+            f"{path}: not the settings that this run was made with; bring them back (only the "
+            "section hub may change)"
+        )
+    return scores, config
+
+
+def read_json(path: Path, record: type[BaseModel], *keys: str) -> dict[str, Any]:
+    """Read a JSON file that a run wrote.
+
+    Args:
+        path: The file.
+        record: What it holds; of :mod:`simcse.reports.records`.
+        keys: What it has to hold besides.
+
+    Raises:
+        UserError: It is cut short, or holds something else.
+    """
+    try:
+        values: dict[str, Any] = parse(path.read_text(encoding="utf-8"), record)
+        if missing := [key for key in keys if key not in values]:
+            raise ValueError(f"no {', '.join(missing)}")
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); remove that file and start again, the rest "
+            "is kept"
+        ) from error
+    return values
+
+
+def _load(path: Path) -> Run:
+    folder = path.parent
+    is_run = (folder / MANIFEST).is_file() or (folder / CONFIG_FILE).is_file()
+    if path.name != SCORES_FILE or not is_run:  # written by evaluate
+        values = read_json(path, EvaluatedScores)
+        name = Path(values["model"]).absolute().name
+        scores = with_averages(values["scores"])
+        return Run(name, folder, scores, _items(path, values), {}, None, None, [])
+    values, config = finished_run(folder)
+    log_path = folder / LOG_FILE
+    try:
+        log = [parse(line, LogLine) for line in log_path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{log_path}: damaged ({first_line(error)})") from error
+    return Run(
+        folder.name, folder, with_averages(values["trained"]), _items(path, values), values["raw"],
+        values["dev"], config, log,
+    )  # fmt: skip
+
+
+def _planned(path: Path) -> list[int]:
+    summary = path / SUMMARY_FILE
+    return list(read_json(summary, Plan)["planned"]) if summary.is_file() else []
+
+
+def _items(scores: Path, values: dict[str, Any]) -> Items:
+    path = items_file(scores)
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {scores.name} beside it needs it")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != values.get("items"):
+        raise UserError(f"{path}: damaged, or of other scores than {scores.name}; evaluate again")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            items = dict(file)
+        lengths: dict[str, set[int]] = {}
+        for name, found in items.items():
+            sound = found.ndim == 1 and found.dtype.kind in "fiu" and np.isfinite(found).all()
+            lengths.setdefault(name.rpartition(".")[0], set()).add(len(found) if sound else -1)
+        if all(len(sizes) == 1 and -1 not in sizes for sizes in lengths.values()):
+            return items
+    except (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error):
+        pass  # the hash fits, so whoever wrote the scores made up this too
+    raise UserError(f"{path}: holds no values of single items; evaluate again")

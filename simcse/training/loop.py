@@ -1,0 +1,263 @@
+"""The training loop: batch, gradients, clip, step, log, dev score, checkpoint, stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from transformers import get_linear_schedule_with_warmup
+
+from simcse import distributed
+from simcse.config.reading import settings_digest
+from simcse.config.settings import Config
+from simcse.encoders.engines import Engine, clip_gradients
+from simcse.encoders.mini_batches import Features, random_state, replaying
+from simcse.errors import UserError, naming_memory
+from simcse.training import checkpoints
+from simcse.training.checkpoint_pushes import CheckpointPushes
+from simcse.training.checkpoints import CHECKPOINTS
+from simcse.training.interruption import StopSignals
+from simcse.training.loss import TrainingLoss
+from simcse.training.progress import Progress
+from simcse.training.resuming import Position, State, load_weights
+from simcse.training.setup import (
+    DEV_SCORE,
+    Sampler,
+    batch_sampler,
+    make_accelerator,
+    make_optimizer,
+    steps_of,
+    view_collator,
+)
+
+_MEMORY = ("training.mini_batch_size (gradient caching)", "training.batch_size", "data.max_length")
+
+
+def train(  # noqa: C901 (one function, to be read from top to bottom)
+    config: Config,
+    run: Path,
+    loss: TrainingLoss,
+    rows: Dataset,
+    dev: Callable[[SentenceTransformer], dict[str, float]],
+    signals: StopSignals,
+    checkpoint: Path | None,
+) -> tuple[Position, SentenceTransformer]:
+    """Train, or resume from a checkpoint.
+
+    Args:
+        config: The run.
+        run: Its folder.
+        loss: The objective, which holds the encoder.
+        rows: From :func:`simcse.data.rows.load_training_data`.
+        dev: Scores an encoder, all processes together: :data:`DEV_SCORE` and the geometry.
+        signals: Entered by the caller.
+        checkpoint: Folder to resume from.
+
+    Returns:
+        The position after the last step, and the model with the weights of the best checkpoint.
+
+    Raises:
+        UserError: A loss or gradient that is not finite, memory that does not suffice, a checkpoint
+            that holds more than tensors, or no dev score that is a number.
+        KeyboardInterrupt: A signal; a checkpoint has been written.
+    """
+    training, root, model = config.training, run / CHECKPOINTS, loss.model
+    sampler, collator = batch_sampler(config, rows), view_collator(config, model)
+    steps = steps_of(config, rows)
+    accelerator = make_accelerator(config, run)
+    accelerator.init_trackers("simcse", config={k: str(v) for k, v in config.settings().items()})
+    loss.to(accelerator.device)
+    distributed.share_weights(loss)
+    if distributed.world() > 1:
+        loss.engine = Engine(model, "shards" if training.sharding == "full" else "copies")
+    engine = loss.engine
+    objectives_own = list(loss.state.parameters())
+    optimizer = accelerator.prepare_optimizer(make_optimizer(config, loss))
+    warmup = math.ceil(training.warmup * steps)
+    schedule = get_linear_schedule_with_warmup(optimizer.optimizer, warmup, steps)
+    start = Position(settings_digest(config))
+    state = State(accelerator, loss, optimizer, schedule, start)
+    if checkpoint is not None:
+        state.load(checkpoint)
+    position = state.position
+    progress = Progress(run, accelerator, steps, position.step, position.log)
+    pushes = CheckpointPushes(config.hub.push_checkpoints) if config.hub.push_checkpoints else None
+    batches = batches_from(sampler, position.step)
+
+    with signals.waiting(), naming_memory("while training", *_MEMORY):
+        while position.step < steps:
+            # The batch: of several processes each takes its part.
+            collator.epoch, chosen = next(batches)
+            own = distributed.own_part(chosen)
+            features = collator.features([rows[i] for i in own], accelerator.device)
+
+            # Loss and gradients, those of all processes together.
+            model.train()
+            loss.state.before_step(position.step / max(steps - 1, 1))
+            terms = backpropagate(accelerator, loss, features)
+            total = sum(terms.values())
+            where = Where(position.step + 1, schedule.get_last_lr()[0], chosen)
+            if not math.isfinite(total):
+                raise where.error(f"the loss is {total}", "use float32 for training.precision")
+            distributed.average_gradients(objectives_own)
+
+            # The step.
+            accelerator.unscale_gradients()
+            norm = clip_gradients(loss.parameters(), training.max_grad_norm)
+            scaled = accelerator.scaler is not None  # float16: such steps are skipped
+            if not math.isfinite(norm) and not scaled:
+                raise where.error(f"the gradient's norm is {norm}", "raise objective.temperature")
+            optimizer.step()
+            optimizer.zero_grad()
+            if not optimizer.step_was_skipped:
+                loss.state.after_step(model, position.step / steps)
+                schedule.step()
+            position.step += 1
+
+            # The log: means over the steps since its last line.
+            position.since += 1
+            for name, value in {"loss": total, **(terms if len(terms) > 1 else {})}.items():
+                position.totals[name] = position.totals.get(name, 0.0) + value
+            last = position.step == steps
+            scores_now = position.step % config.evaluation.every == 0 or last
+            if position.step == 1 or position.step % training.log_every == 0 or scores_now:
+                means = {name: value / position.since for name, value in position.totals.items()}
+                values = {**means, "grad_norm": norm, "learning_rate": where.rate}
+                values["epoch"] = position.step / len(sampler)
+                progress.loss(position.step, {**values, **loss.log_values()})
+                position.totals, position.since = {}, 0
+            progress.step(position.step)
+
+            # The dev score, a checkpoint, and the end where a signal asks for it.
+            if scores_now:
+                scores = dev(engine.whole())
+                progress.dev(position.step, scores)
+                score = scores[DEV_SCORE]
+                best = -math.inf if position.best_score is None else position.best_score
+                if math.isfinite(score) and score > best:
+                    position.best_score, position.best_step = score, position.step
+            signal = distributed.highest(signals.received, accelerator.device)
+            if scores_now or signal:
+                saved = state.save(root, training.keep_checkpoints)
+                if pushes is not None and distributed.is_first():
+                    pushes.send(saved, position.step)
+            if signal:
+                signals.stop(
+                    signal,
+                    f"interrupted after step {position.step:,}, with a checkpoint; the same "
+                    "command resumes",
+                )
+    if pushes is not None:
+        pushes.finish()
+    progress.close()
+    if position.best_step is None:
+        raise UserError(
+            "evaluation.dev: no dev score was a number, so there is no best checkpoint; does "
+            "log.jsonl show a collapse?"
+        )
+    best_checkpoint = checkpoints.place(root, position.best_step)
+    if problem := checkpoints.damage(best_checkpoint):
+        raise UserError(
+            f"{best_checkpoint}: {problem}; the same command goes back to before it and makes it "
+            "again"
+        )
+    load_weights(best_checkpoint, loss)
+    return position, engine.whole()
+
+
+def backpropagate(
+    accelerator: Accelerator, loss: TrainingLoss, features: Features
+) -> dict[str, float]:
+    """Leave the gradients of a batch in the parameters.
+
+    With gradient caching (Gao et al. 2021, https://arxiv.org/abs/2101.06983) the graph of no more
+    than a mini-batch is in memory; the gradients are those of one large pass.
+
+    Args:
+        accelerator: Scales the loss where that is needed (float16).
+        loss: The objective.
+        features: A batch, or this process's part of it.
+
+    Returns:
+        The weighted terms, which sum up to the loss of the whole batch.
+    """
+    device = accelerator.device
+    passes, engine = loss.passes(features), loss.engine
+    cached = loss.mini_batch_size is not None
+    values: dict[str, float] = {}
+
+    # Masked language modelling has passes of its own.
+    with engine.without_sync():
+        for token_loss in loss.token_terms(features):
+            accelerator.backward(token_loss)
+            values["mlm"] = values.get("mlm", 0.0) + float(token_loss.detach())
+    if "mlm" in values:
+        values["mlm"] = distributed.mean(values["mlm"], device)
+
+    # 1. Embeddings, and with caching the random numbers that each pass began with.
+    states, parts = [], []
+    with torch.no_grad() if cached else nullcontext():
+        for part in passes:
+            states.append(random_state(device))
+            parts.append(loss.embed(part))
+    order = torch.cat([part.rows for part in passes]).argsort()
+    embeddings = torch.cat(parts)[order]  # (columns * batch, dim)
+
+    # 2. The loss, its gradient with respect to the embeddings, and those of the objective itself.
+    if cached:
+        embeddings.requires_grad_()
+    terms = loss(embeddings, features)
+    values |= {name: float(value.detach()) for name, value in terms.items()}
+    accelerator.backward(torch.stack(list(terms.values())).sum())
+
+    # 3. The same passes again, with a graph, to hand the gradient on to the encoder. The last of
+    # each tower go together: they take along to the other processes what was held back.
+    if cached and embeddings.grad is not None:
+        last = {part.route: number for number, part in enumerate(passes)}.values()
+        with engine.without_sync():
+            for number, (part, state) in enumerate(zip(passes, states, strict=True)):
+                if number not in last:
+                    with replaying(device, state):
+                        again = loss.embed(part)
+                    torch.autograd.backward(again, embeddings.grad[part.rows])
+        ends = []
+        for number in last:
+            with replaying(device, states[number]):
+                ends.append(loss.embed(passes[number]))
+        torch.autograd.backward(ends, [embeddings.grad[passes[number].rows] for number in last])
+    return values
+
+
+@dataclass(frozen=True)
+class Where:
+    """The step at hand, for an error."""
+
+    step: int
+    rate: float
+    rows: list[int]
+
+    def error(self, problem: str, remedy: str) -> UserError:
+        """What is wrong, and with which rows."""
+        rows = ", ".join(map(str, self.rows))
+        return UserError(
+            f"step {self.step}: {problem} (learning rate {self.rate:.2g}, training rows {rows}, "
+            "counted from 0 without skipped ones); lower training.learning_rate or "
+            f"{remedy}"
+        )
+
+
+def batches_from(sampler: Sampler, step: int) -> Iterator[tuple[int, list[int]]]:
+    """Epoch and row numbers of every batch from a step on, without end."""
+    epoch, done = divmod(step, len(sampler))
+    while True:
+        sampler.set_epoch(epoch)
+        yield from ((epoch, rows) for rows in islice(sampler, done, None))
+        epoch, done = epoch + 1, 0

@@ -1,0 +1,480 @@
+"""A training run from config to scored model, and the folder that holds it.
+
+The folder is the state: without the manifest of :mod:`simcse.sealing` the run is unfinished and the
+same command resumes it, with it the run is finished. One process at a time writes there. A folder
+made with another config is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from transformers import set_seed
+
+from simcse import distributed
+from simcse.config.reading import differences, read_config, settings_digest, to_yaml
+from simcse.config.settings import Config
+from simcse.data.readers import is_from_hub
+from simcse.data.rows import TextCounts, load_training_data
+from simcse.encoders import encoder, gate
+from simcse.encoders.loading import load_trained
+from simcse.environment import environment
+from simcse.errors import UserError, naming_memory
+from simcse.evaluation.protocol import PROTOCOL, Scores
+from simcse.evaluation.sources import load_dev_task, load_geometry, load_task
+from simcse.evaluation.table import collapse_lines, score_table
+from simcse.evaluation.tasks import Task
+from simcse.files import (
+    check_parent,
+    files_in,
+    filling,
+    is_ours,
+    locked,
+    remove_leftovers,
+    write_atomically,
+)
+from simcse.reports.records import MadeFrom, RawScores
+from simcse.reports.runs import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    RAW_SCORES_FILE,
+    RESULT_FILES,
+    SCORES_FILE,
+    finished_run,
+    read_json,
+    save_scores,
+)
+from simcse.sealing import MANIFEST, seal
+from simcse.training import loop
+from simcse.training.checkpoints import CHECKPOINTS, check_owner, newest_checkpoint, remove_all
+from simcse.training.interruption import StopSignals
+from simcse.training.loss import WITH_HARD_NEGATIVES, TrainingLoss
+from simcse.training.resuming import Position
+from simcse.training.setup import (
+    Dev,
+    batch_sampler,
+    check_views_differ,
+    evaluate_model,
+    labels_of,
+    make_accelerator,
+    rows_used,
+    steps_of,
+    view_collator,
+)
+from simcse.training.teacher import teacher_embeddings
+
+_MAP_ROWS = 4096  # to fit a student's map to its teacher's width
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is read before weights are trained."""
+
+    rows: Dataset
+    counts: TextCounts
+    model: SentenceTransformer
+    tasks: list[Task]
+    dev: Dev
+    loss: TrainingLoss
+    teacher: str | None
+    """Tells the teacher's embeddings from any other's."""
+
+
+def train(config: Config, command: list[str], twin: Path | None = None) -> None:
+    """Run, resume or show a training run.
+
+    Args:
+        config: Resolved config; ``output`` names the run folder.
+        command: Command line to write down with the results.
+        twin: A run that differs in its seed alone: its scores of the untrained encoder, which
+            know no seed, are taken over.
+
+    Raises:
+        UserError: Anything the user can mend; what is on disk stays as it was.
+    """
+    run = Path(str(config.output))
+    # A finished run does not change any more, so that it can be read without a lock.
+    is_locked = distributed.is_first() and not (run / MANIFEST).is_file()
+    with locked(run) if is_locked else nullcontext():
+        if distributed.from_first(lambda: _is_finished(run, config)):
+            if distributed.is_first():
+                _show_finished(run, config)
+            return
+        make_accelerator(config, run)  # for what it refuses, before the text is read
+        with StopSignals() as stop:
+            prepared = prepare(config)
+            with distributed.first():
+                _open_folder(run, config, prepared, command)
+            if distributed.is_first() and twin and not (run / RAW_SCORES_FILE).is_file():
+                text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
+                write_atomically(run / RAW_SCORES_FILE, text)
+            _train_in(run, config, prepared, stop)
+
+
+def _show_finished(run: Path, config: Config) -> None:
+    scores, old = finished_run(run)
+    if old.hub != config.hub:  # the one section that may change; the others stay as they are
+        new = old.model_copy(update={"hub": config.hub})
+        write_atomically(run / CONFIG_FILE, to_yaml(new))
+    print(f"{run} is finished:")
+    print_scores(scores)
+    remove_all(run / CHECKPOINTS)  # a kill may have left some
+
+
+def _train_in(
+    run: Path,
+    config: Config,
+    prepared: Prepared,
+    stop: StopSignals,
+) -> None:
+    raw = distributed.from_first(lambda: _raw_scores(run, config, prepared.tasks))
+    checkpoint = distributed.from_first(
+        lambda: newest_checkpoint(run / CHECKPOINTS, lambda line: print(f"warning: {line}"))
+    )
+    if checkpoint is not None:
+        print(f"resuming from {checkpoint}")
+    started = time.monotonic()
+    set_seed(_dropout_seed(config.seed))  # which must not depend on what was computed above
+    position, model = loop.train(
+        config,
+        run,
+        prepared.loss,
+        prepared.rows,
+        prepared.dev.scores,
+        stop,
+        checkpoint,
+    )
+    if distributed.is_first():
+        minutes = None if checkpoint else round((time.monotonic() - started) / 60, 2)
+        _finish(run, config, prepared, model, raw, position, minutes)
+    distributed.wait()
+
+
+def _finish(
+    run: Path,
+    config: Config,
+    prepared: Prepared,
+    model: SentenceTransformer,
+    raw: dict[str, Scores],
+    position: Position,
+    minutes: float | None,
+) -> None:
+    """Export the model, which has the weights of the best checkpoint, and score it."""
+    with filling(run) as folder:
+        encoder.save(encoder.exported(model), folder)
+        model_files = files_in(folder)
+    # Scored as its users will load it: from disk, without mixed precision.
+    result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
+    evaluation = evaluate_model(result, prepared.tasks, config.evaluation.batch_size)
+    write_atomically(run / CONFIG_FILE, to_yaml(config))  # whatever became of it meanwhile
+    scores = {
+        "protocol": PROTOCOL,
+        "settings": settings_digest(read_config(run / CONFIG_FILE)),
+        "raw": raw,
+        "trained": evaluation.scores,
+        "dev": {
+            "task": prepared.dev.task.name,
+            "metric": prepared.dev.task.metric,
+            "best": position.best_score,
+            "best_step": position.best_step,
+            "steps": position.step,
+        },
+        "minutes": minutes,
+    }
+    save_scores(run / SCORES_FILE, scores, evaluation.items)
+    seal(run, [*model_files, *RESULT_FILES])  # from here on the run is finished
+    remove_all(run / CHECKPOINTS)
+    print_scores(scores)
+    print(f"model and scores are in {run}")
+
+
+def _dropout_seed(seed: int) -> int:
+    """The run's seed; in further processes another, so that each has dropout of its own."""
+    number = distributed.rank()
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) if number else seed
+
+
+def dry_run(config: Config) -> None:
+    """Print what a run would do: config, data, parameters and an estimate of its time.
+
+    Raises:
+        UserError: Whatever :func:`train` would refuse before it trains; several processes.
+    """
+    if distributed.world() > 1:
+        raise UserError("--dry-run: measures one process; start it without a launcher")
+    run = Path(str(config.output))
+    finished = _is_finished(run, config)
+    make_accelerator(config, run)  # for what it refuses
+    print(to_yaml(config))
+    prepared = prepare(config)
+    steps = steps_of(config, prepared.rows)
+    step, dev = step_seconds(config, prepared), _dev_seconds(prepared)
+    evaluations = -(-steps // config.evaluation.every)
+    minutes = (steps * step + evaluations * dev) / 60
+    print(
+        f"time     about {minutes:.1f} minutes on this machine: {steps:,} steps of "
+        f"{step:.3f} s, {evaluations} dev scores of {dev:.1f} s; "
+        "the final scores come on top"
+    )
+    if finished:
+        print(f"{run} holds this run, finished")
+    print("dry run: nothing was written but caches")
+
+
+def print_scores(scores: dict[str, Any]) -> None:
+    """Print the table of a finished run."""
+    columns: dict[str, Scores] = {f"raw {pooling}": raw for pooling, raw in scores["raw"].items()}
+    columns["trained"] = scores["trained"]
+    dev = scores["dev"]
+    print(f"\n{score_table(columns)}\n")
+    for line in collapse_lines({"trained": scores["trained"]}):
+        print(line)
+    print(
+        f"best of {dev['task']} ({dev['metric']} {100 * dev['best']:.2f}) "
+        f"at step {dev['best_step']} of {dev['steps']}"
+    )
+
+
+def prepare(config: Config) -> Prepared:
+    """Read the text, build the model and its loss, and check that they fit; prints what was read.
+
+    Raises:
+        UserError: Whatever a run can be refused for before it trains.
+    """
+    data = Path(config.evaluation.data) if config.evaluation.data else None
+    set_seed(config.seed)  # for the projection's first weights
+    model = encoder.build(config.encoder)
+    with distributed.first():
+        rows, counts = load_training_data(config.data, model.tokenizer, config.seed)
+    print(f"text     {', '.join(config.data.train)}: {counts}")
+    print(f"         {len(rows):,} rows for training", flush=True)
+    if len(rows) < config.training.batch_size:
+        raise UserError(
+            f"training.batch_size: {config.training.batch_size} is more than "
+            f"the {len(rows)} training rows"
+        )
+    tasks = [load_task(name, data) for name in config.evaluation.tasks]
+    tasks.append(load_geometry(data, dev_only=False))
+    dev = Dev(
+        load_dev_task(config.evaluation.dev, data),
+        load_geometry(data, dev_only=True),
+        config.evaluation.batch_size,
+    )
+    limit = model.max_seq_length
+    if limit is not None and config.data.max_length > limit:
+        raise UserError(
+            f"data.max_length: {config.data.max_length} is more than the {limit} tokens that "
+            f"{config.encoder.name} allows"
+        )
+    _check_rows(config, rows, model)
+    if any(view.dropout is not None for view in config.views):
+        encoder.check_dropout_is_reached(model)
+    check_views_differ(config, model, rows)
+    if columns := len(rows[0]["input_ids"]) - 1:
+        negatives = f", {columns - 1} hard negative{'s' * (columns > 2)}" if columns > 1 else ""
+        print(f"         a row is anchor, positive{negatives}")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}")
+    teacher, used = None, None
+    if config.objective.teacher is not None:
+        used = rows_used(config, rows)
+        with distributed.first():
+            teacher = teacher_embeddings(config, rows, counts, used)
+        rows = rows.add_column("row", np.arange(len(rows)))  # where its teacher's embedding is
+    with naming_memory("for what the objective learns", "objective.dino.prototypes"):
+        loss = TrainingLoss(model, config, teacher)
+    if used is not None and loss.has_map:
+        chosen = np.flatnonzero(used)[:_MAP_ROWS]
+        some = list(rows.select(chosen))
+        loss.fit_map(view_collator(config, model).features(some, model.device))
+    name = None if teacher is None else teacher.stem
+    return Prepared(rows, counts, model, tasks, dev, loss, name)
+
+
+def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> None:
+    """What only the rows can tell.
+
+    Raises:
+        UserError: Hard negatives that no term uses, labels without two examples, templates that
+            leave no room.
+    """
+    columns = len(rows[0]["input_ids"])
+    if columns > 2 and not set(config.objective.terms) & set(WITH_HARD_NEGATIVES):
+        remedy = "" if config.data.form == "nli" else "name two columns in data.columns, or "
+        raise UserError(
+            f"objective.terms: {', '.join(config.objective.terms)} does not use the hard negatives "
+            f"of data.train; {remedy}use {' or '.join(WITH_HARD_NEGATIVES)}"
+        )
+    if config.data.form == "labelled" and len(np.unique(labels_of(rows))) == 1:
+        raise UserError("data.train: all rows have one label, so there are no negatives")
+    if len(batch_sampler(config, rows)) == 0:
+        raise UserError(
+            "data.train: the labels with two examples or more make no batch of "
+            f"{config.training.batch_size}; lower training.batch_size"
+        )
+    views = view_collator(config, model).views
+    longest = max(view.longest(config.data.max_length) for view in views)
+    if model.max_seq_length is not None and longest > model.max_seq_length:
+        raise UserError(
+            f"views: with template and repeated words, texts of data.max_length "
+            f"{config.data.max_length} have up to {longest} tokens; {config.encoder.name} allows "
+            f"{model.max_seq_length}"
+        )
+
+
+def _is_finished(run: Path, config: Config) -> bool:
+    """Whether the folder holds this very run, finished.
+
+    Raises:
+        UserError: The folder holds a run with another config, or something else.
+    """
+    if not run.exists():
+        check_parent(run, "output: ")
+        return False
+    if not run.is_dir():
+        raise UserError(f"output: {run} is a file")
+    path = run / CONFIG_FILE
+    others = any(entry != path and not is_ours(entry) for entry in run.iterdir())
+    started = any((run / name).is_file() for name in (*RESULT_FILES, MANIFEST))
+    if others and not (path.is_file() and started):
+        raise UserError(
+            f"output: {run} is not empty and not a run folder; choose another with output=FOLDER"
+        )
+    if not path.is_file():
+        return False
+    try:
+        old = read_config(path)
+    except UserError as error:
+        raise UserError(
+            f"{path}: damaged, or not of a run; choose another folder with output=FOLDER ({error})"
+        ) from error
+    if changed := differences(old.model_copy(update={"output": config.output}), config):
+        raise UserError(
+            f"output: {run} was made with another config ({'; '.join(changed)}); "
+            "choose another with output=FOLDER, or remove it"
+        )
+    if (run / MANIFEST).is_file():
+        return True
+    check_owner(run / CHECKPOINTS)
+    return False
+
+
+def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[str]) -> None:
+    """Write down what the run is made from; on resume check that it is still the same.
+
+    Raises:
+        UserError: Other text or another number of processes than the run was started with; a
+            folder that not all processes see.
+    """
+    text = {"counts": asdict(prepared.counts), "rows": len(prepared.rows)}
+    path, world = run / ENVIRONMENT_FILE, distributed.world()
+    if distributed.is_first():
+        run.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run)
+        remove_leftovers(run / CHECKPOINTS)
+        write_atomically(run / CONFIG_FILE, to_yaml(config))  # first: it makes this a run folder
+    elif not path.is_file():
+        raise UserError(
+            f"output: process {distributed.rank()} does not see {path}; all machines need the "
+            "same folder"
+        )
+    start = {"encoder": encoder.fingerprint(prepared.model), "teacher": prepared.teacher}
+    if path.is_file():
+        before = read_json(path, MadeFrom)
+        for name, hashed in start.items():
+            if before["start"][name] != hashed:
+                raise UserError(
+                    f"{name}: it has changed since {run} was started; bring it back, or start anew "
+                    "with output=FOLDER"
+                )
+        if before["processes"] != world:
+            raise UserError(
+                f"output: {run} was started with {before['processes']} processes, not {world}; "
+                "batches and dropout would not be the same: start as many, or anew with "
+                "output=FOLDER"
+            )
+        old = before["text"]
+        if old != text:
+            raise UserError(
+                f"data.train: the text has changed since {run} was started (then "
+                f"{old['rows']:,} rows, sha256 {old['counts']['sha256']}); bring it back, or "
+                "start anew with output=FOLDER"
+            )
+        return
+    if newest_checkpoint(run / CHECKPOINTS) is not None:
+        raise UserError(
+            f"{path}: missing from a run that has checkpoints; bring it back, or start anew with "
+            "output=FOLDER"
+        )
+    found = {
+        **environment(config.seed, command),
+        "encoder_commit": encoder.hub_commit(config.encoder),
+        "from_hub": _from_hub(config),
+        "processes": world,
+        "start": start,
+        "text": text,
+    }
+    write_atomically(path, json.dumps(found, indent=2) + "\n")
+
+
+def _from_hub(config: Config) -> list[str]:
+    """What of the training text was had from there, and the teacher if it was."""
+    found = [name for name in config.data.train if is_from_hub(name)]
+    teacher = config.objective.teacher
+    if teacher is not None and not Path(encoder.source_of(teacher)).exists():
+        found.append(teacher)
+    return found
+
+
+def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Scores]:
+    """Scores of the untrained encoder with each pooling, computed once per run folder."""
+    path = run / RAW_SCORES_FILE
+    poolings: dict[str, str | None] = {name: name for name in config.evaluation.raw_poolings}
+    if poolings and gate.stores_modules(encoder.origin_of(config.encoder)):
+        poolings = {"own": None}
+    if path.is_file():
+        return read_json(path, RawScores, *poolings)
+    scores: dict[str, Scores] = {}
+    for name, pooling in poolings.items():
+        raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
+        model = encoder.build(raw)
+        scores[name] = evaluate_model(model, tasks, config.evaluation.batch_size).scores
+    write_atomically(path, json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def step_seconds(
+    config: Config, prepared: Prepared, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of forward and backward pass, the median of a few real batches."""
+    model, rows = prepared.model, prepared.rows
+    collator = view_collator(config, model)
+    accelerator = make_accelerator(config, Path(str(config.output)))
+    loss = prepared.loss.to(model.device)
+    model.train()
+    seconds = []
+    for indices in islice(batch_sampler(config, rows), 6):
+        started = clock()
+        features = collator.features([rows[i] for i in indices], model.device)
+        loop.backpropagate(accelerator, loss, features)
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        seconds.append(clock() - started)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def _dev_seconds(prepared: Prepared) -> float:
+    started = time.perf_counter()
+    prepared.dev.scores(prepared.model)
+    return time.perf_counter() - started

@@ -1,0 +1,216 @@
+"""What a training run is made of, beside the loop: samplers, views, dev scores, checks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+from simcse import distributed
+from simcse.config.settings import Config, ObjectiveConfig
+from simcse.data.batching import GroupBatchSampler, ViewBatchSampler
+from simcse.data.views import View, ViewCollator
+from simcse.encoders.encoding import encode_by_length
+from simcse.errors import UserError, naming_memory
+from simcse.evaluation.protocol import Evaluation, evaluate
+from simcse.evaluation.tasks import Task
+from simcse.training.loss import WITHOUT_PAIRS, TrainingLoss
+
+DEV_SCORE = "dev_score"
+GEOMETRY = ("alignment", "uniformity", "mean_cosine", "effective_rank")
+Sampler = ViewBatchSampler | GroupBatchSampler
+
+
+@dataclass(frozen=True)
+class Dev:
+    """What chooses the best checkpoint, every ``evaluation.every`` steps."""
+
+    task: Task
+    geometry: Task
+    batch_size: int
+
+    def scores(self, model: SentenceTransformer) -> dict[str, float]:
+        """``dev_score`` (the task's own metric) and the keys of :data:`GEOMETRY`.
+
+        All processes encode a share of the texts each.
+        """
+        tasks = [self.task, self.geometry]
+        scores = evaluate_model(model, tasks, self.batch_size, shared=True).scores
+        geometry = scores[self.geometry.name]
+        return {
+            DEV_SCORE: scores[self.task.name][self.task.metric],
+            **{key: geometry[key] for key in GEOMETRY},
+        }
+
+
+def evaluate_model(
+    model: SentenceTransformer, tasks: list[Task], batch_size: int, *, shared: bool = False
+) -> Evaluation:
+    """Score a model as it encodes: evaluation mode, no projection that is for training only.
+
+    Args:
+        model: The model.
+        tasks: What to score it on.
+        batch_size: Texts a forward pass.
+        shared: All processes call this, and encode a share of the texts each.
+    """
+
+    def encode(texts: list[str]) -> np.ndarray:
+        if not shared:
+            return encode_by_length(model, texts, batch_size)
+        return distributed.shared(lambda own: encode_by_length(model, own, batch_size), texts)
+
+    with naming_memory("while scoring", "evaluation.batch_size"):
+        return evaluate(encode, tasks)
+
+
+def steps_of(config: Config, rows: Dataset) -> int:
+    """Optimiser steps of a run over some rows."""
+    per_epoch = len(batch_sampler(config, rows))
+    return config.training.steps or math.ceil(config.training.epochs * per_epoch)
+
+
+def rows_used(config: Config, rows: Dataset) -> np.ndarray:
+    """Which rows a run will see, bool of shape ``(rows,)``."""
+    sampler = batch_sampler(config, rows)
+    used = np.zeros(len(rows), dtype=bool)
+    left = steps_of(config, rows)
+    epoch = 0
+    while left > 0 and not used.all():
+        sampler.set_epoch(epoch)
+        for batch in islice(sampler, left):
+            used[batch] = True
+        left -= len(sampler)
+        epoch += 1
+    return used
+
+
+def batch_sampler(config: Config, rows: Dataset) -> Sampler:
+    """The sampler that fits a config's form of data."""
+    training = config.training
+    if config.data.form == "labelled":
+        parts = distributed.world()
+        return GroupBatchSampler(labels_of(rows), training.batch_size, config.seed, parts)
+    lengths = np.asarray(rows.with_format("numpy")["length"][:])
+    return ViewBatchSampler(lengths, training.batch_size, training.batching, config.seed)
+
+
+def labels_of(rows: Dataset) -> np.ndarray:
+    """Label of each row, int64."""
+    return np.asarray(rows.with_format("numpy")["label"][:])
+
+
+def view_collator(config: Config, model: SentenceTransformer) -> ViewCollator:
+    """The collator that lays out a config's views."""
+    first, second = (View.of(view, model.tokenizer) for view in config.views)
+    return ViewCollator(
+        model.tokenizer.pad_token_id,
+        (first, second),
+        single=all(name in WITHOUT_PAIRS for name in config.objective.terms),
+        paired=config.data.form == "labelled",
+        keeps_texts="mlm" in config.objective.terms and not (first.is_plain and second.is_plain),
+        seed=config.seed,
+    )
+
+
+def check_views_differ(config: Config, model: SentenceTransformer, rows: Dataset) -> None:
+    """Make sure that dropout, or what else the config does, gives two views of a sentence.
+
+    Asks the model itself rather than its config, so that it holds for every architecture.
+
+    Raises:
+        UserError: Both views are equal.
+    """
+    collator = view_collator(config, model)
+    if config.data.form != "sentences" or collator.single:
+        return
+    features = collator.features([rows[i] for i in range(min(8, len(rows)))], model.device)
+    loss = TrainingLoss(model, config.model_copy(update={"objective": ObjectiveConfig()}))
+    training = model.training
+    random_state = torch.random.get_rng_state()
+    model.train()
+    with torch.no_grad():
+        passes = loss.passes(features)
+        order = torch.cat([part.rows for part in passes]).argsort()
+        embeddings = torch.cat([loss.embed(part) for part in passes])[order]
+    model.train(training)
+    torch.random.set_rng_state(random_state)
+    if torch.equal(*embeddings.chunk(2)):
+        raise UserError(
+            "encoder.dropout: there is no dropout, so both views of a sentence are equal "
+            "and there is nothing to learn; set encoder.dropout, such as 0.1, "
+            "or the dropout of a view"
+        )
+
+
+def make_accelerator(config: Config, run: Path) -> Accelerator:
+    """Device, loss scaling and trackers for a config.
+
+    Raises:
+        UserError: A precision or tracker that this machine does not have, several GPUs in one
+            process, or a batch that the processes cannot share.
+    """
+    training, processes = config.training, distributed.world()
+    rows = 2 * processes if config.data.form == "labelled" else processes
+    if training.batch_size % rows:
+        raise UserError(
+            f"training.batch_size: {training.batch_size} is for all {processes} processes together "
+            f"and must be a multiple of {rows}"
+        )
+    if training.precision == "float16" and not torch.cuda.is_available():
+        raise UserError(
+            "training.precision: float16 needs a GPU; allowed here are float32, bfloat16"
+        )
+    if (
+        training.precision == "bfloat16"
+        and torch.cuda.is_available()
+        and not torch.cuda.is_bf16_supported()
+    ):
+        raise UserError("training.precision: this GPU has no bfloat16; use float32 or float16")
+    trackers = [tracker.value for tracker in get_available_trackers()]
+    if missing := [name for name in training.report_to if name not in trackers]:
+        raise UserError(
+            f"training.report_to: {', '.join(missing)} unknown or not installed; "
+            f"available here: {', '.join(trackers) or 'none'}"
+        )
+    if training.sharding == "full" and processes == 1:
+        raise UserError(
+            "training.sharding: full is for several processes; start them with torchrun "
+            "--nproc_per_node (docs/scaling.md)"
+        )
+    if processes == 1 and torch.cuda.device_count() > 1:
+        raise UserError(
+            f"there are {torch.cuda.device_count()} GPUs: start a process for each with torchrun "
+            "--nproc_per_node (docs/scaling.md), or use one with CUDA_VISIBLE_DEVICES=0"
+        )
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        # bfloat16 needs no loss scaling; where its autocast is, see `simcse.objectives.state`.
+        mixed_precision="fp16" if training.precision == "float16" else "no",
+        log_with=training.report_to or None,
+        project_config=ProjectConfiguration(str(run), logging_dir=str(run / "tensorboard")),
+    )
+
+
+def make_optimizer(config: Config, loss: TrainingLoss) -> torch.optim.AdamW:
+    """AdamW; matrices decay, vectors (biases, norms) and a learned temperature do not."""
+    learned = [p for p in loss.parameters() if p.requires_grad]
+    groups = [
+        {
+            "params": [p for p in learned if p.ndim > 1],
+            "weight_decay": config.training.weight_decay,
+        },
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.training.learning_rate, fused=True)
