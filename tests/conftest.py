@@ -131,8 +131,8 @@ def two_views(model: SentenceTransformer) -> dict[str, torch.Tensor]:
 def terms_of(loss: TrainingLoss, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weighted terms of a batch, all in one graph and without gradient caching."""
     terms: dict[str, torch.Tensor] = {}
-    for part in loss.token_terms(features):
-        terms["mlm"] = terms["mlm"] + part if "mlm" in terms else part
+    for name, part in loss.token_terms(features):
+        terms[name] = terms[name] + part if name in terms else part
     passes = loss.passes(features)
     order = torch.cat([part.rows for part in passes]).argsort()
     embeddings = torch.cat([loss.embed(part) for part in passes])[order]

@@ -22,7 +22,10 @@ from simcse.training.setup import make_accelerator
 MINI_BATCH = 5  # divides neither the batch nor the number of texts
 OBJECTIVES = {
     "info_nce": {},
-    "hard_negatives": {"columns": 3, "objective": {"hard_negative_weight": 2.0}},
+    "hard_negatives": {
+        "columns": 3,
+        "objective": {"terms": {"info_nce": {"hard_negative_weight": 2.0}}},
+    },
     "decoupled": {"objective": {"terms": "decoupled"}, "columns": 3},
     "first_token": {"encoder": {"pooling": "cls"}},
     "nt_xent": {"objective": {"terms": "nt_xent"}},
@@ -35,7 +38,7 @@ OBJECTIVES = {
         "encoder": {"towers": "two", "projection": "none"},
     },
     "two_rates": {"views": [{"dropout": 0.05}, {"dropout": 0.15}]},
-    "dino": {"objective": {"terms": "dino", "dino": {"prototypes": 16}}},
+    "dino": {"objective": {"terms": {"dino": {"prototypes": 16}}}},
     "mlm": {"objective": {"terms": [{"info_nce": 1.0}, {"mlm": 0.1}]}},
     "identical": {"columns": 3, "hashes": 9},
     "distill_l2": {"objective": {"terms": "distill_l2"}, "teacher": True},
@@ -97,7 +100,7 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
     training_loss.engine = Engine(model, spread)
     torch.manual_seed(1)
     terms = backpropagate(make_accelerator(config, tmp_path), training_loss, features)
-    distributed.average_gradients(training_loss.state.parameters())
+    distributed.average_gradients(training_loss.objective.parameters())
     named = training_loss.named_parameters()
     return sum(terms.values()), {n: whole_tensor(p.grad) for n, p in named if p.grad is not None}
 

@@ -18,8 +18,8 @@ from simcse.config.reading import validate
 from simcse.config.settings import Config, EncoderConfig, TemperatureConfig
 from simcse.data.views import ViewCollator
 from simcse.encoders import encoder
-from simcse.objectives import clip, info_nce
-from simcse.objectives.state import ObjectiveState, SelfTeacher, Temperature
+from simcse.objectives import Dino, MaskedLanguageModel, clip, info_nce
+from simcse.objectives.temperature import Temperature
 from simcse.training import loop, setup
 from simcse.training.loss import TrainingLoss
 
@@ -75,7 +75,11 @@ def settings(name, request):
         return [f"data.train={request.getfixturevalue('captions')}", *GROUPS]
     if name == "triplets":
         file = request.getfixturevalue("triplets")
-        return [f"data.train={file}", "data.form=pairs", "objective.hard_negative_weight=2"]
+        return [
+            f"data.train={file}",
+            "data.form=pairs",
+            "objective.terms.info_nce.hard_negative_weight=2",
+        ]
     if name == "towers":
         file = request.getfixturevalue("triplets")
         columns = ["data.columns=[sent0, sent1]", "encoder.towers=two", "encoder.projection=none"]
@@ -91,7 +95,7 @@ def settings(name, request):
     if name == "cached":
         return ["objective.terms=clip", "training.mini_batch_size=3"]
     if name == "dino":
-        return ["objective.terms=dino", "objective.dino.prototypes=16"]
+        return ["objective.terms=dino", "objective.terms.dino.prototypes=16"]
     return [f"objective.terms={name}"]
 
 
@@ -205,7 +209,7 @@ def test_loss_is_the_objective_on_both_views(tiny):
     found = loss_of(loss, features)
     embeddings = torch.from_numpy(model.encode(SENTENCES))
     torch.testing.assert_close(found, info_nce(embeddings, embeddings, 0.05), rtol=1e-4, atol=1e-5)
-    assert set(loss.log_values()) >= {"temperature", "effective_negatives"}
+    assert set(loss.objective.log_values()) >= {"temperature", "effective_negatives"}
 
 
 def test_identical_texts_of_a_batch_are_masked_unless_told_otherwise(tiny):
@@ -220,30 +224,28 @@ def test_identical_texts_of_a_batch_are_masked_unless_told_otherwise(tiny):
 
 def test_teacher_follows_and_is_no_parameter_of_the_optimiser(tiny):
     model = encoder.build(EncoderConfig(name=str(tiny)))
-    config = validate({"objective": {"terms": "dino", "dino": {"momentum": 0.9}}}, "test")
-    state = ObjectiveState(model, config, None)
-    teacher = state.self_teacher
+    teacher = Dino(model, momentum=0.9)
     assert not any(p.requires_grad for p in teacher.teacher.parameters())
     before = next(teacher.teacher.parameters()).clone()
     student = next(model.parameters())
     with torch.no_grad():
         student.add_(1)
-    state.after_step(model, progress=0.0)
+    teacher.after_step(model, progress=0.0)
     now = next(teacher.teacher.parameters())
     torch.testing.assert_close(now, 0.9 * before + 0.1 * student)
-    state.after_step(model, progress=1.0)  # the momentum has risen to 1
+    teacher.after_step(model, progress=1.0)  # the momentum has risen to 1
     torch.testing.assert_close(next(teacher.teacher.parameters()), now)
     now = now.clone()
     with torch.no_grad():
         student.add_(1)
-    state.after_step(model, progress=0.25)  # along a cosine: 1 - 0.1 * (cos(pi / 4) + 1) / 2
+    teacher.after_step(model, progress=0.25)  # along a cosine: 1 - 0.1 * (cos(pi / 4) + 1) / 2
     expected = now.lerp(student, 0.1 * (2**0.5 / 2 + 1) / 2)
     torch.testing.assert_close(next(teacher.teacher.parameters()), expected)
 
 
 def test_the_teacher_follows_dinos_schedule_but_not_a_skipped_step(arguments, monkeypatch):
     found, steps = [], []
-    follow, step = SelfTeacher.follow, AcceleratedOptimizer.step
+    follow, step = Dino.after_step, AcceleratedOptimizer.step
 
     def followed(self, model, progress):
         old, new = self.teacher_head.mlp[0].bias.clone(), self.head.mlp[0].bias.detach()
@@ -257,9 +259,13 @@ def test_the_teacher_follows_dinos_schedule_but_not_a_skipped_step(arguments, mo
         if not self._is_overflow:
             step(self, closure)
 
-    monkeypatch.setattr(SelfTeacher, "follow", followed)
+    monkeypatch.setattr(Dino, "after_step", followed)
     monkeypatch.setattr(AcceleratedOptimizer, "step", skipping)
-    words = ["objective.terms=dino", "objective.dino.prototypes=16", "objective.dino.momentum=0.5"]
+    words = [
+        "objective.terms=dino",
+        "objective.terms.dino.prototypes=16",
+        "objective.terms.dino.momentum=0.5",
+    ]
     assert main([*arguments, *words]) == 0
     # DINO's cosine_scheduler(0.5, 1, ...): a value a step, the first of them the start.
     schedule = 1 + 0.5 * (0.5 - 1) * (1 + np.cos(np.pi * np.arange(6) / 6))
@@ -268,16 +274,15 @@ def test_the_teacher_follows_dinos_schedule_but_not_a_skipped_step(arguments, mo
 
 
 def test_dinos_teacher_has_dropout_of_its_own_and_its_centre_follows(tiny):
-    config = validate({"objective": {"terms": "dino", "dino": {"prototypes": 16}}}, "test")
     model = encoder.build(EncoderConfig(name=str(tiny))).train()
-    state = ObjectiveState(model, config, None).self_teacher
+    state = Dino(model, prototypes=16)
     features = batch_of(model, SENTENCES)
     features.pop("identities")
     student = torch.randn(2, 6, 32)
     seen = []
     for _ in range(2):
         before = state.get_buffer("center").clone()
-        state(student, features)
+        state(*student, features)
         seen.append(state.last)
         expected = 0.9 * before + 0.1 * state.last.mean(dim=0)
         torch.testing.assert_close(state.get_buffer("center"), expected)
@@ -285,15 +290,9 @@ def test_dinos_teacher_has_dropout_of_its_own_and_its_centre_follows(tiny):
 
 
 def test_mlm_never_hides_special_tokens_or_padding(masked, monkeypatch):
-    config = validate(
-        {
-            "encoder": {"name": str(masked)},
-            "objective": {"terms": [{"info_nce": 1.0}, {"mlm": 0.1}], "mlm_probability": 0.9},
-        },
-        "test",
-    )
-    model = encoder.build(config.encoder).train()
-    mlm = ObjectiveState(model, config, None).mlm
+    source = EncoderConfig(name=str(masked))
+    model = encoder.build(source).train()
+    mlm = MaskedLanguageModel(model, source, probability=0.9)
     features = batch_of(model, SENTENCES)
     shown = {}
 
@@ -306,7 +305,7 @@ def test_mlm_never_hides_special_tokens_or_padding(masked, monkeypatch):
         return torch.ones(1)
 
     monkeypatch.setattr(mlm, "cross_entropy", spy)
-    [_] = mlm.losses(states, features["input_ids"], features["attention_mask"])
+    [_] = mlm.token_losses(states, features["input_ids"], features["attention_mask"])
     special = torch.isin(features["input_ids"], torch.tensor(model.tokenizer.all_special_ids))
     assert torch.equal(shown["input_ids"][special], features["input_ids"][special])
     assert (shown["labels"][special] == -100).all()
@@ -324,17 +323,17 @@ def test_other_encoders_of_a_run_have_its_precision(masked):
     )
     model = encoder.build(config.encoder).train()
     training_loss = TrainingLoss(model, config)
-    state = training_loss.state
+    dino, mlm = training_loss.objective.terms
     dtypes = []
-    for module in (state.self_teacher.teacher, model, state.mlm.full):
+    for module in (dino.teacher, model, mlm.full):
         linear = next(m for m in module.modules() if isinstance(m, torch.nn.Linear))
         linear.register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))
     features = batch_of(model, SENTENCES)
-    [loss] = training_loss.token_terms(features)
+    [(_, loss)] = training_loss.token_terms(features)
     assert loss.dtype == torch.float32 and loss.requires_grad
     assert dtypes == [torch.bfloat16] * 2
     features.pop("identities")
-    assert state.self_teacher(torch.randn(2, 6, 32), features).dtype == torch.float32
+    assert dino(*torch.randn(2, 6, 32), features).dtype == torch.float32
     assert dtypes == [torch.bfloat16] * 3
 
 
@@ -344,7 +343,7 @@ def test_a_learned_temperature_does_not_decay(tiny):
     names = {id(p): name for name, p in loss.named_parameters()}
     groups = setup.make_optimizer(config, loss).param_groups
     decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
-    assert decays["state.temperature.logarithm"] == 0
+    assert decays["objective.temperature.logarithm"] == 0
     assert {name for name, decay in decays.items() if decay} == {
         name for name, p in loss.named_parameters() if p.ndim > 1
     }
@@ -360,7 +359,7 @@ def test_mlm_shares_the_encoder_and_takes_the_pretrained_head(masked):
     texts = batch_of(model, SENTENCES)
     found = {key: texts[key] for key in ("input_ids", "attention_mask")}
     labels = found["input_ids"].where(found["input_ids"] % 3 == 0, -100)
-    total = loss.state.mlm.cross_entropy(model(dict(found))["token_embeddings"], labels)
+    total = loss.objective.terms[1].cross_entropy(model(dict(found))["token_embeddings"], labels)
     pretrained = BertForMaskedLM.from_pretrained(masked).eval()
     mean = pretrained(**found, labels=labels).loss
     torch.testing.assert_close(total / (labels != -100).sum(), mean)
@@ -373,7 +372,7 @@ def test_mlm_shares_the_encoder_and_takes_the_pretrained_head(masked):
     terms = terms_of(loss, batch_of(model, SENTENCES * 3))
     assert set(terms) == {"info_nce", "mlm"}
     assert float(terms["mlm"]) == pytest.approx(0.1 * np.log(8192), rel=0.2)  # knows nothing yet
-    own = loss.state._own()
+    own = loss.objective._own()
     assert own and not any("embeddings" in key or "encoder" in key for key in own)
 
 
@@ -389,7 +388,8 @@ def test_mlm_sees_every_column_as_it_is(masked, monkeypatch):
     model = encoder.build(config.encoder).train()
     loss = TrainingLoss(model, config)
     seen = []
-    monkeypatch.setattr(loss.state.mlm, "losses", lambda _, *texts: seen.append(texts) or [])
+    mlm = loss.objective.terms[1]
+    monkeypatch.setattr(mlm, "token_losses", lambda _, *texts: seen.append(texts) or [])
     collator = setup.view_collator(config, model)
     ids = model.tokenizer([*SENTENCES, *SENTENCES[::-1]])["input_ids"]
     for columns in (1, 3):  # a sentence; anchor, positive and hard negative
@@ -478,7 +478,7 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
     features = batch_of(model, SENTENCES, single=True)
     features["rows"] = torch.arange(6)
     random_map = float(loss_of(loss, features).detach())
-    loss.fit_map(features)
+    loss.start_from(features)
     fitted = float(loss_of(loss, features).detach())
     assert fitted < 0.01 * random_map
 
@@ -522,7 +522,7 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
         ),
         (
             ["data.train={nli}", "data.form=nli", "objective.terms=clip", "training.batch_size=2"],
-            "hard negatives of data.train; use info_nce or decoupled",
+            "hard negatives of data.train; use decoupled or info_nce",
         ),
     ],
 )
@@ -551,10 +551,10 @@ def test_what_cannot_be_trained_is_one_line(
 
 def test_prototype_collapse_is_named_while_it_trains(arguments, run, capsys):
     # A teacher as soft as this spreads every text over all prototypes.
-    words = ["objective.terms=dino", "objective.dino.teacher_temperature=50"]
-    words.append("objective.dino.student_temperature=50")
+    words = ["objective.terms=dino", "objective.terms.dino.teacher_temperature=50"]
+    words.append("objective.terms.dino.student_temperature=50")
     assert main([*arguments, *words]) == 0
     output = capsys.readouterr().out
-    assert output.count("prototypes have collapsed at step 1: every text takes all") == 1
+    assert output.count("step 1: the teacher's prototypes have collapsed: every text takes") == 1
     [first, *_] = [entry for entry in log(run) if "loss" in entry]
     assert first["dino_sharpness"] < 0.01 and first["dino_diversity"] > 0.99

@@ -13,16 +13,20 @@ import json
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
-from simcse.config.settings import Config, objective_from_terms, temperature_from_number
+from simcse.config.settings import (
+    Config,
+    leaves,
+    objective_from_terms,
+    temperature_from_number,
+    terms_by_name,
+)
 from simcse.errors import UserError, first_line
 
 # The clone keeps the configs beside the package, a wheel carries them inside it.
@@ -73,6 +77,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     _write_out_short_forms(values)
     for override in overrides:
         _apply_override(values, override)
+        _write_out_short_forms(values)
     if values.get("output") is None:
         values["output"] = f"outputs/{path.stem}"
     return validate(values, where=str(path))
@@ -86,21 +91,13 @@ def read_config(path: Path) -> Config:
     """
     values = read_values(path)
     config = validate(values, where=str(path))
-    if missing := [key for key in config.settings() if not _holds(values, key)]:
+    if missing := [key for key in config.settings() if key not in dict(leaves(values))]:
         more = f" and {len(missing) - 1} more settings" if len(missing) > 1 else ""
         raise UserError(
             f"{path}: without {missing[0]}{more}; cut short, or no run's, or of another version of "
             "simcse-trainer"
         )
     return config
-
-
-def _holds(values: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            return False
-        values = values[part]
-    return True
 
 
 def read_values(path: Path) -> Any:
@@ -126,8 +123,7 @@ def validate(values: Any, where: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_problems(error))
-        raise UserError(f"{where}: {problems}") from error
+        raise UserError(f"{where}: {'; '.join(problems(error, Config))}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -190,9 +186,10 @@ def differences(old: Config, new: Config) -> list[str]:
     """
     before, after = old.settings(), new.settings()
     return [
-        f"{key}: {before[key]} -> {after[key]}"
-        for key in before
-        if before[key] != after[key] and not key.startswith("hub.")
+        f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
+        for key in before | after
+        if (key in before, before.get(key)) != (key in after, after.get(key))
+        and not key.startswith("hub.")
     ]
 
 
@@ -214,11 +211,14 @@ def _write_out_short_forms(values: dict[str, Any]) -> None:
         section = values["objective"] = objective_from_terms(values["objective"])
         if isinstance(section, dict) and "temperature" in section:
             section["temperature"] = temperature_from_number(section["temperature"])
+        if isinstance(section, dict) and "terms" in section:
+            with suppress(ValueError):  # which validation will say
+                section["terms"] = terms_by_name(section["terms"])
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.removeprefix("--").partition("=")
-    if not equals or not key:
+    if not equals or not key or not key.isprintable():
         raise UserError(
             f"argument {override!r}: expected key=value, such as training.batch_size=128"
         )
@@ -250,12 +250,19 @@ def _override_value(key: str, text: str) -> object:
     return value if marked or value is None or isinstance(value, bool | int | float) else text
 
 
-def _problems(error: ValidationError) -> Iterator[str]:
+def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """What is wrong with values, each with its key, in words.
+
+    Args:
+        error: From validating them.
+        model: What they were validated against.
+        prefix: Of their keys.
+    """
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"] if part != "[key]")
+        place = prefix + ".".join(str(part) for part in item["loc"] if part != "[key]")
         place = place if place.isprintable() else repr(place)
         if item["type"] == "extra_forbidden":
-            yield f"{place}: unknown key{_nearest(item['loc'])}"
+            yield f"{place}: unknown key{_nearest(model, item['loc'])}"
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"])
             yield f"{place}: {message}" if place else message
@@ -268,8 +275,7 @@ def _rule(message: str) -> str:
     return message[0].lower() + message[1:]
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
-    section: type[BaseModel] = Config
+def _nearest(section: type[BaseModel], location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
         annotation = section.model_fields[str(part)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

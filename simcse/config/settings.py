@@ -18,10 +18,6 @@ TaskName = Literal[
     "STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "STSB-dev", "SICK-R",
     "MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC",
 ]  # fmt: skip
-TermName = Literal[
-    "info_nce", "nt_xent", "clip", "decoupled", "sup_con", "dino", "mlm",
-    "distill_l2", "distill_similarity",
-]  # fmt: skip
 Precision = Literal["float32", "bfloat16", "float16"]
 Role = Literal["query", "document"]
 """Which side of a search a text is on: models with two encoders or prompts embed them apart."""
@@ -74,21 +70,24 @@ def _seed_list(value: object) -> object:
     return [value] if isinstance(value, int) else value
 
 
-def _weighted_terms(value: object) -> object:
-    """``info_nce``, ``[info_nce, {mlm: 0.1}]`` and ``{info_nce: 1.0}`` are weights by name."""
+def terms_by_name(value: object) -> object:
+    """``info_nce``, ``[info_nce, {mlm: 0.1}]`` and ``{info_nce: 1.0}`` as settings by name."""
     if isinstance(value, str):
-        return {value: 1.0}
-    if not isinstance(value, list):
+        value = [value]
+    if isinstance(value, list):
+        terms: dict[Any, Any] = {}
+        for item in value:
+            one = {item: {}} if isinstance(item, str) else item
+            if not isinstance(one, dict):
+                return value  # pydantic says what is expected
+            if twice := set(one) & set(terms):
+                raise ValueError(f"{twice.pop()} is named twice")
+            terms |= one
+        value = terms
+    if not isinstance(value, dict):
         return value
-    terms: dict[Any, Any] = {}
-    for item in value:
-        one = {item: 1.0} if isinstance(item, str) else item
-        if not isinstance(one, dict):
-            return value  # pydantic says what is expected
-        if twice := set(one) & set(terms):
-            raise ValueError(f"{twice.pop()} is named twice")
-        terms |= one
-    return terms
+    short = (int, float, str)
+    return {k: {"weight": v} if isinstance(v, short) else v for k, v in value.items()}
 
 
 def temperature_from_number(value: object) -> object:
@@ -242,77 +241,41 @@ class TemperatureConfig(_Section):
         return self
 
 
-class DinoConfig(_Section):
-    """Self-distillation (DINO, https://arxiv.org/abs/2104.14294).
+class TermConfig(_Section):
+    """One term of the objective. Its other settings are its own: docs/objectives.md lists them."""
 
-    Defaults are DINO's but for the number of prototypes, there 65,536 for images.
-    """
+    model_config = ConfigDict(extra="allow")
 
-    prototypes: Annotated[int, Field(ge=2, le=2**20)] = 1024
-    student_temperature: Temperature = 0.1
-    teacher_temperature: Temperature = 0.04
-    center_momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.996
-    """Of the teacher's weights; rises to 1 along a cosine."""
-
-    @model_validator(mode="after")
-    def _teacher_is_sharper(self) -> DinoConfig:
-        if self.teacher_temperature > self.student_temperature:
-            raise ValueError(
-                f"teacher_temperature {self.teacher_temperature} is above student_temperature "
-                f"{self.student_temperature}: the teacher must be the sharper one, or all collapses"
-            )
-        return self
+    weight: Annotated[Number, Field(ge=0)] = 1.0
 
 
 class ObjectiveConfig(_Section):
     """What embeddings are trained for: a weighted sum of terms, usually one."""
 
-    terms: Annotated[
-        dict[TermName, Annotated[Number, Field(ge=0)]], BeforeValidator(_weighted_terms)
-    ] = Field(default={"info_nce": 1.0}, min_length=1)
-    """One name, or a list such as ``[{info_nce: 1.0}, {mlm: 0.1}]``. ``objective: info_nce`` is
-    short for ``objective: {terms: info_nce}``, on the command line too."""
+    terms: Annotated[dict[str, TermConfig], BeforeValidator(terms_by_name)] = Field(
+        default={"info_nce": TermConfig()}, min_length=1
+    )
+    """One name, weights such as ``[{info_nce: 1.0}, {mlm: 0.1}]``, or settings by name:
+    ``{dino: {weight: 1.0, prototypes: 512}}``. ``objective: info_nce`` is short for ``objective:
+    {terms: info_nce}``, on the command line too. ``my_module:MyObjective`` is a class of your own
+    (docs/extending.md)."""
     temperature: Annotated[TemperatureConfig, BeforeValidator(temperature_from_number)] = (
         TemperatureConfig()
     )
-    """A number, or a section. Where a config with ``clip`` names none it is CLIP's: learnable from
-    0.07."""
-    hard_negative_weight: PositiveNumber = 1.0
-    """How much an anchor's own hard negatives count (SimCSE's α; the logit gains ln α)."""
+    """A number, or a section; shared by all terms that have a temperature. A config with ``clip``
+    that names none has CLIP's: learnable from 0.07."""
     mask_identical: bool = True
     """Leave out negatives with the text or the label of the anchor or of its positive; ``sup_con``
     goes by labels alone."""
-    mlm_probability: Annotated[Number, Field(gt=0, lt=1)] = 0.15
-    """Share of the tokens that the term ``mlm`` hides and asks for: in every column of a row, as
-    princeton-nlp/SimCSE does, and in the texts as they are, without what ``views`` does to them."""
-    dino: DinoConfig = DinoConfig()
     teacher: PathText | None = None
     """For ``distill_l2`` and ``distill_similarity``: any sentence-transformers model."""
     teacher_revision: str | None = None
     """Branch, tag or commit of a Hub teacher."""
-    teacher_temperature: Temperature = 0.05
-    """Of the teacher's similarities in ``distill_similarity``."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _clip_learns(cls, values: Any) -> Any:
-        terms = _weighted_terms(values.get("terms")) if isinstance(values, dict) else None
-        if isinstance(terms, dict) and "clip" in terms and "temperature" not in values:
-            return {**values, "temperature": {"start": 0.07, "schedule": "learnable"}}
-        return values
 
     @model_validator(mode="after")
-    def _consistent(self) -> ObjectiveConfig:
-        if sum(self.terms.values()) == 0:
+    def _some_weight(self) -> ObjectiveConfig:
+        if sum(term.weight for term in self.terms.values()) == 0:
             raise ValueError("terms: the weights sum to 0")
-        distilled = [name for name in self.terms if name.startswith("distill")]
-        if bool(distilled) != (self.teacher is not None):
-            raise ValueError(
-                f"{distilled[0]} needs a teacher"
-                if distilled
-                else "teacher has no meaning without distill_l2 or distill_similarity"
-            )
         return self
 
 
@@ -435,7 +398,7 @@ class Config(_Section):
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted key, in declaration order."""
-        return dict(_leaves(self.model_dump()))
+        return dict(leaves(self.model_dump()))
 
     @model_validator(mode="after")
     def _negatives_exist(self) -> Config:
@@ -447,12 +410,10 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
-    def _terms_fit_the_data(self) -> Config:
-        form, terms = self.data.form, self.objective.terms
-        if self.encoder.towers == "two" and (form != "pairs" or {"mlm", "dino"} & set(terms)):
-            raise ValueError("encoder.towers: two needs data.form=pairs, and no term mlm or dino")
-        if "sup_con" in terms and form != "labelled":
-            raise ValueError(f"objective.terms: sup_con needs data.form=labelled, got {form}")
+    def _data_fits(self) -> Config:
+        form = self.data.form
+        if self.encoder.towers == "two" and form != "pairs":
+            raise ValueError(f"encoder.towers: two needs data.form=pairs, got {form}")
         if self.objective.teacher is not None and form != "sentences":
             raise ValueError(f"objective.teacher needs data.form=sentences, got {form}")
         if self.objective.teacher is not None and self.data.duplicates == "keep":
@@ -464,11 +425,6 @@ class Config(_Section):
                 "training.batch_size: 2 rows are one labelled pair, which leaves no in-batch "
                 "negatives; allowed is 4 or more"
             )
-        if "distill_similarity" in terms and self.training.batch_size < 3:
-            raise ValueError(
-                "training.batch_size: distill_similarity ranks the others of a batch; allowed is 3 "
-                "or more"
-            )
         return self
 
     @model_validator(mode="after")
@@ -478,9 +434,10 @@ class Config(_Section):
         return self
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested sections by its dotted key."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

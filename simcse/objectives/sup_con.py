@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from simcse.objectives.objective import PairObjective
 from simcse.objectives.pairwise import checked
+from simcse.objectives.temperature import Temperature
 
 
 def sup_con(embeddings: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
@@ -41,3 +43,31 @@ def sup_con(embeddings: Tensor, labels: Tensor, temperature: float | Tensor) -> 
     count = positives.sum(dim=1)
     per_row = (log_share * positives).sum(dim=1) / count.clamp(min=1)
     return -per_row.sum() / (count > 0).sum().clamp(min=1)
+
+
+class SupCon(PairObjective):
+    """:func:`sup_con` as a term of a run, or as a loss of its own.
+
+    Args:
+        temperature: A number, or one that is scheduled or learned.
+    """
+
+    name = "sup_con"
+    formula = (
+        "−1/|P(i)| Σ_{p∈P(i)} log( exp(s(i,p)/τ) / Σ_{k≠i} exp(s(i,k)/τ) ), "
+        "P(i): texts with the label of i"
+    )
+    source = "Khosla et al. 2020, https://arxiv.org/abs/2004.11362"
+
+    def __init__(self, temperature: float | Temperature = 0.05) -> None:
+        super().__init__(temperature)
+
+    def forward(self, anchor: Tensor, positive: Tensor, labels: Tensor) -> Tensor:
+        """The loss over both views.
+
+        Args:
+            anchor: Floating point, shape ``(batch, dim)``.
+            positive: Shape ``(batch, dim)``; row i has the label of anchor i.
+            labels: Integers, shape ``(batch,)``.
+        """
+        return sup_con(torch.cat([anchor, positive]), labels.repeat(2), self.temperature())

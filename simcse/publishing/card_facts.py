@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
 from sentence_transformers import SentenceTransformer
 
 from simcse.config.settings import Config
@@ -16,6 +15,7 @@ from simcse.data.readers import EMBEDDED_TEXT
 from simcse.encoders.encoder import EMBEDDED_ENCODER
 from simcse.evaluation.names import MTEB_STS, STS
 from simcse.evaluation.protocol import Scores
+from simcse.objectives.terms import SHIPPED
 from simcse.publishing.markdown import Markdown
 from simcse.reports.plots import Picture
 from simcse.reports.records import RunScores
@@ -111,13 +111,14 @@ def facts(published: Published, environment: dict[str, Any]) -> Iterator[tuple[s
 
 def terms(config: Config, environment: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Name, weight, formula and source of each term of the objective."""
-    known = yaml.safe_load((ASSETS / "objectives.yaml").read_text(encoding="utf-8"))
     columns = environment["text"]["counts"]["texts"] / max(environment["text"]["counts"]["rows"], 1)
-    for name, weight in config.objective.terms.items():
-        about = known[name]
-        hard = columns > 2 and "with_hard_negatives" in about
-        formula = about["with_hard_negatives" if hard else "formula"]
-        yield {"name": name, "weight": weight, "formula": formula, "source": about["source"]}
+    for name, term in config.objective.terms.items():
+        values = {"name": name, "weight": term.weight, **environment["terms"].get(name, {})}
+        if shipped := SHIPPED.get(name):
+            longer = shipped.formula_with_hard_negatives if columns > 2 else ""
+            formula = Markdown(f"`{longer or shipped.formula}`")
+            values |= {"formula": formula, "source": Markdown(shipped.source)}
+        yield values
 
 
 def temperature(config: Config) -> str:

@@ -169,6 +169,13 @@ class Start(Record):
     teacher: str | None
 
 
+class Description(Record):
+    """What an objective of the user's own says of itself."""
+
+    formula: str
+    source: str
+
+
 class MadeFrom(Record):
     """``environment.json``: what a run was made from."""
 
@@ -181,5 +188,7 @@ class MadeFrom(Record):
     text: Text
     commit: Commit | None
     encoder_commit: Commit | None
+    terms: dict[str, Description]
+    """Terms of the objective that are classes of the user's own."""
     from_hub: list[str]
     """Entries of ``data.train``, and the teacher, that were had from the Hub."""

@@ -79,7 +79,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     if distributed.world() > 1:
         loss.engine = Engine(model, "shards" if training.sharding == "full" else "copies")
     engine = loss.engine
-    objectives_own = list(loss.state.parameters())
+    own_parameters = list(loss.objective.parameters())
     optimizer = accelerator.prepare_optimizer(make_optimizer(config, loss))
     warmup = math.ceil(training.warmup * steps)
     schedule = get_linear_schedule_with_warmup(optimizer.optimizer, warmup, steps)
@@ -101,13 +101,13 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
 
             # Loss and gradients, those of all processes together.
             model.train()
-            loss.state.before_step(position.step / max(steps - 1, 1))
+            loss.objective.before_step(position.step / max(steps - 1, 1))
             terms = backpropagate(accelerator, loss, features)
             total = sum(terms.values())
             where = Where(position.step + 1, schedule.get_last_lr()[0], chosen)
             if not math.isfinite(total):
                 raise where.error(f"the loss is {total}", "use float32 for training.precision")
-            distributed.average_gradients(objectives_own)
+            distributed.average_gradients(own_parameters)
 
             # The step.
             accelerator.unscale_gradients()
@@ -118,7 +118,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
             optimizer.step()
             optimizer.zero_grad()
             if not optimizer.step_was_skipped:
-                loss.state.after_step(model, position.step / steps)
+                loss.objective.after_step(model, position.step / steps)
                 schedule.step()
             position.step += 1
 
@@ -132,7 +132,8 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
                 means = {name: value / position.since for name, value in position.totals.items()}
                 values = {**means, "grad_norm": norm, "learning_rate": where.rate}
                 values["epoch"] = position.step / len(sampler)
-                progress.loss(position.step, {**values, **loss.log_values()})
+                progress.loss(position.step, {**values, **loss.objective.log_values()})
+                progress.warn(position.step, loss.objective.warnings())
                 position.totals, position.since = {}, 0
             progress.step(position.step)
 
@@ -194,13 +195,12 @@ def backpropagate(
     cached = loss.mini_batch_size is not None
     values: dict[str, float] = {}
 
-    # Masked language modelling has passes of its own.
+    # Losses on token states (masked language modelling) have passes of their own.
     with engine.without_sync():
-        for token_loss in loss.token_terms(features):
+        for name, token_loss in loss.token_terms(features):
             accelerator.backward(token_loss)
-            values["mlm"] = values.get("mlm", 0.0) + float(token_loss.detach())
-    if "mlm" in values:
-        values["mlm"] = distributed.mean(values["mlm"], device)
+            values[name] = values.get(name, 0.0) + float(token_loss.detach())
+    values = {name: distributed.mean(value, device) for name, value in values.items()}
 
     # 1. Embeddings, and with caching the random numbers that each pass began with.
     states, parts = [], []
@@ -215,7 +215,8 @@ def backpropagate(
     if cached:
         embeddings.requires_grad_()
     terms = loss(embeddings, features)
-    values |= {name: float(value.detach()) for name, value in terms.items()}
+    for name, value in terms.items():
+        values[name] = values.get(name, 0.0) + float(value.detach())
     accelerator.backward(torch.stack(list(terms.values())).sum())
 
     # 3. The same passes again, with a graph, to hand the gradient on to the encoder. The last of

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from torch.nn import functional
 
 from simcse import distributed
 from simcse.config.settings import Config
@@ -21,29 +20,13 @@ from simcse.encoders.encoder import DOCUMENT, QUERY
 from simcse.encoders.engines import Engine
 from simcse.encoders.fast_dropout import FastDropout
 from simcse.encoders.mini_batches import Features, embed_in_mini_batches, mini_batches
+from simcse.encoders.precision import mixed_precision
 from simcse.errors import UserError, first_line
-from simcse.objectives import (
-    clip,
-    decoupled,
-    diagnostics,
-    distill_l2,
-    distill_similarity,
-    info_nce,
-    nt_xent,
-    pair_logits,
-    prototype_use,
-    same_text_mask,
-    sup_con,
-)
-from simcse.objectives.state import ObjectiveState, mixed_precision
+from simcse.objectives import Batch, same_text_mask
+from simcse.objectives.terms import resolve
+from simcse.objectives.weighted_sum import WeightedSum
 
-CONTRASTIVE = ("info_nce", "decoupled", "clip", "nt_xent", "sup_con")
-"""Terms that compare an anchor with candidates at a temperature."""
-WITH_HARD_NEGATIVES = ("info_nce", "decoupled")
-WITHOUT_PAIRS = ("mlm", "distill_l2", "distill_similarity")
-"""Terms for which one view of a text is enough."""
-_FIT_MINI_BATCH = 256
-_SHOWN = 256  # anchors whose candidates the logged diagnostics look at
+_START_MINI_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -73,12 +56,13 @@ class TrainingLoss(nn.Module):
         self, model: SentenceTransformer, config: Config, teacher: Path | None = None
     ) -> None:
         super().__init__()
+        config = resolve(config)
         self.model = model
         self.config = config
         self.key = encoder.training_key(model)
         self.teacher = None if teacher is None else np.load(teacher, mmap_mode="r")
         width = None if self.teacher is None else self.teacher.shape[1]
-        self.state = ObjectiveState(model, config, width)
+        self.objective = WeightedSum(model, config, width)
         self.engine = Engine(model)
         self.mini_batch_size = config.training.mini_batch_size
         self.two_towers = config.encoder.towers == "two"
@@ -88,7 +72,6 @@ class TrainingLoss(nn.Module):
         self.cuts = [] if hides else first_token.find_cuts(model)
         if config.training.activation_checkpointing:
             self._checkpoint_activations()
-        self.last: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
 
     def _checkpoint_activations(self) -> None:
         # The layers that are computed again run outside of the pass that they belong to.
@@ -169,136 +152,49 @@ class TrainingLoss(nn.Module):
         mask = None
         if len(views) > 1 and self.config.objective.mask_identical:
             mask = same_text_mask(identities, labels)  # (batch, (columns - 1) * batch)
-        if len(views) > 1:
-            hard = views[2:] if len(views) > 2 else None
-            last = views.detach()
-            self.last = (last[0], last[1], None if hard is None else last[2:], mask)
-        return {
-            name: weight * self._term(name, views, mask, labels, rows, features)
-            for name, weight in self.config.objective.terms.items()
-            if name != "mlm"
-        }
+        own = 2 * features["identities"].shape[1]  # anchors and positives of this process
+        texts = {key: features[key][:own] for key in ("input_ids", "attention_mask")}
+        teacher = None if rows is None else self._taught(rows).to(views.device)
+        terms: dict[str, Tensor] = self.objective(Batch(views, mask, labels, teacher, texts))
+        return terms
 
-    def token_terms(self, features: Features) -> Iterator[Tensor]:
-        """The weighted term ``mlm`` in parts that sum up to it, each with a graph of its own."""
-        mlm = self.state.mlm
-        if mlm is None:
-            return
+    def _taught(self, rows: Tensor) -> Tensor:
+        """The teacher's embeddings of training rows, float32, ``(rows, dim)``."""
+        if self.teacher is None:
+            raise ValueError("rows have numbers, but there are no embeddings of a teacher")
+        return torch.from_numpy(np.asarray(self.teacher[rows.cpu().numpy()], dtype=np.float32))
+
+    def token_terms(self, features: Features) -> Iterator[tuple[str, Tensor]]:
+        """The weighted terms on token states, in parts, each with a graph of its own."""
         device, precision = features["input_ids"].device, self.config.training.precision
 
         def states(texts: Features) -> Tensor:
             return self._encode(Pass(torch.empty(0), texts, None, None), [])["token_embeddings"]
 
-        weight = self.config.objective.terms["mlm"]
         # The texts as they are, where a view shuffles, repeats or hides tokens.
-        texts = (
-            features.get("text_ids", features["input_ids"]),
-            features.get("text_mask", features["attention_mask"]),
-        )
+        ids = features.get("text_ids", features["input_ids"])
+        mask = features.get("text_mask", features["attention_mask"])
         with mixed_precision(device, precision):
-            for part in mlm.losses(states, *texts):
-                yield weight * part
-
-    @property
-    def has_map(self) -> bool:
-        """Whether a linear map leads from the student's width to the teacher's."""
-        return isinstance(self.state.to_teacher, nn.Linear)
+            yield from self.objective.token_losses(states, ids, mask)
 
     @torch.no_grad()
-    def fit_map(self, features: dict[str, Tensor]) -> None:
-        """Start the map to the teacher's width from ridge regression on a few rows.
-
-        From random weights, most of a short run would go into turning one space into the other.
+    def start_from(self, features: Features) -> None:
+        """Let terms start from the embeddings of a few thousand rows, if they do.
 
         Args:
-            features: A batch with ``rows``, as :meth:`forward` takes it; a few thousand rows.
+            features: A batch with ``rows``, as :meth:`forward` takes it.
         """
-        target_map = self.state.to_teacher
-        if self.teacher is None or not isinstance(target_map, nn.Linear):
-            raise ValueError("there is no map to a teacher's width to fit; see has_map")
+        terms = [term for _, _, term in self.objective.named if term.starts_from_data]
+        if not terms:
+            return
         training = self.model.training
         self.model.eval()
         size = features["identities"].shape[1]
         texts = {key: features[key][:size] for key in ("input_ids", "attention_mask")}
         whole = Pass(torch.arange(size), texts, None, None)
         embeddings = embed_in_mini_batches(
-            lambda part: self.embed(replace(whole, features=part)), texts, _FIT_MINI_BATCH
+            lambda part: self.embed(replace(whole, features=part)), texts, _START_MINI_BATCH
         )
         self.model.train(training)
-        # In float64, which not every device has.
-        student = functional.normalize(embeddings, dim=-1).cpu().double()  # (rows, dim)
-        found = torch.from_numpy(
-            np.asarray(self.teacher[features["rows"].cpu().numpy()], dtype=np.float64)
-        )
-        target = functional.normalize(found, dim=-1)
-        square = student.T @ student
-        ridge = 1e-3 * square.diagonal().mean() * torch.eye(len(square), dtype=torch.float64)
-        weight = torch.linalg.solve(square + ridge, student.T @ target).T
-        target_map.weight.copy_(weight)
-
-    def log_values(self) -> dict[str, float]:
-        """Temperature, diagnostics and prototype use of the last batch, for the log."""
-        values: dict[str, float] = {}
-        if self.last is not None and any(n in self.config.objective.terms for n in CONTRASTIVE):
-            with torch.no_grad():
-                temperature = float(self.state.temperature())
-            anchor, positive, hard, mask = self.last
-            weight = self.config.objective.hard_negative_weight
-            with torch.no_grad():
-                logits = pair_logits(anchor, positive, temperature, hard, weight, mask)[:_SHOWN]
-            values = {"temperature": temperature, **diagnostics(logits, temperature)}
-        teacher = self.state.self_teacher
-        if teacher is not None and teacher.last is not None:
-            use = prototype_use(
-                teacher.last, teacher.get_buffer("center"), teacher.config.teacher_temperature
-            )
-            values |= {"dino_sharpness": use.sharpness, "dino_diversity": use.diversity}
-        return values
-
-    def _term(
-        self,
-        name: str,
-        views: Tensor,
-        mask: Tensor | None,
-        labels: Tensor | None,
-        rows: Tensor | None,
-        features: Features,
-    ) -> Tensor:
-        objective, state = self.config.objective, self.state
-        square = None if mask is None else mask[:, : views.shape[1]]
-        hard = views[2:] if len(views) > 2 else None
-        match name:
-            case "info_nce" | "decoupled":
-                function = info_nce if name == "info_nce" else decoupled
-                weight = objective.hard_negative_weight
-                return function(views[0], views[1], state.temperature(), hard, weight, mask)
-            case "clip":
-                return clip(views[0], views[1], state.temperature(), square)
-            case "nt_xent":
-                return nt_xent(views[0], views[1], state.temperature(), square)
-            case "sup_con" if labels is not None:
-                return sup_con(views[:2].flatten(0, 1), labels.repeat(2), state.temperature())
-            case "dino" if state.self_teacher is not None:
-                own = 2 * features["identities"].shape[1]  # texts of this process
-                seen = {key: features[key][:own] for key in ("input_ids", "attention_mask")}
-                return state.self_teacher.forward(views[:2], seen)
-            case "distill_l2" | "distill_similarity" if self.teacher is not None:
-                return self._distill(name, views, rows)
-        raise ValueError(f"{name} cannot be computed from this batch")
-
-    def _distill(self, name: str, views: Tensor, rows: Tensor | None) -> Tensor:
-        if self.teacher is None or rows is None:
-            raise ValueError("distillation needs the teacher's embeddings and the rows' numbers")
-        target = torch.from_numpy(np.asarray(self.teacher[rows.cpu().numpy()], dtype=np.float32))
-        target = target.to(views.device)
-        objective = self.config.objective
-        if name == "distill_l2":
-            losses = [distill_l2(self.state.to_teacher(view), target) for view in views]
-        else:
-            losses = [
-                distill_similarity(
-                    view, target, self.state.temperature(), objective.teacher_temperature
-                )
-                for view in views
-            ]
-        return torch.stack(losses).mean()
+        for term in terms:
+            term.start_from(embeddings, self._taught(features["rows"]))

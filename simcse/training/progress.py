@@ -12,7 +12,6 @@ from tqdm import tqdm
 from simcse import distributed
 from simcse.evaluation.geometry import collapse
 from simcse.files import write_atomically
-from simcse.objectives import prototype_collapse
 from simcse.reports.runs import LOG_FILE
 
 Entry = dict[str, Any]
@@ -35,7 +34,7 @@ class Progress:
         self.path = run / LOG_FILE
         self.accelerator = accelerator
         self.entries = entries
-        self.prototypes: str | None = None
+        self.warned: list[str] = []
         hidden = None if distributed.is_first() else True  # None: on a terminal only
         self.bar = tqdm(total=steps, initial=done, unit="step", disable=hidden)
         if distributed.is_first():
@@ -58,15 +57,13 @@ class Progress:
         """Log a loss, and show it beside the bar."""
         self.log(step, values)
         self.bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-        if "dino_diversity" in values:
-            kind = prototype_collapse(values["dino_sharpness"], values["dino_diversity"])
-            if kind is not None and kind != self.prototypes:  # once, not with every line
-                self._write(
-                    f"warning: the teacher's prototypes have collapsed at step {step:,}: {kind} "
-                    f"(sharpness {values['dino_sharpness']:.3f}, diversity "
-                    f"{values['dino_diversity']:.3f})"
-                )
-            self.prototypes = kind
+
+    def warn(self, step: int, warnings: list[str]) -> None:
+        """Say what is going wrong, once while it does."""
+        for warning in warnings:
+            if warning not in self.warned:
+                self._write(f"warning: step {step:,}: {warning}")
+        self.warned = warnings
 
     def dev(self, step: int, values: dict[str, float]) -> None:
         """Log a dev score with the geometry, and print both."""

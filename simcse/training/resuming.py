@@ -80,7 +80,7 @@ class State:
             torch.save(state, folder / f"random_{distributed.rank()}.pt")
             if distributed.is_first():
                 encoder.save(whole, folder)
-                self.loss.state.save(folder)
+                self.loss.objective.save(folder)
                 content = {
                     "optimizer": optimizer,
                     "schedule": self.schedule.state_dict(),
@@ -135,7 +135,7 @@ def _load_weights(folder: Path, loss: TrainingLoss) -> None:
     consent = "allow it with encoder.trust_remote_code=true"
     origin = Origin(str(folder), str(folder), consent, loss.model.trust_remote_code)
     loss.engine.load(load_sentence_model(origin, device="cpu").state_dict())
-    loss.state.load(folder)
+    loss.objective.load(folder)
 
 
 @contextmanager

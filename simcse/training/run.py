@@ -44,6 +44,7 @@ from simcse.files import (
     remove_leftovers,
     write_atomically,
 )
+from simcse.objectives.terms import SHIPPED, asks_for, describe, needs, resolve
 from simcse.reports.records import MadeFrom, RawScores
 from simcse.reports.runs import (
     CONFIG_FILE,
@@ -59,7 +60,7 @@ from simcse.sealing import MANIFEST, seal
 from simcse.training import loop
 from simcse.training.checkpoints import CHECKPOINTS, check_owner, newest_checkpoint, remove_all
 from simcse.training.interruption import StopSignals
-from simcse.training.loss import WITH_HARD_NEGATIVES, TrainingLoss
+from simcse.training.loss import TrainingLoss
 from simcse.training.resuming import Position
 from simcse.training.setup import (
     Dev,
@@ -74,7 +75,7 @@ from simcse.training.setup import (
 )
 from simcse.training.teacher import teacher_embeddings
 
-_MAP_ROWS = 4096  # to fit a student's map to its teacher's width
+_START_ROWS = 4096  # to fit a student's map to its teacher's width
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
     Raises:
         UserError: Anything the user can mend; what is on disk stays as it was.
     """
-    run = Path(str(config.output))
+    config, run = resolve(config), Path(str(config.output))
     # A finished run does not change any more, so that it can be read without a lock.
     is_locked = distributed.is_first() and not (run / MANIFEST).is_file()
     with locked(run) if is_locked else nullcontext():
@@ -213,7 +214,7 @@ def dry_run(config: Config) -> None:
     """
     if distributed.world() > 1:
         raise UserError("--dry-run: measures one process; start it without a launcher")
-    run = Path(str(config.output))
+    config, run = resolve(config), Path(str(config.output))
     finished = _is_finished(run, config)
     make_accelerator(config, run)  # for what it refuses
     print(to_yaml(config))
@@ -292,12 +293,12 @@ def prepare(config: Config) -> Prepared:
         with distributed.first():
             teacher = teacher_embeddings(config, rows, counts, used)
         rows = rows.add_column("row", np.arange(len(rows)))  # where its teacher's embedding is
-    with naming_memory("for what the objective learns", "objective.dino.prototypes"):
+    with naming_memory("for what the objective learns", "the sizes in objective.terms"):
         loss = TrainingLoss(model, config, teacher)
-    if used is not None and loss.has_map:
-        chosen = np.flatnonzero(used)[:_MAP_ROWS]
+    if used is not None:
+        chosen = np.flatnonzero(used)[:_START_ROWS]
         some = list(rows.select(chosen))
-        loss.fit_map(view_collator(config, model).features(some, model.device))
+        loss.start_from(view_collator(config, model).features(some, model.device))
     name = None if teacher is None else teacher.stem
     return Prepared(rows, counts, model, tasks, dev, loss, name)
 
@@ -310,11 +311,12 @@ def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> No
             leave no room.
     """
     columns = len(rows[0]["input_ids"])
-    if columns > 2 and not set(config.objective.terms) & set(WITH_HARD_NEGATIVES):
+    if columns > 2 and not asks_for(config, "hard_negatives"):
+        users = [name for name, term in SHIPPED.items() if "hard_negatives" in needs(term)]
         remedy = "" if config.data.form == "nli" else "name two columns in data.columns, or "
         raise UserError(
             f"objective.terms: {', '.join(config.objective.terms)} does not use the hard negatives "
-            f"of data.train; {remedy}use {' or '.join(WITH_HARD_NEGATIVES)}"
+            f"of data.train; {remedy}use {' or '.join(users)}"
         )
     if config.data.form == "labelled" and len(np.unique(labels_of(rows))) == 1:
         raise UserError("data.train: all rows have one label, so there are no negatives")
@@ -424,6 +426,7 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
         "processes": world,
         "start": start,
         "text": text,
+        "terms": describe(config),
     }
     write_atomically(path, json.dumps(found, indent=2) + "\n")
 

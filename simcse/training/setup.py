@@ -24,7 +24,8 @@ from simcse.encoders.encoding import encode_by_length
 from simcse.errors import UserError, naming_memory
 from simcse.evaluation.protocol import Evaluation, evaluate
 from simcse.evaluation.tasks import Task
-from simcse.training.loss import WITHOUT_PAIRS, TrainingLoss
+from simcse.objectives.terms import asks_for, looks_at_tokens
+from simcse.training.loss import TrainingLoss
 
 DEV_SCORE = "dev_score"
 GEOMETRY = ("alignment", "uniformity", "mean_cosine", "effective_rank")
@@ -116,9 +117,9 @@ def view_collator(config: Config, model: SentenceTransformer) -> ViewCollator:
     return ViewCollator(
         model.tokenizer.pad_token_id,
         (first, second),
-        single=all(name in WITHOUT_PAIRS for name in config.objective.terms),
+        single=not asks_for(config, "positive"),
         paired=config.data.form == "labelled",
-        keeps_texts="mlm" in config.objective.terms and not (first.is_plain and second.is_plain),
+        keeps_texts=looks_at_tokens(config) and not (first.is_plain and second.is_plain),
         seed=config.seed,
     )
 
@@ -196,7 +197,7 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
-        # bfloat16 needs no loss scaling; where its autocast is, see `simcse.objectives.state`.
+        # bfloat16 needs no loss scaling; where its autocast is, see `simcse.encoders.precision`.
         mixed_precision="fp16" if training.precision == "float16" else "no",
         log_with=training.report_to or None,
         project_config=ProjectConfiguration(str(run), logging_dir=str(run / "tensorboard")),

@@ -1,4 +1,4 @@
-"""A student's embeddings learn from a teacher's, which are fixed."""
+"""A student learns which texts of a batch its teacher finds similar."""
 
 from __future__ import annotations
 
@@ -6,28 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from simcse.config.settings import Temperature as Positive
+from simcse.objectives.objective import Objective
 from simcse.objectives.pairwise import checked
-
-
-def distill_l2(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared distance of normalised embeddings, in [0, 4].
-
-    Args:
-        student: Floating point, shape ``(batch, dim)``, mapped to the teacher's width.
-        teacher: Shape ``(batch, dim)``.
-
-    Raises:
-        ValueError: Shapes that differ.
-
-    Source: Reimers and Gurevych 2020, equation 1 (https://arxiv.org/abs/2004.09813), on the sphere.
-    """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            "student and teacher must have one shape (batch, dim), "
-            f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
-    difference = functional.normalize(student, dim=-1) - functional.normalize(teacher, dim=-1)
-    return difference.square().sum(dim=-1).mean()
+from simcse.objectives.temperature import Temperature
 
 
 def distill_similarity(
@@ -66,3 +48,38 @@ def _others(embeddings: Tensor) -> Tensor:
     rows = len(unit)
     keep = ~torch.eye(rows, dtype=torch.bool, device=unit.device)
     return (unit @ unit.T)[keep].view(rows, rows - 1)
+
+
+class DistillSimilarity(Objective):
+    """:func:`distill_similarity` as a term of a run, the mean over views.
+
+    Args:
+        temperature: Of the student's similarities; a number, or one that is scheduled or learned.
+        teacher_temperature: Of the teacher's; lower looks at fewer neighbours.
+    """
+
+    name = "distill_similarity"
+    formula = "−Σ_{j≠i} softmaxⱼ(s_teacher(i,j)/τ_t) log softmaxⱼ(s_student(i,j)/τ)"
+    source = "RankCSE, Liu et al. 2023, https://arxiv.org/abs/2305.16726"
+    smallest_batch = 3
+
+    def __init__(
+        self, temperature: float | Temperature = 0.05, teacher_temperature: Positive = 0.05
+    ) -> None:
+        super().__init__()
+        self.temperature = Temperature.of(temperature)
+        self.teacher_temperature = teacher_temperature
+
+    def forward(self, views: Tensor, teacher: Tensor) -> Tensor:
+        """The loss.
+
+        Args:
+            views: The student's embeddings of the texts, ``(views, batch, dim)``.
+            teacher: The teacher's embeddings of the same texts, ``(batch, teacher_dim)``.
+        """
+        temperature = self.temperature()
+        losses = [
+            distill_similarity(view, teacher, temperature, self.teacher_temperature)
+            for view in views
+        ]
+        return torch.stack(losses).mean()

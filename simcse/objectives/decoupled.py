@@ -1,0 +1,68 @@
+"""Decoupled contrastive learning: InfoNCE without the positive in the denominator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simcse.objectives.objective import PairObjective, Weight
+from simcse.objectives.pairwise import pair_logits
+from simcse.objectives.temperature import Temperature
+
+
+def decoupled(
+    anchor: Tensor,
+    positive: Tensor,
+    temperature: float | Tensor,
+    hard_negatives: Tensor | None = None,
+    hard_negative_weight: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""InfoNCE whose denominator leaves the positive out: :math:`\sum_{j \ne i}`.
+
+    Without the positive there the gradient of an easy pair does not fade. The loss has no lower
+    bound but :math:`-2/\tau`. Arguments as for :func:`~simcse.objectives.info_nce`.
+
+    Raises:
+        ValueError: As :func:`~simcse.objectives.info_nce`; one pair and no hard negative, so
+            nothing to contrast.
+
+    Source: Yeh et al. 2022, Decoupled Contrastive Learning (https://arxiv.org/abs/2110.06848);
+    there the negatives are both views of the other texts, here the other view alone, as in
+    :func:`~simcse.objectives.info_nce`, so that the two differ in the denominator's positive only.
+    """
+    logits = pair_logits(anchor, positive, temperature, hard_negatives, hard_negative_weight, mask)
+    if logits.shape[1] < 2:
+        raise ValueError("decoupled needs at least one negative, got a batch of one pair")
+    own = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
+    negatives = logits.masked_fill(own, -torch.inf)
+    some = torch.isfinite(negatives).any(dim=1)  # the others have nothing to be pushed from
+    loss = torch.logsumexp(negatives[some], dim=1) - logits.diagonal()[some]
+    return loss.sum() / some.sum().clamp(min=1)
+
+
+class Decoupled(PairObjective):
+    """:func:`decoupled` as a term of a run, or as a loss of its own; arguments as for InfoNCE."""
+
+    name = "decoupled"
+    formula = "−log( exp(s(i,i⁺)/τ) / Σ_{j≠i} exp(s(i,j⁺)/τ) )"
+    formula_with_hard_negatives = (
+        "−log( exp(s(i,i⁺)/τ) / ( Σ_{j≠i} exp(s(i,j⁺)/τ) + Σⱼ α^[i=j] exp(s(i,j⁻)/τ) ) )"
+    )
+    source = "DCL, Yeh et al. 2022, https://arxiv.org/abs/2110.06848"
+
+    def __init__(
+        self, temperature: float | Temperature = 0.05, hard_negative_weight: Weight = 1.0
+    ) -> None:
+        super().__init__(temperature, hard_negative_weight)
+
+    def forward(
+        self,
+        anchor: Tensor,
+        positive: Tensor,
+        hard_negatives: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Shapes as for :func:`decoupled`."""
+        weight = self.hard_negative_weight
+        return decoupled(anchor, positive, self.temperature(), hard_negatives, weight, mask)

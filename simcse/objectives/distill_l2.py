@@ -1,0 +1,83 @@
+"""A student's embeddings move to where a fixed teacher's are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from simcse.objectives.objective import Objective
+
+
+def distill_l2(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared distance of normalised embeddings, in [0, 4].
+
+    Args:
+        student: Floating point, shape ``(batch, dim)``, mapped to the teacher's width.
+        teacher: Shape ``(batch, dim)``.
+
+    Raises:
+        ValueError: Shapes that differ.
+
+    Source: Reimers and Gurevych 2020, equation 1 (https://arxiv.org/abs/2004.09813), on the sphere.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            "student and teacher must have one shape (batch, dim), "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+    difference = functional.normalize(student, dim=-1) - functional.normalize(teacher, dim=-1)
+    return difference.square().sum(dim=-1).mean()
+
+
+class DistillL2(Objective):
+    """:func:`distill_l2` as a term of a run, the mean over views; learns a map between widths.
+
+    Args:
+        width: Of the student's embeddings.
+        teacher_width: Of the teacher's. Where it is another one a linear map, which is trained and
+            not exported, leads from the student's embeddings to it.
+    """
+
+    name = "distill_l2"
+    formula = "‖ student(i) − teacher(i) ‖², both normalised"
+    source = "Reimers and Gurevych 2020, https://arxiv.org/abs/2004.09813"
+
+    def __init__(self, width: int | None = None, teacher_width: int | None = None) -> None:
+        super().__init__()
+        self.to_teacher: nn.Linear | None = None
+        if width is not None and teacher_width is not None and width != teacher_width:
+            self.to_teacher = nn.Linear(width, teacher_width, bias=False)
+
+    def forward(self, views: Tensor, teacher: Tensor) -> Tensor:
+        """The loss.
+
+        Args:
+            views: The student's embeddings of the texts, ``(views, batch, dim)``.
+            teacher: The teacher's embeddings of the same texts, ``(batch, teacher_dim)``.
+        """
+        mapped = views if self.to_teacher is None else self.to_teacher(views)
+        return torch.stack([distill_l2(view, teacher) for view in mapped]).mean()
+
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether there is a map: from random weights, it would take most of a short run."""
+        return self.to_teacher is not None
+
+    @torch.no_grad()
+    def start_from(self, student: Tensor, teacher: Tensor) -> None:
+        """Start the map from ridge regression.
+
+        Args:
+            student: Embeddings of a few thousand texts, ``(texts, dim)``.
+            teacher: Of the same texts, ``(texts, teacher_dim)``.
+        """
+        if self.to_teacher is None:
+            return
+        # In float64, which not every device has.
+        source = functional.normalize(student.cpu().double(), dim=-1)
+        target = functional.normalize(teacher.cpu().double(), dim=-1)
+        square = source.T @ source
+        ridge = 1e-3 * square.diagonal().mean() * torch.eye(len(square), dtype=torch.float64)
+        weight = torch.linalg.solve(square + ridge, source.T @ target).T
+        self.to_teacher.weight.copy_(weight)

@@ -1,0 +1,172 @@
+"""The terms that a config names: their classes, their settings, and what they need of a run."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from torch import nn
+
+from simcse import objectives
+from simcse.config.reading import problems
+from simcse.config.settings import Config, Number, TermConfig
+from simcse.errors import UserError, first_line
+from simcse.objectives.objective import Batch, Objective
+
+GIVEN = (
+    "model", "encoder", "temperature", "width", "teacher_width", "mini_batch_size", "precision",
+)  # fmt: skip
+"""Arguments of an objective's constructor that are no settings of its own: the model, its section
+of the config, the shared temperature, the widths of the embeddings, and how forward passes run."""
+
+SHIPPED: dict[str, type[Objective]] = {
+    found.name: found
+    for found in vars(objectives).values()
+    if isinstance(found, type) and issubclass(found, Objective) and found.name
+}
+"""The objectives of this package by their short names."""
+
+_OFFERED = {field.name for field in fields(Batch)} | {"anchor", "positive", "hard_negatives"}
+
+
+def find(name: str) -> type[Objective]:
+    """The class of a term.
+
+    Args:
+        name: A short name, or ``module:Class`` for a class of the user's own, in a module that can
+            be imported or lies in the working folder.
+
+    Raises:
+        UserError: There is no such term, or it is not an objective.
+    """
+    if ":" not in name:
+        if name in SHIPPED:
+            return SHIPPED[name]
+        raise UserError(
+            f"objective.terms: {name} is unknown; allowed are {', '.join(SHIPPED)}, or a class of "
+            "your own, such as my_module:MyObjective"
+        )
+    module, _, attribute = name.partition(":")
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the user's module raises
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"objective.terms: {name} cannot be imported: {type(error).__name__}: "
+            f"{first_line(error)} ({frame.filename}:{frame.lineno})"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise UserError(f"objective.terms: {name} is not a subclass of simcse.objectives.Objective")
+    if unknown := [argument for argument in needs(found) if argument not in _OFFERED]:
+        raise UserError(
+            f"objective.terms: {name}.forward asks for {', '.join(unknown)}; a batch has "
+            f"{', '.join(sorted(_OFFERED))}"
+        )
+    return found
+
+
+def needs(term: type[Objective]) -> dict[str, bool]:
+    """What ``forward`` asks for, and whether it can do without; empty where there is none."""
+    if term.forward is nn.Module.forward:
+        return {}
+    arguments = list(inspect.signature(term.forward).parameters.values())[1:]
+    return {argument.name: argument.default is None for argument in arguments}
+
+
+def asks_for(config: Config, name: str) -> bool:
+    """Whether a term of the config looks at this part of a :class:`Batch`."""
+    return any(name in needs(find(term)) for term in config.objective.terms)
+
+
+def looks_at_tokens(config: Config) -> bool:
+    """Whether a term of the config has losses on token states."""
+    terms = [find(name) for name in config.objective.terms]
+    return any(term.token_losses is not Objective.token_losses for term in terms)
+
+
+def settings_model(term: type[Objective]) -> type[BaseModel]:
+    """The settings of a term: ``weight`` and the arguments of its constructor.
+
+    Raises:
+        ValueError: An argument lacks its annotation or its default.
+    """
+    settings: dict[str, Any] = {}
+    for argument in inspect.signature(term, eval_str=True).parameters.values():
+        if argument.name in GIVEN:
+            continue
+        if inspect.Parameter.empty in (argument.annotation, argument.default):
+            raise ValueError(f"argument {argument.name} needs an annotation and a default")
+        kind = Number if argument.annotation is float else argument.annotation
+        settings[argument.name] = (kind, argument.default)
+    weight = TermConfig.model_fields["weight"]
+    rules = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    return create_model(
+        term.__name__, __config__=rules, weight=(weight.rebuild_annotation(), 1.0), **settings
+    )
+
+
+def resolve(config: Config) -> Config:
+    """Write out every setting of the terms, and check them and what they need.
+
+    Raises:
+        UserError: Unknown terms or settings, values out of range, or a run that does not have what
+            a term needs.
+    """
+    found = {name: find(name) for name in config.objective.terms}
+    terms = {
+        name: _checked(name, term, config.objective.terms[name]) for name, term in found.items()
+    }
+    update: dict[str, Any] = {"terms": terms}
+    own = [term.default_temperature for term in found.values() if term.default_temperature]
+    if own and "temperature" not in config.objective.model_fields_set:
+        update["temperature"] = own[0]
+    _check_needs(config, found)
+    return config.model_copy(update={"objective": config.objective.model_copy(update=update)})
+
+
+def describe(config: Config) -> dict[str, dict[str, str]]:
+    """What the terms that are classes of the user's own say of themselves, for the model card."""
+    own = {name: find(name) for name in config.objective.terms if name not in SHIPPED}
+    return {name: {"formula": str(t.formula), "source": str(t.source)} for name, t in own.items()}
+
+
+def _checked(name: str, term: type[Objective], given: TermConfig) -> TermConfig:
+    where = f"objective.terms.{name}"
+    try:
+        model = settings_model(term)
+        settings = model.model_validate(given.model_dump()).model_dump()
+        term.check(**settings)
+    except ValidationError as error:
+        raise UserError("; ".join(problems(error, model, f"{where}."))) from error
+    except (ValueError, NameError, TypeError) as error:
+        raise UserError(f"{where}: {first_line(error)}") from error
+    return TermConfig(**settings)
+
+
+def _check_needs(config: Config, found: dict[str, type[Objective]]) -> None:
+    form, batch, teacher = config.data.form, config.training.batch_size, config.objective.teacher
+    for name, term in found.items():
+        needed = {argument for argument, optional in needs(term).items() if not optional}
+        if "labels" in needed and form != "labelled":
+            raise UserError(f"objective.terms: {name} needs data.form=labelled, got {form}")
+        if "teacher" in needed and teacher is None:
+            raise UserError(f"objective.terms: {name} needs objective.teacher")
+        if batch < term.smallest_batch:
+            raise UserError(
+                f"training.batch_size: {name} needs {term.smallest_batch} or more, got {batch}"
+            )
+        if config.encoder.towers == "two" and "model" in inspect.signature(term).parameters:
+            raise UserError(f"encoder.towers: {name} needs one encoder for all texts, got two")
+    if teacher is not None and not any("teacher" in needs(term) for term in found.values()):
+        taught = [name for name, term in SHIPPED.items() if "teacher" in needs(term)]
+        raise UserError(
+            f"objective.teacher has no meaning without a term such as {' or '.join(taught)}"
+        )
