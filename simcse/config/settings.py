@@ -14,14 +14,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 Pooling = Literal["cls", "mean", "avg_first_last", "pooler"]
 TaskName = Literal[
-    "pairs", "docstrings",
+    "pairs", "docstrings", "documents",
     "STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "STSB-dev", "SICK-R",
     "MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC",
 ]  # fmt: skip
+PositiveKind = Literal["dropout", "spans", "title"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Role = Literal["query", "document"]
 """Which side of a search a text is on: models with two encoders or prompts embed them apart."""
-DevTaskName = Literal["pairs", "docstrings", "STSB"]
+DevTaskName = Literal["pairs", "docstrings", "documents", "STSB"]
 HUB_NAME = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
 """A repository of the Hugging Face Hub: ``user/name``."""
 TASK_ALIASES = {"STSBenchmark": "STSB", "STS-B": "STSB", "SICKRelatedness": "SICK-R"}
@@ -90,6 +91,21 @@ def terms_by_name(value: object) -> object:
     return {k: {"weight": v} if isinstance(v, short) else v for k, v in value.items()}
 
 
+def _weights_by_name(value: object) -> object:
+    """``spans`` and ``[spans, {title: 0.5}]`` as weights by name."""
+    if isinstance(value, str):
+        return {value: 1.0}
+    if not isinstance(value, list):
+        return value
+    weights: dict[Any, Any] = {}
+    for item in value:
+        one = {item: 1.0} if isinstance(item, str) else item
+        if not isinstance(one, dict):
+            return value  # pydantic says what is expected
+        weights |= one
+    return weights
+
+
 def temperature_from_number(value: object) -> object:
     """The section that ``temperature: 0.05`` is short for."""
     return {"start": value} if isinstance(value, int | float | str) else value
@@ -113,6 +129,7 @@ COLUMNS: dict[str, tuple[int, int | None, str]] = {
     "pairs": (2, None, "two columns or more: anchor, positive, hard negatives"),
     "nli": (3, 3, "three columns: premise, hypothesis, label"),
     "labelled": (2, 2, "two columns: text, label"),
+    "documents": (1, 2, "one column or two: text, or title and text"),
 }
 """Fewest and most columns of a form, in words."""
 
@@ -150,10 +167,11 @@ class DataConfig(_Section):
     )
     """``docstrings`` (sentences of the installed Python packages), files or globs of txt, csv, tsv,
     jsonl or parquet (also .gz), or one Hub data set by name."""
-    form: Literal["sentences", "pairs", "nli", "labelled"] = "sentences"
+    form: Literal["sentences", "pairs", "nli", "labelled", "documents"] = "sentences"
     """``sentences``: one text a row, its positive is itself. ``pairs``: anchor, positive, and any
     number of hard negatives. ``nli``: premise, hypothesis, label; becomes triplets. ``labelled``:
-    text and label (or group id); rows that share it are positives."""
+    text and label (or group id); rows that share it are positives. ``documents``: files or folders
+    of txt and md, or tables with a title (if any) and a text; see ``positives``."""
     columns: Annotated[list[str], BeforeValidator(_list_from_one)] = []
     """Columns of the form, in its order; needed where the names do not tell."""
     names: Annotated[list[str], BeforeValidator(_list_from_one)] = []
@@ -163,6 +181,20 @@ class DataConfig(_Section):
     incomplete: Literal["skip", "refuse"] = "skip"
     """Rows of which a text or a label is empty and others are not: counted and left out, or refused
     with their line. Rows of which all is empty are always left out."""
+    positives: Annotated[
+        dict[PositiveKind, PositiveNumber],
+        BeforeValidator(_weights_by_name),
+    ] = Field(default={"spans": 1.0}, min_length=1)
+    """Of documents, and how often each kind is drawn: ``dropout`` (a sentence is its own positive),
+    ``spans`` (two runs of sentences of one passage), ``title`` (the title and a run of sentences).
+    Such as ``spans``, ``[spans, title]`` or ``{spans: 0.8, dropout: 0.2}``."""
+    passage: Annotated[int, Field(ge=2, le=10_000)] = 10
+    """Sentences of a document that make a row, at most: positives are from one passage."""
+    held_out: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
+    """Share of the documents that training never sees, by a hash of their content, near-duplicates
+    together: half of it for dev, half for test."""
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")] = "en"
+    """ISO 639 code of the documents' language, for splitting them into sentences."""
     split: str = "train"
     """Split of a Hub data set."""
     revision: str | None = None
@@ -338,7 +370,7 @@ class EvaluationConfig(_Section):
 
     @model_validator(mode="after")
     def _folder_given(self) -> EvaluationConfig:
-        sts = [t for t in (*self.tasks, self.dev) if t not in ("pairs", "docstrings")]
+        sts = [t for t in (*self.tasks, self.dev) if t not in ("pairs", "docstrings", "documents")]
         if sts and self.data is None:
             raise ValueError(
                 f"{', '.join(dict.fromkeys(sts))} needs data=FOLDER, a folder in SentEval's layout"
@@ -412,6 +444,11 @@ class Config(_Section):
     @model_validator(mode="after")
     def _data_fits(self) -> Config:
         form = self.data.form
+        if form != "documents" and "documents" in (*self.evaluation.tasks, self.evaluation.dev):
+            raise ValueError(f"evaluation: documents needs data.form=documents, got {form}")
+        held_out = "documents" in (*self.evaluation.tasks, self.evaluation.dev)
+        if held_out and not self.data.held_out:
+            raise ValueError("evaluation: documents needs data.held_out above 0")
         if self.encoder.towers == "two" and form != "pairs":
             raise ValueError(f"encoder.towers: two needs data.form=pairs, got {form}")
         if self.objective.teacher is not None and form != "sentences":

@@ -1,4 +1,4 @@
-"""Rows of the four forms of training data: sentences, pairs, NLI, labelled text."""
+"""Rows of the forms of training data: sentences, pairs, NLI, labelled text."""
 
 from __future__ import annotations
 

@@ -23,6 +23,12 @@ from datasets import Dataset
 
 from simcse.config.settings import COLUMNS, DataConfig
 from simcse.data import docstrings
+from simcse.data.text_files import (
+    DOCUMENT_SUFFIXES,
+    MOST_CHARACTERS,
+    document_files,
+    read_document,
+)
 from simcse.errors import UserError, first_line
 from simcse.hub import failures
 from simcse.hub.snapshots import snapshot
@@ -65,7 +71,12 @@ class Wanted:
         if self.columns:
             return list(self.columns)
         least, _, what = COLUMNS[self.form]
-        if self.form in _USUAL:
+        if self.form == "documents":
+            texts = found if len(found) == 1 else [name for name in _BODY if name in found]
+            if texts:
+                has_title = "title" in found and texts[0] != "title"
+                return ["title", texts[0]] if has_title else [texts[0]]
+        elif self.form in _USUAL:
             usual = [next((n for n in names if n in found), None) for names in _USUAL[self.form]]
             if None not in usual:
                 return [name for name in usual if name is not None]
@@ -87,8 +98,13 @@ class Wanted:
                 value = str(value)
             if value is not None and not isinstance(value, str):
                 raise UserError(f"{place}: expected text, found {type(value).__name__}")
-            texts.append(sound_text(place, value or ""))
+            texts.append(sound_text(place, value or "", self.most_characters))
         return place, tuple(texts)
+
+    @property
+    def most_characters(self) -> int:
+        """Of a text."""
+        return MOST_CHARACTERS if self.form == "documents" else MAX_CHARACTERS
 
 
 def _shown(names: Iterable[str]) -> str:
@@ -102,6 +118,9 @@ _USUAL = {
     "nli": (("premise", "sentence1"), ("hypothesis", "sentence2"), ("label", "gold_label")),
     "labelled": (("text", "sentence"), ("label", "group", "id")),
 }
+
+# Names by which tables call the text of a document.
+_BODY = ("text", "body", "content", "document")
 
 _ANCHOR_POSITIVE = (("anchor", "positive"), ("sent0", "sent1"), ("query", "positive"))
 
@@ -143,6 +162,20 @@ class _Docstrings:
         if wanted.form != "sentences":
             raise UserError(f"data.train: docstrings are sentences; data.form is {wanted.form}")
         return ((EMBEDDED_TEXT, (sentence,)) for sentence in docstrings.training_sentences())
+
+
+@dataclass(frozen=True)
+class _DocumentFiles:
+    paths: tuple[Path, ...]
+
+    def identity(self) -> list[object]:
+        return [value for path in self.paths for value in _File(path, "").identity()]
+
+    def read(self, wanted: Wanted) -> Fields:
+        for path in self.paths:
+            title, text = read_document(path)
+            sound_text(str(path), text, wanted.most_characters)
+            yield str(path), (title, text)
 
 
 @dataclass(frozen=True)
@@ -270,16 +303,20 @@ class _File:
             ) from error
 
 
-def sound_text(place: str, text: str) -> str:
+def sound_text(place: str, text: str, most: int = MAX_CHARACTERS) -> str:
     """The text, if a tokenizer can take it for text.
+
+    Args:
+        place: Starts the error.
+        text: Any.
+        most: Characters.
 
     Raises:
         UserError: Too long for a sentence, a NUL character, or half of a surrogate pair.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise UserError(
-            f"{place}: more than {MAX_CHARACTERS:,} characters; expected one sentence a line"
-        )
+    if len(text) > most:
+        expected = "; expected one sentence a line" if most == MAX_CHARACTERS else ""
+        raise UserError(f"{place}: more than {most:,} characters{expected}")
     if "\0" in text:
         raise UserError(f"{place}: NUL character; is this a text file?")
     if not text.isascii() and _SURROGATE.search(text):
@@ -287,7 +324,12 @@ def sound_text(place: str, text: str) -> str:
     return text
 
 
-Source = _Docstrings | _HubDataset | _File
+Source = _Docstrings | _HubDataset | _File | _DocumentFiles
+
+
+def all_sources(config: DataConfig) -> list[Source]:
+    """The sources of every entry of ``data.train``; errors as of :func:`find_sources`."""
+    return [found for name in config.train for found in find_sources(name, config)]
 
 
 def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Iterator[Source]:
@@ -302,7 +344,17 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
         yield _Docstrings()
         return
     path = Path(name)
-    if path.is_file():
+    is_document = config.form == "documents" and path.suffix.lower() in DOCUMENT_SUFFIXES
+    if path.is_dir() and config.form == "documents":
+        if not (files := document_files(path)):
+            raise UserError(
+                f"data.train: {name} holds no {', '.join(DOCUMENT_SUFFIXES)}; tables (jsonl, "
+                "parquet, csv) are named themselves"
+            )
+        yield _DocumentFiles(tuple(files))
+    elif path.is_file() and is_document:
+        yield _DocumentFiles((path,))
+    elif path.is_file():
         yield _File(path, _suffix(path))
     elif glob.has_magic(name):
         files = sorted(
@@ -312,7 +364,10 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
         )
         if not files:
             raise UserError(f"data.train: no file matches {name}")
-        yield from (_File(file, _suffix(file)) for file in files)
+        if is_document:
+            yield _DocumentFiles(tuple(files))
+        else:
+            yield from (_File(file, _suffix(file)) for file in files)
     elif path.is_dir():
         raise UserError(f"data.train: {name} is a folder; name its files, such as {name}/*.txt")
     elif ":" not in name and (path.is_absolute() or name.count("/") > 1 or has_data_suffix(path)):

@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerBase
 
 from simcse.caches import cache_folder, cached
 from simcse.config.settings import DataConfig
+from simcse.data.documents import Documents, passages
 from simcse.data.forms import Row, rows_of
-from simcse.data.readers import Source, Wanted, find_sources
+from simcse.data.readers import Source, Wanted, all_sources
 from simcse.data.tokens import first_ids, in_chunks
 from simcse.errors import UserError
 
@@ -83,14 +84,15 @@ def load_training_data(
     Raises:
         UserError: Missing, empty, undecodable or malformed input, with file and line.
     """
-    sources = [resolved for name in config.train for resolved in find_sources(name, config)]
+    documents = Documents(config) if config.form == "documents" else None
+    sources = all_sources(config)
     folder = Path(config.cache) if config.cache else cache_folder() / "tokens"
     path = folder / f"{_cache_key(sources, config, tokenizer)}.arrow"
 
     def make(temporary: Path) -> dict[str, Any]:
         found: Counter[str] = Counter()
-        rows = _read(sources, config, found)
-        return asdict(_tokenize(rows, found, tokenizer, config.max_length, temporary))
+        rows = _passages(documents, found) if documents else _read(sources, config, found)
+        return asdict(_tokenize(rows, found, tokenizer, config, temporary))
 
     counts = TextCounts(**cached(path, make))
     if counts.rows == 0:
@@ -113,8 +115,7 @@ def texts_of(config: DataConfig, rows: Dataset) -> Iterator[str]:
     Only for ``form: sentences``: one text a row.
     """
     wanted = set(np.asarray(rows.with_format("numpy")["row_hash"][:]).tolist())
-    sources = [resolved for name in config.train for resolved in find_sources(name, config)]
-    for row in _read(sources, config, Counter()):
+    for row in _read(all_sources(config), config, Counter()):
         digest = _row_hash([_hash64(row.texts[0])], 0)
         if digest in wanted:
             wanted.remove(digest)  # a repeat of the row was skipped
@@ -126,11 +127,19 @@ def _read(sources: list[Source], config: DataConfig, found: Counter[str]) -> Ite
     return rows_of(fields, config.form, found, config.incomplete)
 
 
+def _passages(documents: Documents, found: Counter[str]) -> Iterator[Row]:
+    """Title and sentences of each passage that may be trained on, labelled by its document."""
+    found.update(documents.counts())
+    for document in documents.on("train"):
+        for texts in passages(document, documents.config):
+            yield Row(document.place, texts, str(document.key))
+
+
 def _tokenize(
     rows: Iterator[Row],
     found: Counter[str],
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    config: DataConfig,
     path: Path,
 ) -> TextCounts:
     """Write token ids of all rows to ``path``; count what was read."""
@@ -140,7 +149,7 @@ def _tokenize(
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
         for chunk in in_chunks(rows, _CHUNK, lambda row: sum(map(len, row.texts))):
             texts = [text for row in chunk for text in row.texts]
-            ids, cut = first_ids(texts, tokenizer, max_length)
+            ids, cut = first_ids(texts, tokenizer, config.max_length)
             remaining = iter(zip(ids, map(_hash64, texts), strict=True))
             columns: list[list[object]] = [[] for _ in _SCHEMA]
             for row in chunk:
@@ -148,7 +157,7 @@ def _tokenize(
                 label = 0 if row.label is None else _hash64(row.label)
                 values = (
                     list(row_ids),
-                    max(map(len, row_ids)),
+                    _length(row_ids, config),
                     list(text_hash),
                     label,
                     _row_hash(text_hash, label),
@@ -168,6 +177,13 @@ def _tokenize(
     return TextCounts(
         total, empty, total - distinct, truncated, digest.hexdigest(), texts_total, dict(found)
     )
+
+
+def _length(row_ids: Sequence[Sequence[int]], config: DataConfig) -> int:
+    """Tokens of a row's longest text; of a passage about those of one of two spans."""
+    if config.form == "documents":
+        return min(config.max_length, sum(map(len, row_ids[1:])) // 2 + 1)
+    return max(map(len, row_ids))
 
 
 def _hash64(text: str) -> int:
@@ -195,6 +211,7 @@ def _cache_key(
         CACHE_VERSION,
         [s.identity() for s in sources],
         [config.form, config.columns, config.names, config.quotes, config.incomplete],
+        [config.held_out, config.passage, config.language] if config.form == "documents" else [],
         config.max_length,
         backend.to_str(),
     ]

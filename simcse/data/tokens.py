@@ -9,6 +9,7 @@ from typing import TypeVar
 from transformers import PreTrainedTokenizerBase
 
 Item = TypeVar("Item")
+Ids = list[int]
 
 CHARACTERS = 2_000_000
 """Of a chunk. Tokenising all of them takes up to 350 bytes of memory a character."""
@@ -94,3 +95,10 @@ def _tokenize(
     for text, ids in zip(origin, encoded["input_ids"], strict=True):
         first.setdefault(text, ids)  # a text's beginning comes before its other parts
     return [(first[text], parts[text]) for text in range(len(texts))]
+
+
+def special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many special tokens an input has at its start and its end."""
+    marks = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    start = marks.index(0)
+    return start, marks[::-1].index(0)

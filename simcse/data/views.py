@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from simcse.config.settings import ViewConfig
-
-Ids = list[int]
+from simcse.data.positives import Positives
+from simcse.data.tokens import Ids, special_ends
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,6 @@ def cut_off(tokens: int, rate: float, random: np.random.Generator) -> list[int]:
     return [int(flag) for flag in seen]
 
 
-def special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """How many special tokens an input has at its start and its end."""
-    marks = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-    start = marks.index(0)
-    return start, marks[::-1].index(0)
-
-
 @dataclass
 class ViewCollator:
     """Pads a batch and lays out its columns, all rows of one column after the other.
@@ -111,7 +104,7 @@ class ViewCollator:
 
     - ``input_ids``, ``attention_mask``: int64, ``(columns * batch, length)``
     - ``identities``: int64, ``(columns, batch)``, equal where texts are
-    - ``labels``: int64, ``(batch,)``, with ``paired`` only
+    - ``labels``: int64, ``(batch,)``, with ``paired`` or ``positives`` only
     - ``rows``: int64, ``(batch,)``, places in the data set, where rows have them
     - ``text_ids``, ``text_mask``: int64, ``(columns * batch, length)``, the texts as they are
       before a view changes them, with ``keeps_texts`` only
@@ -125,35 +118,27 @@ class ViewCollator:
     single: bool = False
     """A sentence stands in one column only, for objectives that compare no views."""
     paired: bool = False
+    positives: Positives | None = None
+    """Rows are passages of documents: what of them becomes anchor and positive."""
     keeps_texts: bool = False
     seed: int = 0
     epoch: int = 0
     """Counted from 0; set before the epoch's first batch is made."""
 
     def features(self, rows: list[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
-        """A batch as the features of a forward pass, outside the Trainer."""
-        batch = self(rows)
-        return {key.removeprefix(""): value.to(device) for key, value in batch.items()}
+        """A batch as the features of a forward pass, on a device."""
+        return {key: value.to(device) for key, value in self(rows).items()}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Collate rows with the keys ``input_ids``, ``text_hash``, ``label``, maybe ``row``."""
-        half = len(rows) // 2 if self.paired else len(rows)
-        width = range(len(rows[0]["input_ids"]))
-        columns = [[row["input_ids"][i] for row in rows] for i in width]
-        hashes = [[row["text_hash"][i] for row in rows] for i in width]
-        if self.paired:
-            columns = [columns[0][:half], columns[0][half:]]
-            hashes = [hashes[0][:half], hashes[0][half:]]
-        elif len(columns) == 1 and not self.single:
-            columns, hashes = columns * 2, hashes * 2
+        columns, hashes = self._columns(rows)
         ids, masks = [], []
         for number, column in enumerate(columns):
             view = self.views[min(number, 1)]
             for row, text in zip(column, hashes[number], strict=True):
                 changed, mask = row, [1] * len(row)
                 if not view.is_plain:
-                    origin = (self.seed, self.epoch, number, text % 2**64)
-                    changed, mask = view.apply(row, np.random.default_rng(origin))
+                    changed, mask = view.apply(row, self._generator(number, text))
                 ids.append(changed)
                 masks.append(mask)
         batch = {
@@ -165,11 +150,33 @@ class ViewCollator:
             texts = [row for column in columns for row in column]
             batch["text_ids"] = _padded(texts, self.pad_token_id)
             batch["text_mask"] = _padded([[1] * len(row) for row in texts], 0)
-        if self.paired:
-            batch["labels"] = torch.tensor([row["label"] for row in rows[:half]])
+        if self.paired or self.positives is not None:
+            # Of anchors; texts of one document are not each other's negatives.
+            batch["labels"] = torch.tensor([row["label"] for row in rows[: len(columns[0])]])
         if "row" in rows[0]:
             batch["rows"] = torch.tensor([row["row"] for row in rows])
         return batch
+
+    def _columns(self, rows: list[dict[str, Any]]) -> tuple[list[list[Ids]], list[list[int]]]:
+        """Token ids of each column's texts, and integers that are equal where texts are."""
+        if self.positives is not None:
+            pairs = [self.positives.draw(row, self._generator(2, row["row_hash"])) for row in rows]
+            sides = [[pair[side] for pair in pairs] for side in range(1 if self.single else 2)]
+            return [[t[0] for t in side] for side in sides], [
+                [t[1] for t in side] for side in sides
+            ]
+        width = range(len(rows[0]["input_ids"]))
+        columns = [[row["input_ids"][i] for row in rows] for i in width]
+        hashes = [[row["text_hash"][i] for row in rows] for i in width]
+        if self.paired:
+            half = len(rows) // 2
+            return [columns[0][:half], columns[0][half:]], [hashes[0][:half], hashes[0][half:]]
+        if len(columns) == 1 and not self.single:
+            columns, hashes = columns * 2, hashes * 2
+        return columns, hashes
+
+    def _generator(self, number: int, key: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.epoch, number, key % 2**64))
 
 
 def _padded(rows: list[list[int]], value: int) -> Tensor:

@@ -9,9 +9,10 @@ from typing import get_args
 
 import numpy as np
 
-from simcse.config.settings import TASK_ALIASES, TaskName
+from simcse.config.settings import TASK_ALIASES, DataConfig, TaskName
 from simcse.data import docstrings
 from simcse.errors import UserError
+from simcse.evaluation.documents import document_task
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
 from simcse.evaluation.names import GROUPS, STS, mteb_name, nearest
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, Task
@@ -60,12 +61,13 @@ def task_names(words: Sequence[str], data: Path | None) -> tuple[list[str], list
     return list(dict.fromkeys(names)), list(dict.fromkeys(missing))
 
 
-def load_task(name: str, data: Path | None) -> Task:
+def load_task(name: str, data: Path | None, text: DataConfig | None = None) -> Task:
     """One task by its name, see :data:`simcse.config.settings.TaskName`, or an alias.
 
     Args:
         name: Task name.
-        data: Folder in SentEval's layout; not needed for ``pairs`` and ``docstrings``.
+        data: Folder in SentEval's layout; needed for STS and transfer tasks.
+        text: The training text; needed for ``documents``, the part of it that is held out.
 
     Raises:
         UserError: Unknown name, missing folder or file, malformed line.
@@ -75,6 +77,10 @@ def load_task(name: str, data: Path | None) -> Task:
         return _pair_task("pairs", read_pairs())
     if name == "docstrings":
         return RetrievalTask("docstrings", *docstrings.retrieval_pairs("test"))
+    if name == "documents":
+        if text is None or text.form != "documents":
+            raise UserError(f"task {name}: needs the config of a run with data.form=documents")
+        return document_task(text, "test")
     if name not in get_args(TaskName):
         raise UserError(f"task {name!r}: unknown{nearest(name, [*get_args(TaskName), *GROUPS])}")
     if data is None:
@@ -131,14 +137,16 @@ def is_here(name: str, data: Path | None) -> bool:
     return (data / "STS" / ("STSBenchmark" if name == "STSB" else f"{name}-en-test")).is_dir()
 
 
-def load_dev_task(name: str, data: Path | None) -> Task:
-    """The task that chooses checkpoints: ``pairs``, or the dev part of docstrings or STS-B.
+def load_dev_task(name: str, data: Path | None, text: DataConfig | None = None) -> Task:
+    """What chooses checkpoints: ``pairs``, or the dev part of documents, docstrings or STS-B.
 
     Raises:
         UserError: As :func:`load_task`.
     """
     if name == "docstrings":
         return RetrievalTask("docstrings-dev", *docstrings.retrieval_pairs("dev"))
+    if name == "documents" and text is not None:
+        return document_task(text, "dev")
     return load_task("STSB-dev" if name == "STSB" else name, data)
 
 

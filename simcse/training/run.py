@@ -31,10 +31,11 @@ from simcse.encoders import encoder, gate
 from simcse.encoders.loading import load_trained
 from simcse.environment import environment
 from simcse.errors import UserError, naming_memory
+from simcse.evaluation.documents import too_few
 from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.sources import load_dev_task, load_geometry, load_task
 from simcse.evaluation.table import collapse_lines, score_table
-from simcse.evaluation.tasks import Task
+from simcse.evaluation.tasks import RetrievalTask, Task
 from simcse.files import (
     check_parent,
     files_in,
@@ -66,6 +67,7 @@ from simcse.training.setup import (
     Dev,
     batch_sampler,
     check_views_differ,
+    columns_of,
     evaluate_model,
     labels_of,
     make_accelerator,
@@ -265,13 +267,16 @@ def prepare(config: Config) -> Prepared:
             f"training.batch_size: {config.training.batch_size} is more than "
             f"the {len(rows)} training rows"
         )
-    tasks = [load_task(name, data) for name in config.evaluation.tasks]
+    tasks = [load_task(name, data, config.data) for name in config.evaluation.tasks]
     tasks.append(load_geometry(data, dev_only=False))
     dev = Dev(
-        load_dev_task(config.evaluation.dev, data),
+        load_dev_task(config.evaluation.dev, data, config.data),
         load_geometry(data, dev_only=True),
         config.evaluation.batch_size,
     )
+    for task in (*tasks, dev.task):
+        if isinstance(task, RetrievalTask) and (warning := too_few(task)):
+            print(f"warning: {warning}")
     limit = model.max_seq_length
     if limit is not None and config.data.max_length > limit:
         raise UserError(
@@ -282,7 +287,10 @@ def prepare(config: Config) -> Prepared:
     if any(view.dropout is not None for view in config.views):
         encoder.check_dropout_is_reached(model)
     check_views_differ(config, model, rows)
-    if columns := len(rows[0]["input_ids"]) - 1:
+    if config.data.form == "documents":
+        kinds = ", ".join(f"{kind} × {share:g}" for kind, share in config.data.positives.items())
+        print(f"         a row is a passage of a document; positives: {kinds}")
+    elif columns := columns_of(config, rows) - 1:
         negatives = f", {columns - 1} hard negative{'s' * (columns > 2)}" if columns > 1 else ""
         print(f"         a row is anchor, positive{negatives}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -310,8 +318,7 @@ def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> No
         UserError: Hard negatives that no term uses, labels without two examples, templates that
             leave no room.
     """
-    columns = len(rows[0]["input_ids"])
-    if columns > 2 and not asks_for(config, "hard_negatives"):
+    if columns_of(config, rows) > 2 and not asks_for(config, "hard_negatives"):
         users = [name for name, term in SHIPPED.items() if "hard_negatives" in needs(term)]
         remedy = "" if config.data.form == "nli" else "name two columns in data.columns, or "
         raise UserError(

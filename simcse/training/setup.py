@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from simcse import distributed
 from simcse.config.settings import Config, ObjectiveConfig
 from simcse.data.batching import GroupBatchSampler, ViewBatchSampler
+from simcse.data.positives import Positives
 from simcse.data.views import View, ViewCollator
 from simcse.encoders.encoding import encode_by_length
 from simcse.errors import UserError, naming_memory
@@ -106,6 +107,11 @@ def batch_sampler(config: Config, rows: Dataset) -> Sampler:
     return ViewBatchSampler(lengths, training.batch_size, training.batching, config.seed)
 
 
+def columns_of(config: Config, rows: Dataset) -> int:
+    """Texts that a row brings: 1 where each is its own positive."""
+    return 2 if config.data.form == "documents" else len(rows[0]["input_ids"])
+
+
 def labels_of(rows: Dataset) -> np.ndarray:
     """Label of each row, int64."""
     return np.asarray(rows.with_format("numpy")["label"][:])
@@ -114,11 +120,16 @@ def labels_of(rows: Dataset) -> np.ndarray:
 def view_collator(config: Config, model: SentenceTransformer) -> ViewCollator:
     """The collator that lays out a config's views."""
     first, second = (View.of(view, model.tokenizer) for view in config.views)
+    data = config.data
+    positives = None
+    if data.form == "documents":
+        positives = Positives.of(data.positives, data.max_length, model.tokenizer)
     return ViewCollator(
         model.tokenizer.pad_token_id,
         (first, second),
         single=not asks_for(config, "positive"),
-        paired=config.data.form == "labelled",
+        paired=data.form == "labelled",
+        positives=positives,
         keeps_texts=looks_at_tokens(config) and not (first.is_plain and second.is_plain),
         seed=config.seed,
     )
@@ -133,7 +144,7 @@ def check_views_differ(config: Config, model: SentenceTransformer, rows: Dataset
         UserError: Both views are equal.
     """
     collator = view_collator(config, model)
-    if config.data.form != "sentences" or collator.single:
+    if config.data.form not in ("sentences", "documents") or collator.single:
         return
     features = collator.features([rows[i] for i in range(min(8, len(rows)))], model.device)
     loss = TrainingLoss(model, config.model_copy(update={"objective": ObjectiveConfig()}))
