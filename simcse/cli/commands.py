@@ -121,7 +121,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     from simcse.encoders.encoding import encode_by_length
     from simcse.encoders.loading import DEFAULT_MODEL, load_model
     from simcse.evaluation import published
-    from simcse.evaluation.protocol import PROTOCOL, Remembering
+    from simcse.evaluation.protocol import PROTOCOL, EmbeddingCache
     from simcse.evaluation.protocol import evaluate as score
     from simcse.evaluation.sources import load_geometry, load_task, task_names
     from simcse.evaluation.table import collapse_lines, score_table
@@ -150,7 +150,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
     )
     bar = sys.stderr.isatty()
-    encode = Remembering(
+    encode = EmbeddingCache(
         lambda texts: encode_by_length(model, texts, parsed.batch_size, show_progress=bar)
     )
     evaluation = score(encode, tasks)
