@@ -9,7 +9,7 @@ own classifier, which is trained by gradient descent.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,6 @@ STRENGTHS = tuple(10.0**power for power in range(-3, 5))
 
 Example = tuple[tuple[str, ...], int]
 """One or two sentences, and the label."""
-Reader = Callable[[Path], dict[str, list[Example]]]
-"""From a task's folder to its parts."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _inner_folds() -> StratifiedKFold:
     return StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=SEED)
 
 
-def _polarity(positive: str, negative: str) -> Reader:
+def _polarity(positive: str, negative: str) -> Callable[[Path], dict[str, list[Example]]]:
     def read(folder: Path) -> dict[str, list[Example]]:
         rows: list[Example] = []
         for name, label in ((positive, 1), (negative, 0)):
@@ -149,70 +147,60 @@ def _texts(path: Path) -> list[str]:
     return [line for line in read_lines(path, "latin-1") if line.strip()]
 
 
-def _labelled(
-    files: dict[str, str], parse: Callable[[str], Example], expected: str, *,
-    header: bool = False, encoding: str = "utf-8-sig",
-) -> Reader:  # fmt: skip
-    def read(folder: Path) -> dict[str, list[Example]]:
-        return {
-            part: _sorted(
-                parse_lines(folder / file, parse, expected, header=header, encoding=encoding)
-            )
-            for part, file in files.items()
-        }
+def _sst2(folder: Path) -> dict[str, list[Example]]:
+    def parse(line: str) -> Example:
+        text, label = line.strip().split("\t")[:2]
+        return (spaced(text),), {"0": 0, "1": 1}[label]
 
-    return read
+    return {
+        part: _sorted(
+            list(parse_lines(folder / f"sentiment-{part}", parse, "text, a tab, and 0 or 1"))
+        )
+        for part in ("train", "dev", "test")
+    }
 
 
-_BINARY = {"0": 0, "1": 1}
 _QUESTIONS = {"ABBR": 0, "DESC": 1, "ENTY": 2, "HUM": 3, "LOC": 4, "NUM": 5}
 
 
-def _sst2_line(line: str) -> Example:
-    text, label = line.strip().split("\t")[:2]
-    return (spaced(text),), _BINARY[label]
+def _trec(folder: Path) -> dict[str, list[Example]]:
+    def parse(line: str) -> Example:
+        label, rest = line.strip().split(":", 1)
+        return (spaced(rest.split(" ", 1)[1]),), _QUESTIONS[label]
+
+    expected = f"{'|'.join(_QUESTIONS)}:kind and a question"
+    return {
+        part: _sorted(list(parse_lines(folder / name, parse, expected, encoding="latin-1")))
+        for part, name in (("train", "train_5500.label"), ("test", "TREC_10.label"))
+    }
 
 
-def _trec_line(line: str) -> Example:
-    label, rest = line.strip().split(":", 1)
-    return (spaced(rest.split(" ", 1)[1]),), _QUESTIONS[label]
+def _mrpc(folder: Path) -> dict[str, list[Example]]:
+    def parse(line: str) -> Example:  # quality, id, id, sentence, sentence
+        fields = line.strip().split("\t")
+        return (spaced(fields[3]), spaced(fields[4])), {"0": 0, "1": 1}[fields[0]]
+
+    expected = "0 or 1, two ids and two sentences between tabs"
+    return {
+        part: _sorted(
+            list(parse_lines(folder / f"msr_paraphrase_{part}.txt", parse, expected, header=True))
+        )
+        for part in ("train", "test")
+    }
 
 
-def _mrpc_line(line: str) -> Example:  # quality, id, id, sentence, sentence
-    fields = line.strip().split("\t")
-    return (spaced(fields[3]), spaced(fields[4])), _BINARY[fields[0]]
-
-
-def _sorted(rows: Iterable[Example]) -> list[Example]:
+def _sorted(rows: list[Example]) -> list[Example]:
     # As SentEval does before it draws its folds: by words, then label, ties as in the file.
     return sorted(rows, key=lambda row: (*(len(text.split()) for text in row[0]), row[1]))
 
 
-READERS: dict[str, tuple[str, Reader]] = {
+READERS: dict[str, tuple[str, Callable[[Path], dict[str, list[Example]]]]] = {
     "MR": ("MR", _polarity("rt-polarity.pos", "rt-polarity.neg")),
     "CR": ("CR", _polarity("custrev.pos", "custrev.neg")),
     "SUBJ": ("SUBJ", _polarity("subj.objective", "subj.subjective")),
     "MPQA": ("MPQA", _polarity("mpqa.pos", "mpqa.neg")),
-    "SST2": (
-        "SST/binary",
-        _labelled(
-            {part: f"sentiment-{part}" for part in ("train", "dev", "test")},
-            _sst2_line, "text, a tab, and 0 or 1",
-        ),
-    ),
-    "TREC": (
-        "TREC",
-        _labelled(
-            {"train": "train_5500.label", "test": "TREC_10.label"},
-            _trec_line, f"{'|'.join(_QUESTIONS)}:kind and a question", encoding="latin-1",
-        ),
-    ),
-    "MRPC": (
-        "MRPC",
-        _labelled(
-            {part: f"msr_paraphrase_{part}.txt" for part in ("train", "test")},
-            _mrpc_line, "0 or 1, two ids and two sentences between tabs", header=True,
-        ),
-    ),
-}  # fmt: skip
+    "SST2": ("SST/binary", _sst2),
+    "TREC": ("TREC", _trec),
+    "MRPC": ("MRPC", _mrpc),
+}
 """Task to its folder and reader."""
