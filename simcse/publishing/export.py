@@ -13,8 +13,7 @@ from simcse.errors import UserError
 from simcse.evaluation.hub_results import eval_results, pinned_results
 from simcse.evaluation.protocol import Scores
 from simcse.files import check_parent, is_ours, remove_leftovers, scratch_folder
-from simcse.publishing.card import model_card
-from simcse.publishing.card_facts import Published
+from simcse.publishing.card import TrainedModel, model_card
 from simcse.reports.plots import pictures
 from simcse.reports.records import EvaluatedScores
 from simcse.reports.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_runs, read_json
@@ -42,7 +41,7 @@ def export(run: Path, name: str, folder: Path, *, trust_remote_code: bool) -> No
     fingerprint = encoder.fingerprint(model)
     drawn = pictures([RunSet(name.rpartition("/")[2], runs.runs)])
     later = _scored_later(best.folder, fingerprint)
-    card = model_card(Published(name, runs, config, model, later, drawn))
+    card = model_card(TrainedModel(name, runs, config, model, later, drawn))
     encoder.save(model, folder)
     for picture in drawn:
         (folder / FIGURES).mkdir(exist_ok=True)
