@@ -82,24 +82,15 @@ def publish(parsed: argparse.Namespace, arguments: list[str]) -> None:
     _show_transfers()
     from simcse.publishing import publish
 
-    run = Path(parsed.run_folder)
-    if parsed.dry_run:
-        publish.dry_run(
-            run,
-            parsed.name,
-            public=parsed.public,
-            revision=parsed.revision,
-            trust_remote_code=parsed.trust_remote_code,
-        )
-        return
     publish.publish(
-        run,
+        Path(parsed.run_folder),
         parsed.name,
         public=parsed.public,
         revision=parsed.revision,
         message=parsed.message,
         attempts=parsed.retries + 1,
         trust_remote_code=parsed.trust_remote_code,
+        dry_run=parsed.dry_run,
     )
 
 

@@ -158,9 +158,7 @@ def _score_rows(trained: TrainedModel) -> list[list[str]]:
         row.append(Markdown("**{}**").format(cell(key, values[key])))
         if several:
             scores = trained.runs.values(task, key)
-            row += (
-                summary_cells(key, summarize(scores))[::2] if scores else ["", ""]
-            )
+            row += summary_cells(key, summarize(scores))[::2] if scores else ["", ""]
         rows.append(row)
     return rows
 
