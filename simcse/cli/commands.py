@@ -111,7 +111,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     from simcse.encoders.encoder import fingerprint
     from simcse.encoders.encoding import encode_by_length
     from simcse.encoders.loading import DEFAULT_MODEL, load_model
-    from simcse.evaluation import published
+    from simcse.evaluation import paper_results
     from simcse.evaluation.protocol import PROTOCOL, EmbeddingCache
     from simcse.evaluation.protocol import evaluate as score
     from simcse.evaluation.sources import load_geometry, load_task, task_names
@@ -121,7 +121,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     data = Path(parsed.data) if parsed.data else None
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
-    rivals = published.find(parsed.against) if parsed.against else []
+    rivals = paper_results.find(parsed.against) if parsed.against else []
     name = str(DEFAULT_MODEL if parsed.model is None else parsed.model)
     output = _score_file(
         Path(parsed.output or _evaluation_folder(name) / "scores.json"),
@@ -175,7 +175,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     if missing:
         print(f"\nnot in {data}, so without an average of seven: {', '.join(missing)}")
     if rivals:
-        print(f"\n{published.comparison(_base_name(name), scores, rivals)}")
+        print(f"\n{paper_results.comparison(_base_name(name), scores, rivals)}")
     print(f"\nprotocol: {PROTOCOL}")
     print(f"written to {output}")
 
