@@ -80,14 +80,14 @@ def evaluate_mteb(
         tasks: From :func:`find_tasks`.
         data: Folder in SentEval's layout; STS tasks that it holds are read from it.
         folder: Where results go: ``results/<name>/<revision>/<task>.json``, those on local files
-            under ``local/`` in place of ``results/``.
-        batch_size: Texts a forward pass.
+            under ``local/`` instead of ``results/``.
+        batch_size: Texts per forward pass.
 
     Returns:
         ``mteb:<task>`` to its scores.
 
     Raises:
-        UserError: A data set is not at hand, or a score is not a number.
+        UserError: A data set is unavailable, or a score is not a number.
     """
     logging.getLogger("mteb").setLevel(logging.ERROR)
     scores: Scores = {}
@@ -137,21 +137,21 @@ def find_tasks(words: Sequence[str]) -> list[AbsTask]:
     tasks: dict[str, AbsTask] = {}
     for word in words:
         try:
-            found = [mteb.get_task(word)]
+            matches = [mteb.get_task(word)]
         except KeyError:
             try:
-                found = list(mteb.get_benchmark(word).tasks)
+                matches = list(mteb.get_benchmark(word).tasks)
             except KeyError:
                 known = [name for cls in TASK_LIST if (name := cls.metadata.name)]
                 known += [benchmark.name for benchmark in mteb.get_benchmarks()]
                 known += [*get_args(TaskName), *GROUPS]
                 raise UserError(f"task {word!r}: unknown{nearest(word, known)}") from None
-        tasks |= {task.metadata.name: task for task in found}
+        tasks |= {task.metadata.name: task for task in matches}
     return list(tasks.values())
 
 
 def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
-    """What tells a model's saved results from every other model's.
+    """The revision that tells a model's saved results from every other model's.
 
     Args:
         model: The model.
@@ -163,7 +163,7 @@ def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
 
 
 def fill_from(data: Path | None, task: AbsTask) -> bool:
-    """Give one of the seven STS tasks its text from local files, where they are at hand.
+    """Give one of the seven STS tasks its text from local files, if they are available.
 
     The text keeps its spaces, as mteb's own data do.
     """
@@ -196,17 +196,17 @@ def _load(task: AbsTask) -> None:
 
 
 def _check_commit(task: AbsTask) -> None:
-    """Without the Hub, datasets takes the commit that it read last, whichever was asked for.
+    """Without the Hub, datasets uses the commit that it read last, whatever was requested.
 
     Raises:
         HubUnreachableError: The task's data are of another commit than mteb pins.
     """
     where = task.metadata.dataset
-    waiting = [task.dataset]
-    while waiting:
-        data = waiting.pop()
+    unchecked = [task.dataset]
+    while unchecked:
+        data = unchecked.pop()
         if isinstance(data, dict):  # by split, and before that perhaps by language
-            waiting += data.values()
+            unchecked += data.values()
             continue
         for file in getattr(data, "cache_files", ()):
             commit = Path(file["filename"]).parent.name

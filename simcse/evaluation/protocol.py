@@ -18,7 +18,7 @@ Scores = dict[str, dict[str, Any]]
 """Task name to its scores and counts."""
 
 Items = dict[str, np.ndarray]
-"""``<task>.similarity`` and ``<task>.grade``, or ``<task>.rank``: one value a pair or query."""
+"""``<task>.similarity`` and ``<task>.grade``, or ``<task>.rank``: a value per pair or query."""
 
 PROTOCOL = (
     'STS: cosine Spearman, "all" setting (subsets concatenated), similarities rounded to float32; '

@@ -113,7 +113,7 @@ def read_sts(name: str, data: Path) -> list[Row]:
 
 
 def require_grades(name: str, rows: Sequence[Row]) -> None:
-    """Make sure that there is something to rank.
+    """Check that there is something to rank.
 
     Raises:
         UserError: No pairs, or all of one grade.
@@ -145,7 +145,7 @@ def load_dev_task(name: str, data: Path | None) -> Task:
 
 
 def load_geometry(data: Path | None, *, dev_only: bool) -> GeometryTask:
-    """Alignment and uniformity on STS-B, or on the embedded pairs where STS-B is not at hand.
+    """Alignment and uniformity on STS-B, or on the embedded pairs if STS-B is not available.
 
     Args:
         data: Folder in SentEval's layout, or ``None``.

@@ -16,7 +16,7 @@ from scipy.stats import nct, t, ttest_ind
 LEVEL = 0.05
 """Two-sided; intervals cover 1 - LEVEL."""
 POWER = 0.8
-"""Chance of seeing a difference that is there, for the two planning figures."""
+"""Chance of detecting a difference that is there, for the two planning figures."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
     spread on either side interval and p are NaN.
 
     Raises:
-        ValueError: Fewer than two values on a side.
+        ValueError: Fewer than two values on one side.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError("a test over seeds needs at least two on each side")
@@ -105,7 +105,7 @@ def smallest_detectable(std: float, a: int, b: int) -> float:
 
 
 def seeds_needed(difference: float, std: float) -> int | None:
-    """Seeds a side to see ``difference`` with probability :data:`POWER`; None for no difference.
+    """Seeds per side to detect ``difference`` with probability :data:`POWER`; None for zero.
 
     Returns:
         At least 2; values above a million are not worth telling apart and give a million.
@@ -168,7 +168,7 @@ def spearman_statistic(similarity: np.ndarray, grade: np.ndarray) -> Statistic:
     """Spearman's ρ of resampled pairs, without sorting again for each resample.
 
     A value's mid-rank follows from how many of the resample lie below it, so the order of the
-    distinct values is found once.
+    distinct values is computed once.
 
     Args:
         similarity: Cosines, shape ``(pairs,)``.

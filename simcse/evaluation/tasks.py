@@ -25,17 +25,17 @@ BAND_EDGES = np.linspace(-1, 1, 41)
 
 @dataclass(frozen=True)
 class Result:
-    """What a task says of some embeddings."""
+    """Scores of a task for some embeddings."""
 
     scores: dict[str, Any]
     """Scores and counts, plain JSON values."""
     items: dict[str, np.ndarray] = field(default_factory=dict)
-    """One value a pair or query, shape ``(items,)``, from which a paired test can be made:
+    """One value for each pair or query, shape ``(items,)``, for paired tests:
     ``similarity`` and ``grade``, or ``rank``."""
 
 
 class Task(Protocol):
-    """What the protocol asks of a task."""
+    """What the protocol requires of a task."""
 
     @property
     def name(self) -> str:
@@ -175,7 +175,7 @@ class GeometryTask:
 
 
 def similarity_bands(similarity: np.ndarray, grades: np.ndarray) -> dict[str, dict[str, Any]]:
-    """How the cosine is distributed among pairs of like grade (SimCSE's figure of appendix E).
+    """The distribution of the cosine within each grade band (SimCSE's figure of appendix E).
 
     Args:
         similarity: Cosines, shape ``(pairs,)``.

@@ -1,4 +1,4 @@
-"""How the Hugging Face Hub fails: what can be tried again, and what went wrong in one line."""
+"""How the Hugging Face Hub fails: what can be retried, and what went wrong, in one line."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def masked(text: str) -> str:
 
 
 def failure(message: str, error: BaseException) -> UserError:
-    """The error to raise where something from the Hub could not be had.
+    """The error to raise when something could not be fetched from the Hub.
 
     Args:
         message: What is missing.
@@ -87,12 +87,12 @@ def failure(message: str, error: BaseException) -> UserError:
 
 
 def with_retries(call: Callable[[], Result], what: str, attempts: int) -> Result:
-    """Call, and call again while the Hub fails in a way that passes; waits 1, 2, 4 … seconds.
+    """Call, and retry while the Hub fails temporarily; waits 1, 2, 4 … seconds.
 
     Args:
-        call: One step that can be repeated.
-        what: It in words, for the messages.
-        attempts: How often at most, at least 1.
+        call: A step that can be repeated.
+        what: The step in words, for the messages.
+        attempts: Most attempts, at least 1.
 
     Raises:
         UserError: The Hub refuses, or did not answer in the last attempt either.
@@ -127,7 +127,7 @@ def with_retries(call: Callable[[], Result], what: str, attempts: int) -> Result
 
 
 def _bound_time(request: httpx2.Request) -> None:
-    """Put limits where the client has none; it overrules those of its session."""
+    """Set time limits where the client has none; it ignores those of its session."""
     limits = TIMEOUT if request.method in ("POST", "PUT") else QUESTION_TIMEOUT
     given = request.extensions.get("timeout", {})
     request.extensions["timeout"] = {
@@ -137,7 +137,7 @@ def _bound_time(request: httpx2.Request) -> None:
 
 @contextmanager
 def _quiet_client() -> Iterator[None]:
-    """Without the client's own words, which are many, and show URLs as they are."""
+    """Without the client's own messages, which are long and show URLs with passwords."""
     before = client_logging.get_verbosity()
     client_logging.set_verbosity(logging.ERROR)
     try:

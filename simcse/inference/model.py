@@ -46,7 +46,7 @@ class SimCSE:
         model_name_or_path: A run folder, any sentence-transformers model, one of princeton-nlp's
             eight released checkpoints, or a plain encoder; folder or Hub name. ``None`` takes the
             quickstart's result.
-        device: Such as ``cpu`` or ``cuda``; ``None`` takes the best at hand.
+        device: Such as ``cpu`` or ``cuda``; ``None`` picks the best available.
         num_cells: Clusters of an approximate index (``faiss_fast``).
         num_cells_in_search: Clusters that a search in it looks through.
         pooling: Only for a plain encoder, which does not store it.
@@ -105,7 +105,7 @@ class SimCSE:
             return_numpy: A numpy array instead of a tensor on the CPU.
             normalize_to_unit: Divide each embedding by its length.
             keepdim: Return shape ``(1, dim)`` for a single string as well.
-            batch_size: Sentences a forward pass.
+            batch_size: Sentences per forward pass.
             max_length: Cut inputs at this many tokens; ``None`` is the encoder's own limit.
             show_progress_bar: Show one on standard error.
             role: ``query`` or ``document``, for models that embed them apart (two towers, prompts);
@@ -116,7 +116,7 @@ class SimCSE:
 
         Raises:
             UserError: An argument is out of its range, ``max_length`` beyond what the encoder can
-                take, a device not there, or an item is not text.
+                take, a device is missing, or an item is not text.
         """
         single = isinstance(sentence, str)
         texts = _texts(sentence)
@@ -194,8 +194,8 @@ class SimCSE:
                 parquet, else one sentence a line).
             use_faiss: ``None`` uses faiss when it is installed. Both ways are exact and give the
                 same matches.
-            faiss_fast: With faiss, look through ``num_cells_in_search`` of ``num_cells`` clusters
-                alone: faster, and matches may be missed.
+            faiss_fast: With faiss, search only ``num_cells_in_search`` of ``num_cells`` clusters:
+                faster, but matches may be missed.
             device: As in :meth:`encode`.
             batch_size: As in :meth:`encode`.
             column: Column of a table with more than one.
@@ -250,10 +250,10 @@ class SimCSE:
             queries: One sentence or several.
             device: As in :meth:`encode`.
             threshold: Lowest cosine similarity to report.
-            top_k: Most matches a query.
+            top_k: Most matches per query.
 
         Returns:
-            ``(sentence, similarity)``, best first; one list for a string, else one a query.
+            ``(sentence, similarity)``, best first; one list for a string, else one for each query.
 
         Raises:
             UserError: There is no index yet, or an argument is out of its range.
@@ -271,10 +271,10 @@ class SimCSE:
             matches = [
                 [
                     (index["sentences"][row], float(score))
-                    for score, row in zip(*found, strict=True)
+                    for score, row in zip(*nearest, strict=True)
                     if row >= 0 and score >= threshold
                 ]
-                for found in zip(scores, rows, strict=True)
+                for nearest in zip(scores, rows, strict=True)
             ]
         return matches[0] if isinstance(queries, str) else matches
 
@@ -302,8 +302,8 @@ class SimCSE:
             UserError: The file is missing, damaged or no index, or was made by another model.
         """
         sentences, embeddings, probe = indexing.load(Path(path))
-        mine = self._probe()
-        if probe.shape != mine.shape or not np.allclose(probe, mine, atol=1e-3):
+        own = self._probe()
+        if probe.shape != own.shape or not np.allclose(probe, own, atol=1e-3):
             raise UserError(f"{path}: this index was made by another model")
         self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
 

@@ -69,7 +69,7 @@ def model_card(trained: TrainedModel) -> ModelCard:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
         autoescape=True,
-        finalize=Markdown.escape,  # whatever is not marked as Markdown of ours
+        finalize=Markdown.escape,  # whatever is not marked as our own Markdown
     )
     environment.filters |= {"cell": cell, "file_name": lambda name: Path(name).name}
     text = environment.from_string((ASSETS / "card.md").read_text(encoding="utf-8")).render(

@@ -25,7 +25,8 @@ from simcse.publishing.export import CARD_FILE, FIGURES, RESULTS, export
 TOLERANCE = 1e-5
 """Largest difference of an embedding's value between what was sent and what came back."""
 _SENTENCES = 64
-# Of an earlier push, and not of this one: they would be shown or loaded beside what is new.
+# Files of an earlier push are deleted if this push lacks them; otherwise they would be shown or
+# loaded along with the new ones.
 _MODULES = ("", "[0-9]_*/", "query_*/", "document_*/")
 _REPLACED = [f"{FIGURES}/*.png", f"{RESULTS}/*.yaml"]
 _REPLACED += [f"{folder}model*.safetensors" for folder in _MODULES]
@@ -48,17 +49,17 @@ def publish(
     Args:
         run: Run folder, or folder of seeds.
         name: ``user/name``.
-        public: Make the repository public; a new one is private without it, one that is there
-            keeps what it is.
-        revision: Branch; made from ``main`` where there is none of that name.
+        public: Make the repository public; without it a new one is private, and an
+            existing one keeps its visibility.
+        revision: Branch; created from ``main`` if it does not exist.
         message: Of the commit.
-        attempts: How often a step is tried while the Hub does not answer.
-        trust_remote_code: Let the model run code that comes with it.
+        attempts: Attempts for each step while the Hub does not answer.
+        trust_remote_code: Let the model run the code that comes with it.
         dry_run: Print the files with their sizes and the card instead; nothing is sent or kept.
 
     Raises:
-        UserError: The run cannot be published, the Hub refuses or does not answer, or what came
-            back is not what was sent.
+        UserError: The run cannot be published, the Hub refuses or does not answer, or what was
+            downloaded differs from what was sent.
     """
     _check_names(name, revision)
     with tempfile.TemporaryDirectory(prefix="simcse-publish-") as temporary:
@@ -103,7 +104,7 @@ def _check_names(name: str, revision: str | None) -> None:
 def _push(
     folder: Path, name: str, attempts: int, *, public: bool, revision: str | None, message: str
 ) -> str:
-    """Send the folder to a repository, made where it is not there, and give the commit."""
+    """Upload the folder, creating the repository if necessary, and return the commit."""
     api = HfApi()
 
     def step(what: str, call: Callable[[], Result]) -> Result:

@@ -20,7 +20,7 @@ from simcse.evaluation.tasks import BAND_EDGES
 from simcse.reports.runs import Run, RunSet
 from simcse.terminal import visible
 
-# Okabe and Ito's palette, told apart by most colour-blind readers, black last.
+# Okabe and Ito's palette, which most colour-blind readers can tell apart; black last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 SOFTWARE = "simcse"  # in every PNG, so that a later report knows it
@@ -81,7 +81,7 @@ def curve(
     figure, (axes,) = _axes(title)
     rows: list[list[str]] = []
     for number, runs in enumerate(sets):
-        series = [found for run in runs.runs if (found := _series(run, key, scale))]
+        series = [one for run in runs.runs if (one := _series(run, key, scale))]
         if not series:
             continue
         colour, marker = _look(number)
@@ -109,7 +109,7 @@ def curve(
 
 
 def plane(sets: Sequence[RunSet]) -> Picture | None:
-    """Alignment against uniformity: where models end, and the way there."""
+    """Alignment against uniformity: final models, and their path during training."""
     figure, (final, path) = _axes(
         "final model", "while training (dev); the marker is the last step", size=(9.5, 4.2)
     )
@@ -167,19 +167,19 @@ def plane(sets: Sequence[RunSet]) -> Picture | None:
 
 def bands(sets: Sequence[RunSet]) -> Picture | None:
     """Cosines of sentence pairs by their grade: a column for each run set, its seeds added up."""
-    shown = [(runs, found) for runs in sets if (found := _bands(runs))]
+    shown = [(runs, by_grade) for runs in sets if (by_grade := _bands(runs))]
     if not shown:
         return None
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(1.5 + 3.4 * len(shown), 5.6), layout="constrained")
         grid = figure.subplots(5, len(shown), squeeze=False, sharex=True, sharey="row")
-    filled = np.flatnonzero(sum(counts for _, found in shown for counts, _, _ in found.values()))
+    filled = np.flatnonzero(sum(band[0] for _, by_grade in shown for band in by_grade.values()))
     centres = (BAND_EDGES[:-1] + BAND_EDGES[1:]) / 2
     rows = []
-    for number, (runs, found) in enumerate(shown):
+    for number, (runs, by_grade) in enumerate(shown):
         for axes, band in zip(grid[:, number], ["4-5", "3-4", "2-3", "1-2", "0-1"], strict=True):
-            if band in found:
-                counts, pairs, mean = found[band]
+            if band in by_grade:
+                counts, pairs, mean = by_grade[band]
                 axes.bar(centres, counts / counts.sum(), width=0.05, color=_look(number)[0])
                 axes.axvline(mean, color="black", lw=1, ls=":")
                 rows.append([runs.name, band, str(pairs), f"{mean:.3f}"])
@@ -234,7 +234,7 @@ def pictures(sets: Sequence[RunSet]) -> list[Picture]:
     metrics = {run.dev["metric"] for runs in sets for run in runs.runs if run.dev}
     tasks = {run.dev["task"] for runs in sets for run in runs.runs if run.dev}
     dev = f"{' / '.join(sorted(tasks))}, {' / '.join(LABELS[m] for m in sorted(metrics))} ×100"
-    found = [
+    figures = [
         curve(
             sets, "loss", "Training loss", "Mean over the steps since the last line of the log.", 1
         ),
@@ -243,7 +243,7 @@ def pictures(sets: Sequence[RunSet]) -> list[Picture]:
         bands(sets),
         spectrum(sets),
     ]
-    return [picture for picture in found if picture is not None]
+    return [picture for picture in figures if picture is not None]
 
 
 def run_name(runs: RunSet, run: Run) -> str:
@@ -252,7 +252,7 @@ def run_name(runs: RunSet, run: Run) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name as a figure takes it: a legend leaves out what starts with _, $ begins a formula."""
+    """A name as a figure can show it: legends omit names that start with _, $ begins a formula."""
     text = visible(name)
     text = (text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…").replace("$", r"\$")
     return f"\u200b{text}" if text.startswith("_") else text
@@ -288,9 +288,9 @@ def _point_row(name: str, measured_on: str, point: tuple[float, float]) -> list[
 
 def _bands(runs: RunSet) -> dict[str, tuple[np.ndarray, int, float]]:
     geometries = [run.scores["geometry"] for run in runs.runs if "geometry" in run.scores]
-    found = {}
+    bands = {}
     for band in geometries[0]["bands"] if geometries else ():
         cells = [geometry["bands"][band] for geometry in geometries]
         counts = np.sum([cell["counts"] for cell in cells], axis=0)
-        found[band] = counts, cells[0]["pairs"], float(np.mean([cell["mean"] for cell in cells]))
-    return found
+        bands[band] = counts, cells[0]["pairs"], float(np.mean([cell["mean"] for cell in cells]))
+    return bands
