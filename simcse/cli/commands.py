@@ -62,7 +62,7 @@ def prefetch(parsed: argparse.Namespace, arguments: list[str]) -> None:
 def export(parsed: argparse.Namespace, arguments: list[str]) -> None:
     """Write the model as others load it, or as an ONNX graph."""
     _quiet_libraries()
-    from simcse.publishing.export import export, new_folder
+    from simcse.publishing.export import new_folder, write_model_folder
 
     run, output = Path(parsed.run_folder), Path(parsed.output)
     with new_folder(output) as folder:
@@ -72,7 +72,7 @@ def export(parsed: argparse.Namespace, arguments: list[str]) -> None:
             export_onnx(run, folder, trust_remote_code=parsed.trust_remote_code)
         else:
             name = output.absolute().name
-            export(run, name, folder, trust_remote_code=parsed.trust_remote_code)
+            write_model_folder(run, name, folder, trust_remote_code=parsed.trust_remote_code)
     print(f"written to {output}")
 
 

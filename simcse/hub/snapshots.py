@@ -25,18 +25,7 @@ ATTEMPTS = 3
 # What transformers and sentence-transformers load: no other formats, no checkpoints.
 _ELSEWHERE = re.compile(r"(onnx|openvino|coreml|checkpoint-\d+)/")
 _WEIGHTS = re.compile(r"(adapter_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
-_SUFFIXES = (
-    ".json",
-    ".txt",
-    ".py",
-    ".model",
-    ".jinja",
-    ".vocab",
-    ".codes",
-    ".bpe",
-    ".spm",
-    ".tiktoken",
-)
+_OTHER_FILES = re.compile(r".+\.(json|txt|py|model|jinja|vocab|codes|bpe|spm|tiktoken)")
 # Without one of these a model cannot be loaded, or worse, is another one.
 _DECISIVE = re.compile(
     r"modules\.json|config_sentence_transformers\.json|((sentence_\w+|tokenizer)_)?config\.json"
@@ -121,7 +110,7 @@ def model_files(paths: Iterable[str]) -> list[str]:
         path
         for path in map(PurePosixPath, paths)
         if not _ELSEWHERE.match(str(path))
-        and (path.suffix in _SUFFIXES or _WEIGHTS.fullmatch(path.name))
+        and (_OTHER_FILES.fullmatch(path.name) or _WEIGHTS.fullmatch(path.name))
     ]
     safe = {path.parent for path in chosen if path.match("model*.safetensors")}
     return [str(path) for path in chosen if path.suffix != ".bin" or path.parent not in safe]

@@ -23,7 +23,7 @@ FIGURES = "figures"
 RESULTS = ".eval_results"
 
 
-def export(run: Path, name: str, folder: Path, *, trust_remote_code: bool) -> None:
+def write_model_folder(run: Path, name: str, folder: Path, *, trust_remote_code: bool) -> None:
     """Write the folder: the model, its card and figures, and nothing else.
 
     Args:

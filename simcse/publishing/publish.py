@@ -20,7 +20,7 @@ from simcse.errors import UserError
 from simcse.evaluation.sources import read_pairs
 from simcse.files import files_in
 from simcse.hub.failures import Result, check_name, masked, with_retries
-from simcse.publishing.export import CARD_FILE, FIGURES, RESULTS, export
+from simcse.publishing.export import CARD_FILE, FIGURES, RESULTS, write_model_folder
 
 TOLERANCE = 1e-5
 """Largest difference of an embedding's value between what was sent and what came back."""
@@ -65,7 +65,7 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="simcse-publish-") as temporary:
         folder = Path(temporary) / "model"
         folder.mkdir()
-        export(run, name, folder, trust_remote_code=trust_remote_code)
+        write_model_folder(run, name, folder, trust_remote_code=trust_remote_code)
         sizes = {file: (folder / file).stat().st_size for file in files_in(folder)}
         total = f"{len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
         if dry_run:
