@@ -18,13 +18,12 @@ from simcse.encoders.encoder import fingerprint
 from simcse.encoders.encoding import encode_by_length
 from simcse.errors import UserError
 from simcse.evaluation.mteb_tasks import (
-    EncodeOnce,
     _check_commit,
     evaluate_mteb,
     fill_from,
     find_tasks,
 )
-from simcse.evaluation.protocol import Remembering, evaluate
+from simcse.evaluation.protocol import EmbeddingCache, evaluate
 from simcse.evaluation.sources import STS_SUBSETS, load_task
 
 
@@ -117,7 +116,7 @@ def test_each_distinct_text_is_encoded_once_for_all_tasks(model, data, tmp_path,
         return original(texts, **arguments)
 
     monkeypatch.setattr(model, "encode", counting)
-    encode = Remembering(model.encode)
+    encode = EmbeddingCache(model.encode)
     evaluate(encode, [load_task("STS13", data)])
     tasks = find_tasks(["STS13", "STSBenchmark"])
     evaluate_mteb(model, encode, "local/model", "r", tasks, data, tmp_path, 32)
@@ -199,14 +198,20 @@ def test_fingerprint_knows_architecture_and_tokenizer(tiny, model, tmp_path, fil
     )
 
 
-def test_a_model_with_prompts_goes_mtebs_own_way(model):
-    wrapper = EncodeOnce(model, "local/model", "r")
-    wrapper.remember(model.encode, ["a", "b"])
-    assert wrapper.known == {"a", "b"}
+def test_a_model_with_prompts_is_encoded_by_mteb(model, data, tmp_path):
+    encoded = []
+
+    def encode(texts):
+        encoded.extend(texts)
+        return model.encode(texts)
+
+    [task] = find_tasks(["STS13"])
+    evaluate_mteb(model, encode, "local/model", "r", [task], data, tmp_path, 32)
+    assert set(encoded) == set(load_task("STS13", data).texts())
+    encoded.clear()
     model.prompts = {"STS": "query: "}
-    wrapper = EncodeOnce(model, "local/model", "r")
-    wrapper.remember(model.encode, ["a", "b"])
-    assert wrapper.known == set()
+    evaluate_mteb(model, encode, "local/model", "r", [task], data, tmp_path, 32)
+    assert encoded == []
 
 
 def test_names_of_tasks_and_benchmarks():

@@ -62,7 +62,7 @@ def prefetch(parsed: argparse.Namespace, arguments: list[str]) -> None:
 def export(parsed: argparse.Namespace, arguments: list[str]) -> None:
     """Write the model as others load it, or as an ONNX graph."""
     _quiet_libraries()
-    from simcse.publishing.export import export, new_folder
+    from simcse.publishing.export import new_folder, write_model_folder
 
     run, output = Path(parsed.run_folder), Path(parsed.output)
     with new_folder(output) as folder:
@@ -72,7 +72,7 @@ def export(parsed: argparse.Namespace, arguments: list[str]) -> None:
             export_onnx(run, folder, trust_remote_code=parsed.trust_remote_code)
         else:
             name = output.absolute().name
-            export(run, name, folder, trust_remote_code=parsed.trust_remote_code)
+            write_model_folder(run, name, folder, trust_remote_code=parsed.trust_remote_code)
     print(f"written to {output}")
 
 
@@ -82,24 +82,15 @@ def publish(parsed: argparse.Namespace, arguments: list[str]) -> None:
     _show_transfers()
     from simcse.publishing import publish
 
-    run = Path(parsed.run_folder)
-    if parsed.dry_run:
-        publish.dry_run(
-            run,
-            parsed.name,
-            public=parsed.public,
-            revision=parsed.revision,
-            trust_remote_code=parsed.trust_remote_code,
-        )
-        return
     publish.publish(
-        run,
+        Path(parsed.run_folder),
         parsed.name,
         public=parsed.public,
         revision=parsed.revision,
         message=parsed.message,
         attempts=parsed.retries + 1,
         trust_remote_code=parsed.trust_remote_code,
+        dry_run=parsed.dry_run,
     )
 
 
@@ -120,8 +111,8 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     from simcse.encoders.encoder import fingerprint
     from simcse.encoders.encoding import encode_by_length
     from simcse.encoders.loading import DEFAULT_MODEL, load_model
-    from simcse.evaluation import published
-    from simcse.evaluation.protocol import PROTOCOL, Remembering
+    from simcse.evaluation import paper_results
+    from simcse.evaluation.protocol import PROTOCOL, EmbeddingCache
     from simcse.evaluation.protocol import evaluate as score
     from simcse.evaluation.sources import load_geometry, load_task, task_names
     from simcse.evaluation.table import collapse_lines, score_table
@@ -130,7 +121,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     data = Path(parsed.data) if parsed.data else None
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
-    rivals = published.find(parsed.against) if parsed.against else []
+    rivals = paper_results.find(parsed.against) if parsed.against else []
     name = str(DEFAULT_MODEL if parsed.model is None else parsed.model)
     output = _score_file(
         Path(parsed.output or _evaluation_folder(name) / "scores.json"),
@@ -150,7 +141,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
     )
     bar = sys.stderr.isatty()
-    encode = Remembering(
+    encode = EmbeddingCache(
         lambda texts: encode_by_length(model, texts, parsed.batch_size, show_progress=bar)
     )
     evaluation = score(encode, tasks)
@@ -184,7 +175,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     if missing:
         print(f"\nnot in {data}, so without an average of seven: {', '.join(missing)}")
     if rivals:
-        print(f"\n{published.comparison(_base_name(name), scores, rivals)}")
+        print(f"\n{paper_results.comparison(_base_name(name), scores, rivals)}")
     print(f"\nprotocol: {PROTOCOL}")
     print(f"written to {output}")
 

@@ -25,6 +25,14 @@ DIMENSIONAL_BELOW = 3.0
 """Effective rank below which the cloud is a line or a disc, however wide the embedding is."""
 
 
+def unit(embeddings: Tensor) -> Tensor:
+    """Rows divided by their length, float64, shape ``(rows, dim)``.
+
+    In float32 the squared distance of near-equal embeddings would cancel.
+    """
+    return functional.normalize(embeddings.double(), dim=1)
+
+
 def alignment(anchor: Tensor, positive: Tensor) -> float:
     """Mean squared distance of normalised positive pairs, in [0, 4].
 
@@ -149,9 +157,4 @@ def _rows(embeddings: Tensor) -> int:
 
 def _blocks(embeddings: Tensor, first: int = 0) -> Iterator[tuple[int, Tensor]]:
     for start in range(first, len(embeddings), _BLOCK):
-        yield start, _on_sphere(embeddings[start : start + _BLOCK])
-
-
-def _on_sphere(embeddings: Tensor) -> Tensor:
-    # float64: the squared distance of near-equal embeddings cancels in float32.
-    return functional.normalize(embeddings.double(), dim=1)
+        yield start, unit(embeddings[start : start + _BLOCK])

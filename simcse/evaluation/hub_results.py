@@ -16,8 +16,6 @@ from simcse.evaluation.names import MTEB
 from simcse.evaluation.protocol import Scores
 from simcse.evaluation.table import LABELS, task_label
 
-# sbert.net's cards call it so; the other keys are names that the Hub knows.
-_METRICS = {"cosine_spearman": "spearman_cosine"}
 _SHOWN = ("cosine_spearman", "recall_at_10", "accuracy", "f1", "main_score")
 _MTEB_URL = "https://github.com/embeddings-benchmark/mteb"
 
@@ -27,38 +25,39 @@ def model_index(scores: Scores) -> list[EvalResult]:
 
     Averages over tasks are left out: they are no data set's result.
     """
-    found = []
+    results = []
     for task, values in scores.items():
         name = task.removeprefix(MTEB)
+        if name.startswith("average of "):
+            continue
         dataset, _, revision = str(values.get("dataset", "")).partition(" at ")
-        for key in _SHOWN:
-            if not math.isfinite(values.get(key, math.nan)) or name.startswith("average of "):
-                continue
-            kind = "sentence-similarity" if key == "cosine_spearman" else "feature-extraction"
-            found.append(
+        for key in [key for key in _SHOWN if math.isfinite(values.get(key, math.nan))]:
+            is_sts = key == "cosine_spearman"
+            results.append(
                 EvalResult(
-                    task_type=kind,
+                    task_type="sentence-similarity" if is_sts else "feature-extraction",
                     dataset_type=dataset or re.sub(r"\W+", "-", name.lower()),
                     dataset_name=task_label(task, values),
                     dataset_revision=revision if is_commit(revision) else None,
-                    metric_type=_METRICS.get(key, key),
+                    # sbert.net's cards call it so; the other keys are names that the Hub knows.
+                    metric_type="spearman_cosine" if is_sts else key,
                     metric_name=LABELS[key],
                     metric_value=round(float(values[key]), 6),
                 )
             )
-    return found
+    return results
 
 
 def pinned_results(folder: Path) -> list[TaskResult]:
     """What mteb wrote for one model, where it is of the data that mteb pins and of nothing else.
 
     Args:
-        folder: ``results/<name>/<revision>``, which holds a JSON file a task.
+        folder: ``results/<name>/<revision>``, which holds a JSON file for each task.
 
     Raises:
         UserError: A file is damaged.
     """
-    found = []
+    results = []
     for path in sorted(folder.glob("*.json")):
         if path.name == "model_meta.json":
             continue
@@ -68,8 +67,8 @@ def pinned_results(folder: Path) -> list[TaskResult]:
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"{path}: damaged ({first_line(error)}); remove it") from error
         if result.dataset_revision == pinned and is_commit(pinned):
-            found.append(result)
-    return found
+            results.append(result)
+    return results
 
 
 def eval_results(result: TaskResult) -> str:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetNotFoundError
 from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
-from mteb.abstasks.sts import AbsTaskSTS
+from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.get_tasks import TASK_LIST
 from mteb.models import ModelMeta
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
@@ -31,40 +30,34 @@ from sentence_transformers import SentenceTransformer
 from simcse.config.settings import TaskName
 from simcse.encoders.encoder import fingerprint
 from simcse.errors import HubUnreachableError, UserError, first_line
+from simcse.evaluation.hub_results import is_commit
 from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest
-from simcse.evaluation.protocol import Encode, Scores, encode_once
+from simcse.evaluation.protocol import EmbeddingCache, Encode, Scores
 from simcse.evaluation.sources import is_here, read_sts, require_grades
-from simcse.evaluation.tasks import Lookup
 from simcse.hub import failures
 from simcse.hub.snapshots import snapshot
 
 
-class EncodeOnce(SentenceTransformerEncoderWrapper):  # type: ignore[misc]
-    """mteb's wrapper of a model that looks up texts it has encoded before.
+class CachedEncoder(SentenceTransformerEncoderWrapper):  # type: ignore[misc]
+    """mteb's wrapper of a model, with one cache of embeddings for all STS tasks.
 
-    A model with prompts encodes a text differently for each task; it goes mteb's own way.
+    A model with prompts encodes a text differently for each task; mteb encodes it.
     """
 
-    def __init__(self, model: SentenceTransformer, name: str, revision: str) -> None:
+    def __init__(
+        self, model: SentenceTransformer, embed: EmbeddingCache, name: str, revision: str
+    ) -> None:
         super().__init__(model)
         meta: Any = ModelMeta.from_sentence_transformer_model(model)
         self.mteb_model_meta = meta.model_copy(update={"name": name, "revision": revision})
-        self.known: set[str] = set()
-        self.embed: Lookup | None = None
+        self.embed = None if any((model.prompts or {}).values()) else embed
 
-    def remember(self, encode: Encode, texts: list[str]) -> None:
-        """Encode the distinct texts now, sorted by length, for all tasks that hold them."""
-        if not any((self.model.prompts or {}).values()):
-            self.embed = encode_once(encode, texts)
-            self.known = set(texts)
-
-    def encode(self, inputs: Any, **arguments: Any) -> Any:
+    def encode(self, inputs: Any, *, task_metadata: TaskMetadata, **arguments: Any) -> Any:
         """Embeddings of mteb's batches, shape ``(texts, dim)``."""
-        if self.embed is not None and "text" in inputs.dataset.column_names:
-            texts = list(inputs.dataset["text"])
-            if self.known.issuperset(texts):
-                return self.embed(texts)
-        return super().encode(inputs, **arguments)
+        is_text = task_metadata.type == "STS" and "text" in inputs.dataset.column_names
+        if self.embed is not None and is_text:
+            return self.embed(list(inputs.dataset["text"]))
+        return super().encode(inputs, task_metadata=task_metadata, **arguments)
 
 
 def evaluate_mteb(
@@ -87,63 +80,52 @@ def evaluate_mteb(
         tasks: From :func:`find_tasks`.
         data: Folder in SentEval's layout; STS tasks that it holds are read from it.
         folder: Where results go: ``results/<name>/<revision>/<task>.json``, those on local files
-            under ``local/`` in place of ``results/``.
-        batch_size: Texts a forward pass.
+            under ``local/`` instead of ``results/``.
+        batch_size: Texts per forward pass.
 
     Returns:
         ``mteb:<task>`` to its scores.
 
     Raises:
-        UserError: A data set is not at hand, or a score is not a number.
+        UserError: A data set is unavailable, or a score is not a number.
     """
     logging.getLogger("mteb").setLevel(logging.ERROR)
+    scores: Scores = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"mteb\.")  # of its own use of its own API
-        return _evaluate(EncodeOnce(model, name, revision), encode, tasks, data, folder, batch_size)
+        encoder = CachedEncoder(model, EmbeddingCache(encode), name, revision)
+        for task in tasks:
+            local = fill_from(data, task)
+            result = _evaluate(encoder, task, None if local else folder, batch_size)
+            if local:
+                result.dataset_revision = "local files in SentEval's layout"
+                path = folder / "local" / encoder.mteb_model_meta.model_name_as_path() / revision
+                path.mkdir(parents=True, exist_ok=True)
+                result.to_disk(path / f"{task.metadata.name}.json")
+            scores[f"{MTEB}{task.metadata.name}"] = _scores(task, result, local=local)
+            task.dataset, task.data_loaded = None, False  # the next may be large
+    return scores
 
 
 def _evaluate(
-    encoder: EncodeOnce,
-    encode: Encode,
-    tasks: Sequence[AbsTask],
-    data: Path | None,
-    folder: Path,
-    batch_size: int,
-) -> Scores:
-    cache = mteb.ResultCache(folder)
-    local = [task for task in tasks if fill_from(data, task)]
-    waiting = [task for task in tasks if task in local or not _is_done(task, encoder, cache)]
-    shared = [task for task in waiting if isinstance(task, AbsTaskSTS) and _is_plain(task)]
-    for task in shared:
+    encoder: CachedEncoder, task: AbsTask, saved_results: Path | None, batch_size: int
+) -> TaskResult:
+    cache = mteb.ResultCache(saved_results) if saved_results else None
+    if cache and not isinstance(task, AbsTaskAggregate) and not _is_done(task, encoder, cache):
         _load(task)
-    if shared:
-        encoder.remember(encode, [text for task in shared for text in _texts(task)])
-    scores: Scores = {}
-    for task in tasks:
-        if task in waiting and not isinstance(task, AbsTaskAggregate):
-            _load(task)
-        pairs = _pairs(task) if task in local else None
-        try:
-            [result] = mteb.evaluate(
-                encoder,
-                task,
-                cache=None if task in local else cache,
-                encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
-                show_progress_bar=False,
-            ).task_results
-        except (OSError, DatasetNotFoundError) as error:  # an aggregate loads its parts itself
-            raise UserError(
-                f"task {MTEB}{task.metadata.name}: cannot load its data: {first_line(error)}"
-            ) from error
-        if task in local:
-            result.dataset_revision = "local files in SentEval's layout"
-            meta = encoder.mteb_model_meta
-            path = folder / "local" / meta.model_name_as_path() / meta.revision
-            path.mkdir(parents=True, exist_ok=True)
-            result.to_disk(path / f"{task.metadata.name}.json")
-        scores[f"{MTEB}{task.metadata.name}"] = _scores(task, result, pairs)
-        task.dataset, task.data_loaded = None, False  # the next may be large
-    return scores
+    try:
+        [result] = mteb.evaluate(
+            encoder,
+            task,
+            cache=cache,
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+            show_progress_bar=False,
+        ).task_results
+    except (OSError, DatasetNotFoundError) as error:  # an aggregate loads its parts itself
+        raise UserError(
+            f"task {MTEB}{task.metadata.name}: cannot load its data: {first_line(error)}"
+        ) from error
+    return result
 
 
 def find_tasks(words: Sequence[str]) -> list[AbsTask]:
@@ -155,21 +137,21 @@ def find_tasks(words: Sequence[str]) -> list[AbsTask]:
     tasks: dict[str, AbsTask] = {}
     for word in words:
         try:
-            found = [mteb.get_task(word)]
+            matches = [mteb.get_task(word)]
         except KeyError:
             try:
-                found = list(mteb.get_benchmark(word).tasks)
+                matches = list(mteb.get_benchmark(word).tasks)
             except KeyError:
                 known = [name for cls in TASK_LIST if (name := cls.metadata.name)]
                 known += [benchmark.name for benchmark in mteb.get_benchmarks()]
                 known += [*get_args(TaskName), *GROUPS]
                 raise UserError(f"task {word!r}: unknown{nearest(word, known)}") from None
-        tasks |= {task.metadata.name: task for task in found}
+        tasks |= {task.metadata.name: task for task in matches}
     return list(tasks.values())
 
 
 def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
-    """What tells a model's saved results from every other model's.
+    """The revision that tells a model's saved results from every other model's.
 
     Args:
         model: The model.
@@ -181,7 +163,7 @@ def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
 
 
 def fill_from(data: Path | None, task: AbsTask) -> bool:
-    """Give one of the seven STS tasks its text from local files, where they are at hand.
+    """Give one of the seven STS tasks its text from local files, if they are available.
 
     The text keeps its spaces, as mteb's own data do.
     """
@@ -214,31 +196,28 @@ def _load(task: AbsTask) -> None:
 
 
 def _check_commit(task: AbsTask) -> None:
-    """Without the Hub, datasets takes the commit that it read last, whichever was asked for.
+    """Without the Hub, datasets uses the commit that it read last, whatever was requested.
 
     Raises:
         HubUnreachableError: The task's data are of another commit than mteb pins.
     """
     where = task.metadata.dataset
-    for data in _datasets(task.dataset):
-        for file in data.cache_files:
+    unchecked = [task.dataset]
+    while unchecked:
+        data = unchecked.pop()
+        if isinstance(data, dict):  # by split, and before that perhaps by language
+            unchecked += data.values()
+            continue
+        for file in getattr(data, "cache_files", ()):
             commit = Path(file["filename"]).parent.name
-            if re.fullmatch("[0-9a-f]{40}", commit) and commit != where["revision"]:
+            if is_commit(commit) and commit != where["revision"]:
                 raise HubUnreachableError(
                     f"task {MTEB}{task.metadata.name}: {where['path']} is here at {commit}, and "
                     f"not at {where['revision']}"
                 )
 
 
-def _datasets(found: object) -> Iterator[Dataset]:
-    if isinstance(found, Dataset):
-        yield found
-    elif isinstance(found, dict):
-        for inner in found.values():
-            yield from _datasets(inner)
-
-
-def _is_done(task: AbsTask, encoder: EncodeOnce, cache: mteb.ResultCache) -> bool:
+def _is_done(task: AbsTask, encoder: CachedEncoder, cache: mteb.ResultCache) -> bool:
     try:
         saved = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
     except (ValueError, KeyError) as error:
@@ -247,36 +226,24 @@ def _is_done(task: AbsTask, encoder: EncodeOnce, cache: mteb.ResultCache) -> boo
     return saved is not None and not saved.get_missing_evaluations(task)
 
 
-def _is_plain(task: AbsTask) -> bool:
-    return not task.metadata.is_multilingual and task.metadata.modalities == ["text"]
-
-
-def _texts(task: AbsTask) -> list[str]:
-    split = task.dataset[task.eval_splits[0]]
-    return [text for column in task.column_names for text in split[column]]
-
-
-def _pairs(task: AbsTask) -> int:
-    return len(_texts(task)) // 2
-
-
-def _scores(task: AbsTask, result: TaskResult, pairs: int | None) -> dict[str, Any]:
-    """Our form of a result; ``pairs`` is None for the published data, whose size mteb knows."""
+def _scores(task: AbsTask, result: TaskResult, *, local: bool) -> dict[str, Any]:
+    """The project's form of a result."""
     score = float(result.get_score())
-    if pairs is None:
+    if not local:
         score = round(score, 6)  # as mteb's files have it, so that a saved result is the same
     if not math.isfinite(score):
         raise UserError(
             f"task {MTEB}{task.metadata.name}: the score is {score}: the embeddings are constant"
         )
-    if pairs is None and task.metadata.name == "SICK-R":
-        pairs = int(task.metadata.descriptive_stats["test"]["num_samples"])
-    name = str(task.metadata.main_score)
-    scores: dict[str, Any] = {name if name == "cosine_spearman" else "main_score": score}
+    source = "mteb"
+    if task.metadata.name == "SICK-R":  # SentEval's is a part of it
+        published = task.metadata.descriptive_stats["test"]["num_samples"]
+        source = f"mteb, {len(task.dataset['test']) if local else int(published):,}"
+    metric = str(task.metadata.main_score)
     return {
-        **scores,
-        "metric": name,
-        "source": f"mteb, {pairs:,}" if pairs and task.metadata.name == "SICK-R" else "mteb",
+        metric if metric == "cosine_spearman" else "main_score": score,
+        "metric": metric,
+        "source": source,
         "dataset": f"{task.metadata.dataset['path']} at {result.dataset_revision}",
         "mteb": result.mteb_version,
     }

@@ -1,4 +1,4 @@
-"""What tasks are called: ours, mteb's, and groups of them."""
+"""Names of tasks: the project's, mteb's, and of groups of tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MTEB_STS = {f"{MTEB}{'STSBenchmark' if name == 'STSB' else name}": name for name
 
 def mteb_name(name: str) -> str:
     """A task of the seven as mteb calls it, with the prefix; its STSB is a Chinese one."""
-    return next(theirs for theirs, ours in MTEB_STS.items() if ours == name)
+    return next(key for key, value in MTEB_STS.items() if value == name)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

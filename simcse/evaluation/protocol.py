@@ -1,15 +1,15 @@
-"""Scores tasks with an ``encode`` callable: each distinct text is encoded once across all tasks."""
+"""Scores tasks with an ``encode`` callable; each distinct text is encoded once for all tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from simcse.errors import UserError
-from simcse.evaluation.tasks import Lookup, Task
+from simcse.evaluation.tasks import Task
 
 Encode = Callable[[list[str]], np.ndarray]
 """From texts to embeddings of shape ``(texts, dim)``; they need not be normalised."""
@@ -18,7 +18,7 @@ Scores = dict[str, dict[str, Any]]
 """Task name to its scores and counts."""
 
 Items = dict[str, np.ndarray]
-"""``<task>.similarity`` and ``<task>.grade``, or ``<task>.rank``: one value a pair or query."""
+"""``<task>.similarity`` and ``<task>.grade``, or ``<task>.rank``: a value per pair or query."""
 
 PROTOCOL = (
     'STS: cosine Spearman, "all" setting (subsets concatenated), similarities rounded to float32; '
@@ -44,7 +44,8 @@ def evaluate(encode: Encode, tasks: Sequence[Task]) -> Evaluation:
     Raises:
         UserError: The embeddings have the wrong shape, or hold NaN, infinity or zero vectors.
     """
-    embed = encode_once(encode, (text for task in tasks for text in task.texts()))
+    embed = EmbeddingCache(encode)
+    embed([text for task in tasks for text in task.texts()])  # all at once, for even batches
     scores: Scores = {}
     items: Items = {}
     for task in tasks:
@@ -54,43 +55,28 @@ def evaluate(encode: Encode, tasks: Sequence[Task]) -> Evaluation:
     return Evaluation(scores, items)
 
 
-def encode_once(encode: Encode, texts: Iterable[str]) -> Lookup:
-    """Encode the distinct texts in one call; the model sorts them by length.
-
-    Raises:
-        UserError: As :func:`evaluate`.
-    """
-    distinct = list(dict.fromkeys(texts))
-    embeddings = _checked(encode(distinct), len(distinct))
-    rows = {text: row for row, text in enumerate(distinct)}
-
-    def embed(wanted: Sequence[str]) -> np.ndarray:
-        result: np.ndarray = embeddings[[rows[text] for text in wanted]]
-        return result
-
-    return embed
-
-
-class Remembering:
-    """An ``encode`` that gives every text to the model once, across calls."""
+class EmbeddingCache:
+    """An ``encode`` that gives every distinct text to the model once, across calls and tasks."""
 
     def __init__(self, encode: Encode) -> None:
         self._encode = encode
         self._rows: dict[str, int] = {}
-        self._embeddings: np.ndarray | None = None
+        self._embeddings = np.empty((0, 0), dtype=np.float32)
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        """Embeddings of the texts; the model sees those that are new."""
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings, float32 ``(texts, dim)``; new texts are encoded in one call.
+
+        Raises:
+            UserError: As :func:`evaluate`.
+        """
         new = [text for text in dict.fromkeys(texts) if text not in self._rows]
-        if new or self._embeddings is None:
-            found = np.asarray(self._encode(new))
-            if found.ndim != 2 or len(found) != len(new):
-                return found if self._embeddings is None else found[:0]  # for the caller to refuse
-            self._rows |= {text: len(self._rows) + i for i, text in enumerate(new)}
+        if new:
+            added = _checked(self._encode(new), len(new))
             old = self._embeddings
-            self._embeddings = found if old is None else np.concatenate([old, found])
-        result: np.ndarray = self._embeddings[[self._rows[text] for text in texts]]
-        return result
+            self._embeddings = np.concatenate([old, added]) if self._rows else added
+            self._rows |= {text: row for row, text in enumerate(new, len(self._rows))}
+        embeddings: np.ndarray = self._embeddings[[self._rows[text] for text in texts]]
+        return embeddings
 
 
 def _checked(embeddings: np.ndarray, texts: int) -> np.ndarray:

@@ -28,8 +28,13 @@ STS_SUBSETS = {
     "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
     "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
 }
+SICK_PARTS = {
+    "SICK-R": ("test_annotated",),
+    "SICK-R (all)": ("train", "trial", "test_annotated"),
+}
 
 Row = tuple[str, str, float]
+"""Two sentences and their grade."""
 
 
 def task_names(words: Sequence[str], data: Path | None) -> tuple[list[str], list[str]]:
@@ -107,17 +112,14 @@ def read_sts(name: str, data: Path) -> list[Row]:
     """
     if name in STS_SUBSETS:
         return list(_read_subsets(data / "STS" / f"{name}-en-test", STS_SUBSETS[name]))
-    if name == "SICK-R":
-        return list(_read_sick(data, "test_annotated"))
-    if name == "SICK-R (all)":
-        return [
-            row for part in ("train", "trial", "test_annotated") for row in _read_sick(data, part)
-        ]
-    return list(_read_stsb(data, "dev" if name == "STSB-dev" else "test"))
+    if name in SICK_PARTS:
+        files = [data / "SICK" / f"SICK_{part}.txt" for part in SICK_PARTS[name]]
+        return [row for file in files for row in _read_table(file, (1, 2, 3), header=True)]
+    return _read_stsb(data, "dev" if name == "STSB-dev" else "test")
 
 
 def require_grades(name: str, rows: Sequence[Row]) -> None:
-    """Make sure that there is something to rank.
+    """Check that there is something to rank.
 
     Raises:
         UserError: No pairs, or all of one grade.
@@ -151,7 +153,7 @@ def load_dev_task(name: str, data: Path | None, text: DataConfig | None = None) 
 
 
 def load_geometry(data: Path | None, *, dev_only: bool) -> GeometryTask:
-    """Alignment and uniformity on STS-B, or on the embedded pairs where STS-B is not at hand.
+    """Alignment and uniformity on STS-B, or on the embedded pairs if STS-B is not available.
 
     Args:
         data: Folder in SentEval's layout, or ``None``.
@@ -162,7 +164,7 @@ def load_geometry(data: Path | None, *, dev_only: bool) -> GeometryTask:
     """
     if data is not None and (data / "STS" / "STSBenchmark").is_dir():
         parts = ("dev",) if dev_only else ("train", "dev", "test")
-        rows = [row for part in parts for row in _read_stsb(data, part)]
+        rows = _read_stsb(data, *parts)
         if not any(grade > 4 for _, _, grade in rows):
             raise UserError(
                 f"{data / 'STS' / 'STSBenchmark'}: no pair graded above 4, so no alignment"
@@ -173,15 +175,7 @@ def load_geometry(data: Path | None, *, dev_only: bool) -> GeometryTask:
 
 def read_pairs() -> list[Row]:
     """The graded pairs written for this project: a smoke test, not a benchmark."""
-
-    def parse(line: str) -> Row:
-        score, _, sentence1, sentence2 = line.split("\t")
-        return sentence1, sentence2, float(score)
-
-    return list(parse_lines(PAIRS_FILE, parse, _PAIR, header=True))
-
-
-_PAIR = "a sentence pair with its score"
+    return _read_table(PAIRS_FILE, (2, 3, 0), header=True)
 
 
 def _read_subsets(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
@@ -202,29 +196,26 @@ def _read_subsets(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
                 value = _grade(grade)
             except ValueError as error:
                 raise UserError(f"{grades_file}:{number}: {error}") from error
-            try:
-                sentence1, sentence2 = pair.split("\t")[:2]
-            except ValueError as error:
-                raise UserError(
-                    f"{pairs_file}:{number}: expected two sentences with a tab between"
-                ) from error
-            yield sentence1, sentence2, value
+            sentence1, tab, rest = pair.partition("\t")
+            if not tab:
+                raise UserError(f"{pairs_file}:{number}: expected two sentences with a tab between")
+            yield sentence1, rest.split("\t")[0], value
 
 
-def _read_stsb(data: Path, part: str) -> Iterator[Row]:
-    def parse(line: str) -> Row:  # genre, file, year, id, score, s1, s2, and sometimes more
+def _read_stsb(data: Path, *parts: str) -> list[Row]:
+    files = [data / "STS" / "STSBenchmark" / f"sts-{part}.csv" for part in parts]
+    return [row for file in files for row in _read_table(file, (5, 6, 4))]
+
+
+def _read_table(path: Path, columns: tuple[int, int, int], *, header: bool = False) -> list[Row]:
+    """Rows of a file in which tabs separate columns: both sentences and the grade."""
+    first, second, grade = columns
+
+    def parse(line: str) -> Row:
         fields = line.split("\t")
-        return fields[5], fields[6], _grade(fields[4])
+        return fields[first], fields[second], _grade(fields[grade])
 
-    return parse_lines(data / "STS" / "STSBenchmark" / f"sts-{part}.csv", parse, _PAIR)
-
-
-def _read_sick(data: Path, part: str) -> Iterator[Row]:
-    def parse(line: str) -> Row:  # pair_ID, sentence_A, sentence_B, relatedness_score, …
-        fields = line.split("\t")
-        return fields[1], fields[2], _grade(fields[3])
-
-    return parse_lines(data / "SICK" / f"SICK_{part}.txt", parse, _PAIR, header=True)
+    return list(parse_lines(path, parse, "a sentence pair with its score", header=header))
 
 
 def _grade(text: str) -> float:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import nct, rankdata, t, ttest_ind
+from scipy.stats import nct, t, ttest_ind
 
 LEVEL = 0.05
 """Two-sided; intervals cover 1 - LEVEL."""
 POWER = 0.8
-"""Chance of seeing a difference that is there, for the two planning figures."""
+"""Chance of detecting a difference that is there, for the two planning figures."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,6 @@ class Summary:
     low: float | None
     """95% confidence interval of the mean, by Student's t."""
     high: float | None
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,12 @@ def summarize(values: Sequence[float]) -> Summary:
     """
     if not values:
         raise ValueError("summarize needs at least one value")
-    array = np.asarray(values, dtype=np.float64)
-    mean, minimum, maximum = float(array.mean()), float(array.min()), float(array.max())
-    if len(array) == 1:
+    mean, minimum, maximum = float(np.mean(values)), float(min(values)), float(max(values))
+    if len(values) == 1:
         return Summary(1, mean, None, minimum, maximum, None, None)
-    std = float(array.std(ddof=1))
-    half = float(t.ppf(1 - LEVEL / 2, len(array) - 1)) * std / math.sqrt(len(array))
-    return Summary(len(array), mean, std, minimum, maximum, mean - half, mean + half)
+    std = float(np.std(values, ddof=1))
+    half = float(t.ppf(1 - LEVEL / 2, len(values) - 1)) * std / math.sqrt(len(values))
+    return Summary(len(values), mean, std, minimum, maximum, mean - half, mean + half)
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
@@ -73,20 +68,16 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
     spread on either side interval and p are NaN.
 
     Raises:
-        ValueError: Fewer than two values on a side.
+        ValueError: Fewer than two values on one side.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError("a test over seeds needs at least two on each side")
+    difference = float(np.mean(b) - np.mean(a))
     if np.ptp(a) == 0 and np.ptp(b) == 0:  # no spread is no evidence: rather repeats of one run
-        return Difference(float(np.mean(b) - np.mean(a)), math.nan, math.nan, math.nan)
-    test = ttest_ind(np.asarray(b), np.asarray(a), equal_var=False)
-    interval = test.confidence_interval(1 - LEVEL)
-    return Difference(
-        float(np.mean(b) - np.mean(a)),
-        float(interval.low),
-        float(interval.high),
-        float(test.pvalue),
-    )
+        return Difference(difference, math.nan, math.nan, math.nan)
+    test = ttest_ind(b, a, equal_var=False)
+    low, high = map(float, test.confidence_interval(1 - LEVEL))
+    return Difference(difference, low, high, float(test.pvalue))
 
 
 def power(effect: float, a: float, b: float) -> float:
@@ -114,7 +105,7 @@ def smallest_detectable(std: float, a: int, b: int) -> float:
 
 
 def seeds_needed(difference: float, std: float) -> int | None:
-    """Seeds a side to see ``difference`` with probability :data:`POWER`; None for no difference.
+    """Seeds per side to detect ``difference`` with probability :data:`POWER`; None for zero.
 
     Returns:
         At least 2; values above a million are not worth telling apart and give a million.
@@ -156,6 +147,8 @@ def paired_bootstrap(
         resamples: Bootstrap samples.
         seed: Of the resampling.
     """
+    everything = np.ones(items, dtype=np.int64)
+    observed = b(everything) - a(everything)
     random = np.random.default_rng(seed)
     differences = np.empty(resamples)
     for number in range(resamples):
@@ -163,33 +156,25 @@ def paired_bootstrap(
         differences[number] = b(counts) - a(counts)
     differences = differences[np.isfinite(differences)]  # a resample of equal values has no ρ
     if len(differences) < resamples / 2:
-        return Difference(_observed(a, b, items), math.nan, math.nan, math.nan)
-    low, high = np.quantile(differences, [LEVEL / 2, 1 - LEVEL / 2])
-    below = (np.count_nonzero(differences <= 0) + 1) / (len(differences) + 1)
-    above = (np.count_nonzero(differences >= 0) + 1) / (len(differences) + 1)
+        return Difference(observed, math.nan, math.nan, math.nan)
+    low, high = map(float, np.quantile(differences, [LEVEL / 2, 1 - LEVEL / 2]))
+    tails = [np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0)]
     return Difference(
-        _observed(a, b, items), float(low), float(high), min(1.0, float(2 * min(below, above)))
+        observed, low, high, min(1.0, float(2 * (min(tails) + 1) / (len(differences) + 1)))
     )
-
-
-def _observed(a: Statistic, b: Statistic, items: int) -> float:
-    everything = np.ones(items, dtype=np.int64)
-    return b(everything) - a(everything)
 
 
 def spearman_statistic(similarity: np.ndarray, grade: np.ndarray) -> Statistic:
     """Spearman's ρ of resampled pairs, without sorting again for each resample.
 
     A value's mid-rank follows from how many of the resample lie below it, so the order of the
-    distinct values is found once.
+    distinct values is computed once.
 
     Args:
         similarity: Cosines, shape ``(pairs,)``.
         grade: Grades, shape ``(pairs,)``.
     """
-    dense = [
-        rankdata(values, method="dense").astype(np.int64) - 1 for values in (similarity, grade)
-    ]
+    dense = [np.unique(values, return_inverse=True)[1] for values in (similarity, grade)]
 
     def statistic(counts: np.ndarray) -> float:
         centred = []

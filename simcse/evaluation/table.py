@@ -36,22 +36,22 @@ def score_table(columns: Mapping[str, Scores]) -> str:
     first = next(iter(columns.values()))
     rows = [["task", "score", *columns]]
     for task, key in shown_scores(first):
-        found = [column.get(task, {}).get(key) for column in columns.values()]
-        cells = ["" if value is None else cell(key, value) for value in found]
+        values = [column.get(task, {}).get(key) for column in columns.values()]
+        cells = ["" if value is None else cell(key, value) for value in values]
         rows.append([task_label(task, first[task]), LABELS[key], *cells])
     return aligned(rows, left=2)
 
 
 def with_averages(scores: Scores) -> Scores:
     """Scores with those averages over seven tasks for which all seven are there."""
-    found: Scores = {}
+    averages: Scores = {}
     for names, key in _AVERAGES:
         average = average_of_seven(scores, names, key)
         if average is not None:
             last = names[-1]
             label = "transfer" if names is TRANSFER else task_label(last, scores[last])
-            found[f"average of 7 ({label})"] = {key: average}
-    return {**scores, **found}
+            averages[f"average of 7 ({label})"] = {key: average}
+    return {**scores, **averages}
 
 
 def shown_scores(scores: Scores) -> list[tuple[str, str]]:

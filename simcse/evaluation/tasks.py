@@ -25,17 +25,17 @@ BAND_EDGES = np.linspace(-1, 1, 41)
 
 @dataclass(frozen=True)
 class Result:
-    """What a task says of some embeddings."""
+    """Scores of a task for some embeddings."""
 
     scores: dict[str, Any]
     """Scores and counts, plain JSON values."""
     items: dict[str, np.ndarray] = field(default_factory=dict)
-    """One value a pair or query, shape ``(items,)``, from which a paired test can be made:
+    """One value for each pair or query, shape ``(items,)``, for paired tests:
     ``similarity`` and ``grade``, or ``rank``."""
 
 
 class Task(Protocol):
-    """What the protocol asks of a task."""
+    """What the protocol requires of a task."""
 
     @property
     def name(self) -> str:
@@ -108,7 +108,7 @@ class RetrievalTask:
 
     def score(self, embed: Lookup) -> Result:
         """``recall_at_10`` and ``mrr`` (mean reciprocal rank) in [0, 1]; ties count against."""
-        similarity = unit(embed(self.queries)) @ unit(embed(self.documents)).T
+        similarity = _unit(embed, self.queries) @ _unit(embed, self.documents).T
         own = np.diagonal(similarity)[:, None]
         # Summing in another order moves equal similarities apart by some 1e-16.
         rank = (similarity >= own - 1e-12).sum(axis=1)
@@ -175,7 +175,7 @@ class GeometryTask:
 
 
 def similarity_bands(similarity: np.ndarray, grades: np.ndarray) -> dict[str, dict[str, Any]]:
-    """How the cosine is distributed among pairs of like grade (SimCSE's figure of appendix E).
+    """The distribution of the cosine within each grade band (SimCSE's figure of appendix E).
 
     Args:
         similarity: Cosines, shape ``(pairs,)``.
@@ -199,10 +199,9 @@ def similarity_bands(similarity: np.ndarray, grades: np.ndarray) -> dict[str, di
     return bands
 
 
-def unit(embeddings: np.ndarray) -> np.ndarray:
-    """Rows divided by their length, in float64: float32 makes ties of near-equal similarities."""
-    wide = embeddings.astype(np.float64)
-    normalised: np.ndarray = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+def _unit(embed: Lookup, texts: list[str]) -> np.ndarray:
+    # In float64: float32 makes ties of near-equal similarities.
+    normalised: np.ndarray = geometry.unit(torch.from_numpy(embed(texts))).numpy()
     return normalised
 
 
@@ -213,7 +212,7 @@ def _similarity(embed: Lookup, sentence1: list[str], sentence2: list[str]) -> np
     pair that is the same to the tokenizer, of which STS12 has many: otherwise the noise of other
     batches (1e-7 in an embedding) would break their ties.
     """
-    difference = unit(embed(sentence1)) - unit(embed(sentence2))
+    difference = _unit(embed, sentence1) - _unit(embed, sentence2)
     similarity = 1 - np.einsum("ij,ij->i", difference, difference) / 2
     rounded: np.ndarray = similarity.astype(np.float32).astype(np.float64)
     return rounded

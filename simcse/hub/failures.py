@@ -1,4 +1,4 @@
-"""How the Hugging Face Hub fails: what can be tried again, and what went wrong in one line."""
+"""How the Hugging Face Hub fails: what can be retried, and what went wrong, in one line."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def masked(text: str) -> str:
 
 
 def failure(message: str, error: BaseException) -> UserError:
-    """The error to raise where something from the Hub could not be had.
+    """The error to raise when something could not be fetched from the Hub.
 
     Args:
         message: What is missing.
@@ -80,18 +80,19 @@ def failure(message: str, error: BaseException) -> UserError:
         HubUnreachableError,
         ConnectionError,
     )
-    found = any(isinstance(cause, unreachable) for cause in _causes(error))
-    status = _status(error)
-    return (HubUnreachableError if found or (status or 0) >= 500 else UserError)(masked(message))
+    answer = _http_error(error)
+    is_down = answer is not None and answer.response.status_code >= 500
+    is_unreachable = any(isinstance(cause, unreachable) for cause in _causes(error))
+    return (HubUnreachableError if is_down or is_unreachable else UserError)(masked(message))
 
 
 def with_retries(call: Callable[[], Result], what: str, attempts: int) -> Result:
-    """Call, and call again while the Hub fails in a way that passes; waits 1, 2, 4 … seconds.
+    """Call, and retry while the Hub fails temporarily; waits 1, 2, 4 … seconds.
 
     Args:
-        call: One step that can be repeated.
-        what: It in words, for the messages.
-        attempts: How often at most, at least 1.
+        call: A step that can be repeated.
+        what: The step in words, for the messages.
+        attempts: Most attempts, at least 1.
 
     Raises:
         UserError: The Hub refuses, or did not answer in the last attempt either.
@@ -104,15 +105,18 @@ def with_retries(call: Callable[[], Result], what: str, attempts: int) -> Result
             with _quiet_client():
                 return call()
         except Exception as error:  # the client wraps errors of connections in several ways
-            reason = _reason(error)
-            if reason is None:
+            if (words := _reason(error)) is None:
                 raise
+            reason = masked(words)[:500]
             if not _passes(error):
                 raise failure(f"{what}: {reason}", error) from error
             if attempt == attempts:
                 tried = f" ({attempts} attempts)" if attempts > 1 else ""
                 raise HubUnreachableError(f"{what}: {reason}{tried}") from error
-            wait = min(_asked_to_wait(error) or 2.0 ** (attempt - 1), LONGEST_WAIT)
+            answer = _http_error(error)
+            asked = answer.response.headers.get("Retry-After", "") if answer else ""
+            wait = float(asked if asked.isdecimal() else 0) or 2.0 ** (attempt - 1)
+            wait = min(wait, LONGEST_WAIT)
             print(
                 f"{what}: {reason}; trying again in {wait:.0f} s ({attempt + 1} of {attempts})",
                 file=sys.stderr,
@@ -123,7 +127,7 @@ def with_retries(call: Callable[[], Result], what: str, attempts: int) -> Result
 
 
 def _bound_time(request: httpx2.Request) -> None:
-    """Put limits where the client has none; it overrules those of its session."""
+    """Set time limits where the client has none; it ignores those of its session."""
     limits = TIMEOUT if request.method in ("POST", "PUT") else QUESTION_TIMEOUT
     given = request.extensions.get("timeout", {})
     request.extensions["timeout"] = {
@@ -133,7 +137,7 @@ def _bound_time(request: httpx2.Request) -> None:
 
 @contextmanager
 def _quiet_client() -> Iterator[None]:
-    """Without the client's own words, which are many, and show URLs as they are."""
+    """Without the client's own messages, which are long and show URLs with passwords."""
     before = client_logging.get_verbosity()
     client_logging.set_verbosity(logging.ERROR)
     try:
@@ -148,43 +152,31 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _status(error: BaseException) -> int | None:
-    for cause in _causes(error):
-        if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError):
-            return int(cause.response.status_code)
-    return None
+def _http_error(error: BaseException) -> HfHubHTTPError | httpx2.HTTPStatusError | None:
+    """The answer of the Hub that an error is about, if it answered."""
+    kinds = HfHubHTTPError | httpx2.HTTPStatusError
+    return next((cause for cause in _causes(error) if isinstance(cause, kinds)), None)
 
 
 def _passes(error: BaseException) -> bool:
-    if (status := _status(error)) is not None:
-        return status in _PASSING_STATUS
+    if answer := _http_error(error):
+        return answer.response.status_code in _PASSING_STATUS
     refusals = (OfflineModeIsEnabled, LocalTokenNotFoundError, httpx2.TooManyRedirects)
     if any(isinstance(cause, refusals) for cause in _causes(error)):
         return False
-    return _is_no_json(error) or not isinstance(error, _NONSENSE)
+    return isinstance(error, json.JSONDecodeError) or not isinstance(error, _NONSENSE)
 
 
 def _reason(error: BaseException) -> str | None:
-    """In one line; ``None`` for what is not the Hub's or the network's doing."""
-    reason = None if isinstance(error, UserError) else _words(error)
-    return None if reason is None else masked(reason)[:500]
-
-
-def _words(error: BaseException) -> str | None:
-    status = _status(error)
-    if status in (401, 403):
-        if status == 401 and get_token() is None:
-            return f"no token; {_LOG_IN}"
-        meaning = "the token is not valid" if status == 401 else "the token may not do this"
-        return f"the Hub refused ({status}): {meaning}; {_LOG_IN}"
-    if status is not None:
-        # What the Hub finds wrong with a card is in the client's own words, over several lines.
-        said = str(error) if type(error) is ValueError else _http_error(error).server_message
-        return f"the Hub answered {status}{f': {said}' if said else ''}"
+    """In words; ``None`` for what is not the Hub's or the network's doing."""
+    if isinstance(error, UserError):
+        return None
+    if answer := _http_error(error):
+        return _answer(answer, error)
     for cause in _causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set; unset it to reach the Hub"
-        if _is_no_json(cause):  # an HTML page, of a proxy or a Hub that is down
+        if isinstance(cause, json.JSONDecodeError):  # HTML, of a proxy or a Hub that is down
             return "the Hub's answer is not JSON"
         if isinstance(cause, LocalTokenNotFoundError):
             return f"no token; {_LOG_IN}"
@@ -203,17 +195,13 @@ def _words(error: BaseException) -> str | None:
     return None
 
 
-def _is_no_json(error: BaseException) -> bool:
-    return isinstance(error, json.JSONDecodeError)
-
-
-def _http_error(error: BaseException) -> HfHubHTTPError:
-    return next(cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError))
-
-
-def _asked_to_wait(error: BaseException) -> float | None:
-    for cause in _causes(error):
-        if isinstance(cause, HfHubHTTPError):
-            value = cause.response.headers.get("Retry-After", "")
-            return float(value) if value.isdecimal() else None
-    return None
+def _answer(answer: HfHubHTTPError | httpx2.HTTPStatusError, error: BaseException) -> str:
+    status = answer.response.status_code
+    if status == 401 and get_token() is None:
+        return f"no token; {_LOG_IN}"
+    if status in (401, 403):
+        meaning = "the token is not valid" if status == 401 else "the token may not do this"
+        return f"the Hub refused ({status}): {meaning}; {_LOG_IN}"
+    # What the Hub finds wrong with a card is in the client's own words, over several lines.
+    said = str(error) if type(error) is ValueError else getattr(answer, "server_message", None)
+    return f"the Hub answered {status}{f': {said}' if said else ''}"

@@ -1,6 +1,6 @@
-"""What is taken from the Hugging Face Hub: from the client's cache if it is there, else downloaded.
+"""Files of the Hugging Face Hub: from the client's cache if they are there, else downloaded.
 
-The libraries get a folder, so that none of them asks the Hub on its own.
+The libraries get a folder, so none of them asks the Hub on its own.
 """
 
 from __future__ import annotations
@@ -20,23 +20,12 @@ from simcse.errors import UserError
 from simcse.hub import failures
 
 ATTEMPTS = 3
-"""How often a repository is looked for before a run gives up."""
+"""Attempts to reach a repository before a run gives up."""
 
 # What transformers and sentence-transformers load: no other formats, no checkpoints.
 _ELSEWHERE = re.compile(r"(onnx|openvino|coreml|checkpoint-\d+)/")
 _WEIGHTS = re.compile(r"(adapter_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
-_SUFFIXES = (
-    ".json",
-    ".txt",
-    ".py",
-    ".model",
-    ".jinja",
-    ".vocab",
-    ".codes",
-    ".bpe",
-    ".spm",
-    ".tiktoken",
-)
+_OTHER_FILES = re.compile(r".+\.(json|txt|py|model|jinja|vocab|codes|bpe|spm|tiktoken)")
 # Without one of these a model cannot be loaded, or worse, is another one.
 _DECISIVE = re.compile(
     r"modules\.json|config_sentence_transformers\.json|((sentence_\w+|tokenizer)_)?config\.json"
@@ -57,14 +46,14 @@ def snapshot(
 ) -> Path:
     """Folder in the client's cache that has the files of a repository.
 
-    What is there is used without asking the Hub, so a branch stays where it was when it was
-    downloaded; every name is looked up once in a process.
+    Cached files are used without asking the Hub, so a branch stays at the commit it had when it
+    was downloaded; every name is looked up once in a process.
 
     Args:
         name: ``user/name``, or ``name`` alone.
         revision: Branch, tag or commit; ``None`` means ``main``.
         kind: Of the repository. A model's files are those that the libraries load.
-        file: The only file that is wanted.
+        file: The only file that is needed.
         refresh: Ask the Hub for the newest commit; without an answer what is here is used.
 
     Raises:
@@ -92,7 +81,7 @@ def snapshot(
 def _cached(
     name: str, revision: str | None, kind: Kind, file: str | None
 ) -> tuple[Path | None, list[str] | None]:
-    """Folder with what is here of a revision, and what is not; ``None`` for what is not known."""
+    """The cached folder of a revision, and the files it lacks; ``None`` where either is unknown."""
     try:
         folder = Path(
             snapshot_download(
@@ -116,19 +105,19 @@ def _needed(name: str, revision: str | None, kind: Kind) -> list[str]:
 
 
 def model_files(paths: Iterable[str]) -> list[str]:
-    """Those of a repository that the libraries load: of two kinds of weights safetensors."""
+    """The files of a repository that the libraries load; safetensors rather than ``.bin``."""
     chosen = [
         path
         for path in map(PurePosixPath, paths)
         if not _ELSEWHERE.match(str(path))
-        and (path.suffix in _SUFFIXES or _WEIGHTS.fullmatch(path.name))
+        and (_OTHER_FILES.fullmatch(path.name) or _WEIGHTS.fullmatch(path.name))
     ]
     safe = {path.parent for path in chosen if path.match("model*.safetensors")}
     return [str(path) for path in chosen if path.suffix != ".bin" or path.parent not in safe]
 
 
 def _download(name: str, revision: str | None, kind: Kind, file: str | None) -> Path:
-    """Fetch what is not here of the newest commit, and only then call it the cached one."""
+    """Fetch missing files of the newest commit, and only then make it the cached one."""
     # First, because the client would try other calls again for long and in silence.
     commit = failures.with_retries(
         lambda: HfApi().repo_info(name, repo_type=kind, revision=revision).sha,

@@ -82,7 +82,7 @@ def add(index: Index, sentences: list[str], embeddings: np.ndarray) -> None:
 def nearest(index: Index, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Similarities and rows of the nearest sentences, best first, each ``(queries, count)``.
 
-    The row is -1 where an approximate index found fewer.
+    The row is -1 where an approximate index returns fewer.
     """
     embeddings = index["index"]
     if not isinstance(embeddings, np.ndarray):

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from sentence_transformers.util import cos_sim
 from torch import Tensor
 
 from simcse.config.settings import Pooling, Role
@@ -45,7 +46,7 @@ class SimCSE:
         model_name_or_path: A run folder, any sentence-transformers model, one of princeton-nlp's
             eight released checkpoints, or a plain encoder; folder or Hub name. ``None`` takes the
             quickstart's result.
-        device: Such as ``cpu`` or ``cuda``; ``None`` takes the best at hand.
+        device: Such as ``cpu`` or ``cuda``; ``None`` picks the best available.
         num_cells: Clusters of an approximate index (``faiss_fast``).
         num_cells_in_search: Clusters that a search in it looks through.
         pooling: Only for a plain encoder, which does not store it.
@@ -104,7 +105,7 @@ class SimCSE:
             return_numpy: A numpy array instead of a tensor on the CPU.
             normalize_to_unit: Divide each embedding by its length.
             keepdim: Return shape ``(1, dim)`` for a single string as well.
-            batch_size: Sentences a forward pass.
+            batch_size: Sentences per forward pass.
             max_length: Cut inputs at this many tokens; ``None`` is the encoder's own limit.
             show_progress_bar: Show one on standard error.
             role: ``query`` or ``document``, for models that embed them apart (two towers, prompts);
@@ -115,36 +116,32 @@ class SimCSE:
 
         Raises:
             UserError: An argument is out of its range, ``max_length`` beyond what the encoder can
-                take, a device not there, or an item is not text.
+                take, a device is missing, or an item is not text.
         """
         single = isinstance(sentence, str)
         texts = _texts(sentence)
         _check_count("batch_size", batch_size)
         device = self.device if device is None else device
         _check_device(device)
-        if texts:
-            with self._cut_at(max_length):
-                if isinstance(device, list):  # several devices: the library shares the work out
-                    embeddings = encoder_of(self.model, role)(
-                        texts,
-                        batch_size=batch_size,
-                        device=device,
-                        normalize_embeddings=normalize_to_unit,
-                        show_progress_bar=show_progress_bar,
-                    )
-                else:
-                    embeddings = encode_by_length(
-                        self.model,
-                        texts,
-                        batch_size,
-                        device=device,
-                        normalize=normalize_to_unit,
-                        show_progress=show_progress_bar,
-                        role=role,
-                    )
-        else:
-            embeddings = np.empty((0, self.model.get_embedding_dimension()))
-        embeddings = embeddings.astype(np.float32, copy=False)
+        with self._cut_at(max_length):
+            if isinstance(device, list) and texts:  # the library shares the work out
+                embeddings = encoder_of(self.model, role)(
+                    texts,
+                    batch_size=batch_size,
+                    device=device,
+                    normalize_embeddings=normalize_to_unit,
+                    show_progress_bar=show_progress_bar,
+                ).astype(np.float32, copy=False)
+            else:
+                embeddings = encode_by_length(
+                    self.model,
+                    texts,
+                    batch_size,
+                    device=None if isinstance(device, list) else device,
+                    normalize=normalize_to_unit,
+                    show_progress=show_progress_bar,
+                    role=role,
+                )
         if single and not keepdim:
             embeddings = embeddings[0]
         return embeddings if return_numpy else torch.from_numpy(embeddings)
@@ -169,14 +166,13 @@ class SimCSE:
         Raises:
             UserError: As in :meth:`encode`, or the embeddings are of another width.
         """
-        query = np.asarray(self.encode(queries, device, return_numpy=True, role="query"))
+        query = self._array(queries, device, "query")
         if not (isinstance(keys, np.ndarray) and np.issubdtype(keys.dtype, np.number)):
-            keys = np.asarray(self.encode(keys, device, return_numpy=True, role="document"))
+            keys = self._array(keys, device, "document")
         key = np.asarray(keys, dtype=np.float32)
         if key.ndim not in (1, 2) or key.shape[-1] != query.shape[-1]:
             raise UserError(f"keys: expected embeddings {query.shape[-1]} wide, got {key.shape}")
-        key = key / np.linalg.norm(key, axis=-1, keepdims=True)
-        scores: np.ndarray = np.atleast_2d(query) @ np.atleast_2d(key).T  # (queries, keys)
+        scores: np.ndarray = cos_sim(query, key).numpy()  # (queries, keys)
         if query.ndim == 2:
             return scores
         return float(scores[0, 0]) if key.ndim == 1 else scores[0]
@@ -198,8 +194,8 @@ class SimCSE:
                 parquet, else one sentence a line).
             use_faiss: ``None`` uses faiss when it is installed. Both ways are exact and give the
                 same matches.
-            faiss_fast: With faiss, look through ``num_cells_in_search`` of ``num_cells`` clusters
-                alone: faster, and matches may be missed.
+            faiss_fast: With faiss, search only ``num_cells_in_search`` of ``num_cells`` clusters:
+                faster, but matches may be missed.
             device: As in :meth:`encode`.
             batch_size: As in :meth:`encode`.
             column: Column of a table with more than one.
@@ -208,7 +204,7 @@ class SimCSE:
             UserError: The file is missing or malformed, or faiss is asked for and not installed.
         """
         sentences = _sentences(sentences_or_file_path, column)
-        embeddings = self._documents(sentences, device, batch_size)
+        embeddings = self._array(sentences, device, "document", batch_size)
         self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
 
     def add_to_index(
@@ -220,7 +216,7 @@ class SimCSE:
         """Encode more sentences into the index; arguments as in :meth:`build_index`."""
         index = self._built_index()
         sentences = _sentences(sentences_or_file_path)
-        added = self._documents(sentences, device, batch_size)
+        added = self._array(sentences, device, "document", batch_size)
         indexing.add(index, sentences, added)
 
     @overload
@@ -254,10 +250,10 @@ class SimCSE:
             queries: One sentence or several.
             device: As in :meth:`encode`.
             threshold: Lowest cosine similarity to report.
-            top_k: Most matches a query.
+            top_k: Most matches per query.
 
         Returns:
-            ``(sentence, similarity)``, best first; one list for a string, else one a query.
+            ``(sentence, similarity)``, best first; one list for a string, else one for each query.
 
         Raises:
             UserError: There is no index yet, or an argument is out of its range.
@@ -267,9 +263,7 @@ class SimCSE:
         if not isinstance(threshold, Real) or math.isnan(threshold):
             raise UserError(f"threshold: expected a number, got {threshold!r}")
         count = min(top_k, len(index["sentences"]))
-        query = np.asarray(
-            self.encode(queries, device, return_numpy=True, keepdim=True, role="query")
-        )
+        query = np.atleast_2d(self._array(queries, device, "query"))
         if count == 0 or len(query) == 0:
             matches: list[list[Match]] = [[] for _ in query]
         else:
@@ -277,10 +271,10 @@ class SimCSE:
             matches = [
                 [
                     (index["sentences"][row], float(score))
-                    for score, row in zip(*found, strict=True)
+                    for score, row in zip(*nearest, strict=True)
                     if row >= 0 and score >= threshold
                 ]
-                for found in zip(scores, rows, strict=True)
+                for nearest in zip(scores, rows, strict=True)
             ]
         return matches[0] if isinstance(queries, str) else matches
 
@@ -308,23 +302,25 @@ class SimCSE:
             UserError: The file is missing, damaged or no index, or was made by another model.
         """
         sentences, embeddings, probe = indexing.load(Path(path))
-        mine = self._probe()
-        if probe.shape != mine.shape or not np.allclose(probe, mine, atol=1e-3):
+        own = self._probe()
+        if probe.shape != own.shape or not np.allclose(probe, own, atol=1e-3):
             raise UserError(f"{path}: this index was made by another model")
         self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
 
-    def _documents(
-        self, sentences: list[str], device: str | list[str] | None, batch_size: int
+    def _array(
+        self,
+        texts: str | Iterable[str],
+        device: str | list[str] | None,
+        role: Role,
+        batch_size: int = 64,
     ) -> np.ndarray:
         return np.asarray(
-            self.encode(
-                sentences, device, return_numpy=True, batch_size=batch_size, role="document"
-            )
+            self.encode(texts, device, return_numpy=True, batch_size=batch_size, role=role)
         )
 
     def _probe(self) -> np.ndarray:
         """Embedding of a fixed sentence: tells whether an index belongs to this model."""
-        return np.asarray(self.encode(_PROBE, return_numpy=True, role="document"))
+        return self._array(_PROBE, None, "document")
 
     def _cells(self, faiss_fast: bool) -> indexing.Cells | None:
         return indexing.Cells(self.num_cells, self.num_cells_in_search) if faiss_fast else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,71 +15,11 @@ from simcse.data.tokens import in_chunks
 from simcse.errors import UserError
 from simcse.files import replacing
 
-CHUNK = 20_000  # texts in memory at a time; enough of them that batches of like length can be made
+CHUNK = 20_000  # texts in memory at a time; enough for length-grouped batches
 
 
-class EmbeddingFile(Protocol):
-    """A file that takes embeddings chunk by chunk."""
-
-    def write(self, texts: list[str], embeddings: np.ndarray) -> None:
-        """Append rows: their texts, and embeddings float32 ``(texts, dim)``."""
-
-    def close(self) -> None:
-        """Finish the file."""
-
-
-class NpyFile:
-    """An array float32 ``(texts, dim)`` as numpy saves it; row i is text i."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("wb")
-        self.rows = 0
-        self.width = 0
-
-    def write(self, texts: list[str], embeddings: np.ndarray) -> None:
-        """See :class:`EmbeddingFile`."""
-        if not self.rows:
-            self.width = embeddings.shape[1]
-            self._header()
-        self.file.write(np.ascontiguousarray(embeddings, dtype="<f4").tobytes())
-        self.rows += len(embeddings)
-
-    def close(self) -> None:
-        """Write the number of rows; numpy leaves room for a longer one in the header."""
-        self.file.seek(0)
-        self._header()
-        self.file.close()
-
-    def _header(self) -> None:
-        shape = (self.rows, self.width)
-        npy.write_array_header_1_0(
-            self.file, {"descr": "<f4", "fortran_order": False, "shape": shape}
-        )
-
-
-class ParquetFile:
-    """Columns ``text`` and ``embedding`` (a list of float32 of one length)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.writer: pa.parquet.ParquetWriter | None = None
-
-    def write(self, texts: list[str], embeddings: np.ndarray) -> None:
-        """See :class:`EmbeddingFile`."""
-        flat = pa.array(np.ascontiguousarray(embeddings, dtype=np.float32).reshape(-1))
-        vectors = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-        table = pa.table({"text": texts, "embedding": vectors})
-        if self.writer is None:
-            self.writer = pa.parquet.ParquetWriter(self.path, table.schema)
-        self.writer.write_table(table)
-
-    def close(self) -> None:
-        """See :class:`EmbeddingFile`."""
-        if self.writer is not None:
-            self.writer.close()
-
-
-FORMATS: dict[str, Callable[[Path], EmbeddingFile]] = {".npy": NpyFile, ".parquet": ParquetFile}
+Chunks = Iterable[tuple[list[str], np.ndarray]]
+"""Texts and their embeddings, float32 ``(texts, dim)``."""
 
 
 def encode_to_file(
@@ -88,10 +28,10 @@ def encode_to_file(
     """Embed texts into a file that appears whole or not at all.
 
     Args:
-        texts: In any number; a chunk of at most :data:`CHUNK` of them is held.
+        texts: Any number; at most :data:`CHUNK` of them are held in memory.
         encode: Gives float32 ``(texts, dim)``.
         output: Ends in one of :data:`FORMATS`; an old file is replaced when all is done.
-        source: Name of where the texts come from, for errors.
+        source: Where the texts come from, for errors.
 
     Returns:
         Rows and width.
@@ -99,28 +39,59 @@ def encode_to_file(
     Raises:
         UserError: There is no text, or the name ends otherwise.
     """
-    make = check_name(output)
-    rows = width = 0
+    check_name(output)
     with replacing(output) as temporary:
-        file = make(temporary)
-        try:
-            for chunk in in_chunks(texts, CHUNK, len):
-                embeddings = encode(chunk)
-                file.write(chunk, embeddings)
-                rows, width = rows + len(chunk), embeddings.shape[1]
-        finally:
-            file.close()
+        chunks = ((chunk, encode(chunk)) for chunk in in_chunks(texts, CHUNK, len))
+        rows, width = FORMATS[output.suffix](temporary, chunks)
         if rows == 0:
             raise UserError(f"{source}: no text in it")
     return rows, width
 
 
-def check_name(output: Path) -> Callable[[Path], EmbeddingFile]:
-    """What writes a file of this name.
+def check_name(output: Path) -> None:
+    """See that there is a format for a file of this name.
 
     Raises:
-        UserError: It has no known ending.
+        UserError: There is none.
     """
     if output.suffix not in FORMATS:
         raise UserError(f"-o {output}: expected a name that ends in {' or '.join(FORMATS)}")
-    return FORMATS[output.suffix]
+
+
+def _write_npy(path: Path, chunks: Chunks) -> tuple[int, int]:
+    """An array float32 ``(texts, dim)`` as numpy saves it; row i is text i."""
+    rows = width = 0
+
+    def write_header() -> None:
+        file.seek(0)
+        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+        npy.write_array_header_1_0(file, header)
+
+    with path.open("wb") as file:
+        for _, embeddings in chunks:
+            if not rows:
+                width = embeddings.shape[1]
+                write_header()
+            file.write(np.ascontiguousarray(embeddings, dtype="<f4").tobytes())
+            rows += len(embeddings)
+        write_header()  # with the number of rows, for which numpy has left room
+    return rows, width
+
+
+def _write_parquet(path: Path, chunks: Chunks) -> tuple[int, int]:
+    """Columns ``text`` and ``embedding`` (a list of float32 of one length)."""
+    rows = width = 0
+    with ExitStack() as stack:
+        for texts, embeddings in chunks:
+            width = embeddings.shape[1]
+            flat = pa.array(np.ascontiguousarray(embeddings, dtype=np.float32).reshape(-1))
+            vectors = pa.FixedSizeListArray.from_arrays(flat, width)
+            table = pa.table({"text": texts, "embedding": vectors})
+            if not rows:
+                writer = stack.enter_context(pa.parquet.ParquetWriter(path, table.schema))
+            writer.write_table(table)
+            rows += len(texts)
+    return rows, width
+
+
+FORMATS = {".npy": _write_npy, ".parquet": _write_parquet}

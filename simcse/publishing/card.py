@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import yaml
@@ -13,53 +16,74 @@ from sentence_transformers.sentence_transformer.modules import Pooling as AnyPoo
 from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
 from torch import nn
 
-from simcse.config.settings import Pooling
+from simcse.config.settings import Config, Pooling
+from simcse.data.readers import EMBEDDED_TEXT
 from simcse.encoders import encoder
+from simcse.encoders.encoder import EMBEDDED_ENCODER
 from simcse.evaluation.hub_results import is_commit, model_index
-from simcse.evaluation.names import MTEB
+from simcse.evaluation.names import MTEB, MTEB_STS, STS
 from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.statistics import summarize
 from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
-from simcse.publishing.card_facts import (
-    ASSETS,
-    Published,
-    base_model,
-    facts,
-    languages,
-    licence,
-    limitations,
-    temperature,
-    terms,
-    training_text,
-    without_folders,
-)
+from simcse.objectives.terms import SHIPPED
 from simcse.publishing.markdown import Markdown, fenced
-from simcse.reports.records import MadeFrom
-from simcse.reports.runs import ENVIRONMENT_FILE, read_json
+from simcse.reports.plots import Picture
+from simcse.reports.records import MadeFrom, RunScores
+from simcse.reports.runs import ENVIRONMENT_FILE, SCORES_FILE, Run, RunSet, read_json
 from simcse.training.seeds import summary_cells
 
+ASSETS = Path(__file__).parent.parent / "assets"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "simcse"]
 _DENSE = "a dense layer with tanh"
 _PAIRS = "; pairs: 252 sentence pairs, written and graded for simcse-trainer"
 
 
-def model_card(published: Published) -> ModelCard:
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a card describes."""
+
+    name: str
+    """``user/name``."""
+    runs: RunSet
+    config: Config
+    model: SentenceTransformer
+    """Of :attr:`run`, as it is published."""
+    scored_later: Scores
+    """Of the same weights, by ``simcse evaluate``; empty where there are none."""
+    pictures: Sequence[Picture]
+
+    @property
+    def run(self) -> Run:
+        """The run whose weights these are: the only one, or the best seed by dev."""
+        return self.runs.best
+
+
+def model_card(trained: TrainedModel) -> ModelCard:
     """Metadata and text; huggingface_hub has parsed the result."""
-    config, model = published.config, published.model
-    environment = read_json(published.run.folder / ENVIRONMENT_FILE, MadeFrom)
+    config, model, run = trained.config, trained.model, trained.run
+    made_from = read_json(run.folder / ENVIRONMENT_FILE, MadeFrom)
     pooling, later = encoder.pooling_of(model), _after_pooling(model)
-    template = Environment(
+    settings = without_folders(config, made_from)
+    environment = Environment(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
-        finalize=Markdown.escape,  # whatever is not marked as Markdown of ours
-    ).from_string((ASSETS / "card.md").read_text(encoding="utf-8"))
-    text = template.render(
-        card_data=Markdown(_metadata(published, environment).to_yaml()),
-        name=published.name,
-        base=base_model(config, environment),
-        data=training_text(config, environment),
+        autoescape=True,
+        finalize=Markdown.escape,  # whatever is not marked as our own Markdown
+    )
+    environment.filters |= {"cell": cell, "file_name": lambda name: Path(name).name}
+    text = environment.from_string((ASSETS / "card.md").read_text(encoding="utf-8")).render(
+        card_data=Markdown(_metadata(trained, made_from).to_yaml()),
+        name=trained.name,
+        config=config,
+        run=run,
+        runs=trained.runs.runs,
+        made_from=made_from,
+        embedded_encoder=EMBEDDED_ENCODER,
+        embedded_text=EMBEDDED_TEXT,
+        labels=LABELS,
+        language=_languages(config),
         width=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -72,24 +96,31 @@ def model_card(published: Published) -> ModelCard:
         and (model.default_prompt_name, model.truncate_dim) == (None, None)
         and (not later or isinstance(model[-1], Dense)),
         towers=config.encoder.towers == "two",
-        score_note=_score_note(published),
-        score_table=_table(_score_rows(published)),
-        warnings=collapse_lines({"this model": published.run.scores}),
-        protocol=PROTOCOL + (_PAIRS if "pairs" in published.run.scores else ""),
-        mteb_note=_mteb_note(published.scored_later),
-        pictures=published.pictures,
-        facts=list(facts(published, environment)),
-        terms=list(terms(config, environment)),
-        temperature=temperature(config),
-        config=fenced(
-            yaml.safe_dump(
-                without_folders(config, environment), sort_keys=False, allow_unicode=True
-            ),
-            "yaml",
-        ),
-        limitations=list(limitations(published)),
+        score_table=_table(_score_rows(trained)),
+        warnings=collapse_lines({"this model": run.scores}),
+        protocol=PROTOCOL + (_PAIRS if "pairs" in run.scores else ""),
+        mteb_data=_mteb_data(trained.scored_later),
+        scored_on_sts={*run.scores, *trained.scored_later} & {*STS, *MTEB_STS},
+        pictures=trained.pictures,
+        minutes=read_json(run.folder / SCORES_FILE, RunScores).get("minutes"),
+        terms=list(_terms(config, made_from)),
+        settings=fenced(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), "yaml"),
     )
     return ModelCard(text)
+
+
+def _terms(config: Config, made_from: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Name, weight, formula and source of each term of the objective."""
+    counts = made_from["text"]["counts"]
+    hard = config.data.form != "documents" and counts["texts"] > 2 * counts["rows"]
+    for name, term in config.objective.terms.items():
+        values = {"name": name, "weight": term.weight, "formula": "", "source": ""}
+        values |= made_from["terms"].get(name, {})
+        if shipped := SHIPPED.get(name):
+            longer = shipped.formula_with_hard_negatives if hard else ""
+            formula = Markdown(f"`{longer or shipped.formula}`")
+            values |= {"formula": formula, "source": Markdown(shipped.source)}
+        yield values
 
 
 def _after_pooling(model: SentenceTransformer) -> list[str]:
@@ -104,66 +135,45 @@ def _after_pooling(model: SentenceTransformer) -> list[str]:
     ]
 
 
-def _metadata(published: Published, environment: dict[str, Any]) -> ModelCardData:
-    config = published.config
-    from_hub = [entry for entry in config.data.train if entry in environment["from_hub"]]
+def _metadata(trained: TrainedModel, made_from: dict[str, Any]) -> ModelCardData:
+    config = trained.config
+    shipped = "cc-by-sa-4.0" if config.encoder.name == EMBEDDED_ENCODER else None  # passes on
+    from_hub = [entry for entry in config.data.train if entry in made_from["from_hub"]]
     datasets = [entry.partition(":")[0] for entry in from_hub]
     extra: dict[str, Any] = {}
     if config.hub.widget:
         first, *others = config.hub.widget
         extra["widget"] = [{"source_sentence": first, "sentences": others}]
     return ModelCardData(
-        language=languages(config) or None,
-        license=licence(config),
+        language=_languages(config) or None,
+        license=config.hub.license or shipped,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=[*_TAGS, f"loss:{'+'.join(config.objective.terms)}"],
-        base_model=config.encoder.name if environment["encoder_commit"] else None,
+        base_model=config.encoder.name if made_from["encoder_commit"] else None,
         datasets=datasets or None,
-        model_name=published.name.rpartition("/")[2],
-        eval_results=model_index({**published.scored_later, **published.run.scores}),
+        model_name=trained.name.rpartition("/")[2],
+        eval_results=model_index({**trained.scored_later, **trained.run.scores}),
         **extra,
     )
 
 
-def _score_note(published: Published) -> str:
-    runs, dev = published.runs.runs, published.run.dev or {}
-    shown = dev["task"] in published.run.scores
-    chosen = (
-        f"The checkpoint was chosen on {dev['task']}"
-        f" ({LABELS[dev['metric']]} {cell(dev['metric'], dev['best'])}); "
-        + (f"of the scores below only {dev['task']} did." if shown else "none of those below did.")
-    )
-    if len(runs) == 1:
-        return (
-            f"{chosen} One seed ({published.config.seed}), so there is no interval: what another "
-            "seed would give is not known. Spearman, recall and accuracy ×100; ↓ lower is better."
-        )
-    seeds = ", ".join(str(run.config.seed) for run in runs if run.config)
-    return (
-        f"{chosen} The weights here are the best by that dev score of {len(runs)} seeds ({seeds}): "
-        f"seed {published.run.config.seed if published.run.config else ''}. What a run gives is "
-        "the mean over the seeds, with its standard deviation and interval. "
-        "Spearman, recall and accuracy ×100; ↓ lower is better."
-    )
-
-
-def _score_rows(published: Published) -> list[list[str]]:
-    run, several = published.run, len(published.runs.runs) > 1
+def _score_rows(trained: TrainedModel) -> list[list[str]]:
+    run, several = trained.run, len(trained.runs.runs) > 1
     head = ["task", "score", *(f"untrained, {pooling}" for pooling in run.raw)]
     head.append(Markdown("**this model**"))
     if several:
-        head += [f"mean ± std of {len(published.runs.runs)} seeds", "95% interval of the mean"]
+        head += [f"mean ± std of {len(trained.runs.runs)} seeds", "95% interval of the mean"]
     rows = [head]
-    for task, key in shown_scores({**run.scores, **published.scored_later}):
-        values = run.scores.get(task) or published.scored_later[task]
+    for task, key in shown_scores({**run.scores, **trained.scored_later}):
+        values = run.scores.get(task) or trained.scored_later[task]
         raw = [scores.get(task, {}).get(key) for scores in run.raw.values()]
         row = [task_label(task, values), LABELS[key]]
         row += ["" if value is None else cell(key, value) for value in raw]
         row.append(Markdown("**{}**").format(cell(key, values[key])))
         if several:
-            found = published.runs.values(task, key)
-            row += summary_cells(key, summarize(found))[::2] if found else ["", ""]
+            scores = trained.runs.values(task, key)
+            row += summary_cells(key, summarize(scores))[::2] if scores else ["", ""]
         rows.append(row)
     return rows
 
@@ -174,11 +184,34 @@ def _table(rows: list[list[str]]) -> Markdown:
     return Markdown("\n").join([head, Markdown(rule), *lines])
 
 
-def _mteb_note(scores: Scores) -> str | None:
+def _mteb_data(scores: Scores) -> list[str]:
+    """Tasks of mteb with the data set and commit that they were scored on."""
     named = {
         task.removeprefix(MTEB): str(values["dataset"])
         for task, values in scores.items()
         if task.startswith(MTEB) and "dataset" in values
     }
-    pinned = [f"{k} ({v})" for k, v in named.items() if is_commit(v.rpartition(" ")[2])]
-    return f"Unmodified tasks of mteb: {', '.join(pinned)}." if pinned else None
+    return [f"{k} ({v})" for k, v in named.items() if is_commit(v.rpartition(" ")[2])]
+
+
+def _languages(config: Config) -> list[str]:
+    """Of the training text: as the config says; docstrings are English."""
+    return config.hub.language or (["en"] if config.data.train == [EMBEDDED_TEXT] else [])
+
+
+def without_folders(config: Config, made_from: dict[str, Any]) -> dict[str, Any]:
+    """Every setting that made the model; files without their folders, which tell of a machine."""
+    values: dict[str, Any] = config.model_dump(exclude={"output", "seeds", "hub"})
+    from_hub = made_from["from_hub"]
+    values["data"]["train"] = [
+        name if name in from_hub else Path(name).name for name in config.data.train
+    ]
+    del values["data"]["cache"]
+    if config.evaluation.data is not None:
+        values["evaluation"]["data"] = Path(config.evaluation.data).name
+    if not made_from["encoder_commit"]:
+        values["encoder"]["name"] = Path(config.encoder.name).name
+    teacher = config.objective.teacher
+    if teacher is not None and teacher not in from_hub:
+        values["objective"]["teacher"] = Path(teacher).name
+    return values

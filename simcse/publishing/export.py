@@ -13,8 +13,7 @@ from simcse.errors import UserError
 from simcse.evaluation.hub_results import eval_results, pinned_results
 from simcse.evaluation.protocol import Scores
 from simcse.files import check_parent, is_ours, remove_leftovers, scratch_folder
-from simcse.publishing.card import model_card
-from simcse.publishing.card_facts import Published
+from simcse.publishing.card import TrainedModel, model_card
 from simcse.reports.plots import pictures
 from simcse.reports.records import EvaluatedScores
 from simcse.reports.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_runs, read_json
@@ -24,27 +23,27 @@ FIGURES = "figures"
 RESULTS = ".eval_results"
 
 
-def export(run: Path, name: str, folder: Path, *, trust_remote_code: bool) -> None:
-    """Write the folder, and nothing but what belongs to it.
+def write_model_folder(run: Path, name: str, folder: Path, *, trust_remote_code: bool) -> None:
+    """Write the folder: the model, its card and figures, and nothing else.
 
     Args:
         run: Run folder, or a folder of seeds: then the best by dev, with the scores of all.
         name: What the card calls the model, ``user/name``.
-        folder: Empty or not there.
+        folder: Empty or missing.
         trust_remote_code: Let the model run code that comes with it.
 
     Raises:
-        UserError: The run is not finished or damaged, or was made by no training run.
+        UserError: The run is unfinished or damaged, or is not a training run.
     """
     runs, config = trained_runs(run)
     best = runs.best
     model = load_trained(best.folder, trust_remote_code=trust_remote_code, device="cpu")
     fingerprint = encoder.fingerprint(model)
-    drawn = pictures([RunSet(name.rpartition("/")[2], runs.runs)])
+    figures = pictures([RunSet(name.rpartition("/")[2], runs.runs)])
     later = _scored_later(best.folder, fingerprint)
-    card = model_card(Published(name, runs, config, model, later, drawn))
+    card = model_card(TrainedModel(name, runs, config, model, later, figures))
     encoder.save(model, folder)
-    for picture in drawn:
+    for picture in figures:
         (folder / FIGURES).mkdir(exist_ok=True)
         (folder / FIGURES / f"{picture.name}.png").write_bytes(picture.png())
     for path in (best.folder / EVALUATION_FOLDER).glob(f"mteb/results/*/{fingerprint}"):
@@ -57,10 +56,10 @@ def export(run: Path, name: str, folder: Path, *, trust_remote_code: bool) -> No
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` that takes its place when the block ends without an error.
+    """A folder next to ``folder`` that replaces it when the block ends without an error.
 
     Raises:
-        UserError: There is something at ``folder`` already.
+        UserError: ``folder`` exists and is not empty.
     """
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or not all(map(is_ours, folder.iterdir()))):
@@ -80,7 +79,7 @@ def trained_runs(run: Path) -> tuple[RunSet, Config]:
     """A run, or all seeds of a folder, and the config of the best of them.
 
     Raises:
-        UserError: Not finished or damaged, or made by no training run.
+        UserError: The run is unfinished or damaged, or is not a training run.
     """
     runs = load_runs(run)
     if runs.best.config is None:
@@ -89,12 +88,12 @@ def trained_runs(run: Path) -> tuple[RunSet, Config]:
 
 
 def _scored_later(run: Path, fingerprint: str) -> Scores:
-    """What ``simcse evaluate`` has found for these very weights."""
+    """Scores of exactly these weights by ``simcse evaluate``."""
     path = run / EVALUATION_FOLDER / SCORES_FILE
     if not path.is_file():
         return {}
-    found = read_json(path, EvaluatedScores)
-    if found["fingerprint"] != fingerprint:
+    evaluated = read_json(path, EvaluatedScores)
+    if evaluated["fingerprint"] != fingerprint:
         return {}
-    scores: Scores = found["scores"]
+    scores: Scores = evaluated["scores"]
     return scores

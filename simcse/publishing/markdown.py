@@ -1,4 +1,4 @@
-"""Markdown in which what comes from elsewhere stays text."""
+"""Markdown in which text from elsewhere stays plain text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _MEANING = re.compile(r"[\\`*_\[\]<>&|~$#@]|:(?=//)|(?<=www)\.")
 
 
 class Markdown(Markup):
-    """Markdown of ours; what ``format``, ``join`` and ``+`` put into it is escaped.
+    """Our own Markdown; whatever ``format``, ``join`` and ``+`` insert is escaped.
 
-    As markupsafe has it for HTML. A line of text stays on its line.
+    As markupsafe does for HTML. A line of text stays on one line.
     """
 
     @classmethod
@@ -28,7 +28,7 @@ class Markdown(Markup):
 
 
 def fenced(text: str, language: str) -> Markdown:
-    """A block of code; its fence is longer than any row of backticks in it."""
+    """A block of code; its fence is longer than any run of backticks inside."""
     longest = max((len(row) for row in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     lines = "\n".join(visible(line) for line in text.rstrip("\n").split("\n"))

@@ -47,12 +47,12 @@ def export_onnx(run: Path, folder: Path, *, trust_remote_code: bool) -> None:
 
     Args:
         run: Run folder, or a folder of seeds: then the best by dev.
-        folder: Is there, empty.
+        folder: Exists and is empty.
         trust_remote_code: Let the model run code that comes with it.
 
     Raises:
-        UserError: The extra is not installed, the model has two towers or does what a graph
-            cannot, or the graph's embeddings are not the model's.
+        UserError: The extra is not installed, the model has two towers or does something
+            that a graph cannot, or the graph's embeddings are not the model's.
     """
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(
@@ -88,7 +88,7 @@ def write_graph(model: SentenceTransformer, folder: Path) -> float:
     names = list(inputs)
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's, about its own workings
+        warnings.simplefilter("ignore")  # the exporter's, about its internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
             _Graph(model, names),
@@ -114,7 +114,7 @@ def write_graph(model: SentenceTransformer, folder: Path) -> float:
 
 
 def _forget_traces(graph: Path) -> None:
-    """Take out the exporter's stack traces: paths of this machine, a quarter of a small file."""
+    """Remove the exporter's stack traces: local paths, and a quarter of a small file."""
     import onnx
 
     loaded = onnx.load(graph)
@@ -135,15 +135,15 @@ def _inputs(model: SentenceTransformer, sentences: list[str]) -> dict[str, Tenso
 
 
 def _largest_difference(model: SentenceTransformer, graph: Path, sentences: list[str]) -> float:
-    """Over batches of other sizes and lengths than the one that was traced."""
+    """Over batches whose sizes and lengths differ from the traced one."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     worst = 0.0
     for batch in (sentences[:1], sentences[1:4], sentences, [" ".join(sentences)]):
         inputs = {name: values.numpy() for name, values in _inputs(model, batch).items()}
-        found = session.run([SENTENCE_EMBEDDING], inputs)[0]
+        embeddings = session.run([SENTENCE_EMBEDDING], inputs)[0]
         expected = model.encode(batch, convert_to_numpy=True)
         scale = max(1.0, float(np.abs(expected).max()))
-        worst = max(worst, float(np.abs(found - expected).max()) / scale)
+        worst = max(worst, float(np.abs(embeddings - expected).max()) / scale)
     return worst

@@ -13,11 +13,11 @@ from simcse.training.teacher import load_teacher
 
 
 def prefetch(config: Config) -> None:
-    """Fetch the newest encoder, training text and teacher, by the very calls that a run makes.
+    """Fetch the newest encoder, training text and teacher, with the same calls that a run makes.
 
     Raises:
-        UserError: Something is neither here nor to be had from the Hub. What could be fetched is
-            kept, so the command can be repeated.
+        UserError: Something is neither on this machine nor available on the Hub. What could be
+            fetched is kept, so the command can be repeated.
     """
     encoder.source_of(config.encoder.name, config.encoder.revision, refresh=True)
     encoder.build(config.encoder)

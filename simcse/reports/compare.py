@@ -9,7 +9,6 @@ import numpy as np
 from simcse.errors import UserError
 from simcse.evaluation.statistics import (
     Difference,
-    Statistic,
     paired_bootstrap,
     pooled_std,
     recall_statistic,
@@ -40,25 +39,26 @@ def comparison_text(a: RunSet, b: RunSet) -> str:
     first, second = a.runs[0], b.runs[0]
     lines = [f"A = {a.name} ({_runs(a)}), B = {b.name} ({_runs(b)})"]
     if first.config and second.config:
-        found = setting_differences(first.config, second.config)
-        lines += [f"config  {line}" for line in found]
+        lines += [f"config  {line}" for line in setting_differences(first.config, second.config)]
     common, left_out = _common(first, second)
     body = _models(first, second, common) if len(a.runs) == 1 else _seeds(a, b, common)
     return "\n".join([*lines, "", *body, *(f"left out: {line}" for line in left_out)])
 
 
+_HEAD = ["task", "score", "A", "B", "B - A", "95% interval", "p"]
+
+
 def _models(a: Run, b: Run, common: list[tuple[str, str]]) -> list[str]:
-    rows = [["task", "score", "A", "B", "B - A", "95% interval", "p"]]
-    unpaired = []
+    rows = [_HEAD]
+    unpaired = {}
     for task, key in common:
         left, right = float(a.scores[task][key]), float(b.scores[task][key])
-        row = [task_label(task, a.scores[task]), LABELS[key], cell(key, left), cell(key, right)]
-        found = _paired(a, b, task, key)
-        if found is None:
-            unpaired.append(row[0])
-            rows.append([*row, _signed(key, right - left), "", ""])
+        name = task_label(task, a.scores[task])
+        if difference := _paired(a, b, task, key):
+            cells = _difference_cells(key, difference)
         else:
-            rows.append([*row, *_difference_cells(key, found)])
+            unpaired[name] = cells = [_signed(key, right - left), "", ""]
+        rows.append([name, LABELS[key], cell(key, left), cell(key, right), *cells])
     lines = [
         aligned(rows, left=2),
         "",
@@ -67,32 +67,29 @@ def _models(a: Run, b: Run, common: list[tuple[str, str]]) -> list[str]:
         "several seeds of each (seeds=0,1,2,…).",
     ]
     if unpaired:
-        names = ", ".join(dict.fromkeys(unpaired))
-        lines.append(f"no values of single items, so no interval: {names}")
+        lines.append(f"no values of single items, so no interval: {', '.join(unpaired)}")
     return lines
 
 
 def _seeds(a: RunSet, b: RunSet, common: list[tuple[str, str]]) -> list[str]:
-    head = ["task", "score", "A", "B", "B - A", "95% interval", "p"]
-    rows = [[*head, "detectable", "seeds to show it"]]
+    rows = [[*_HEAD, "detectable", "seeds to show it"]]
     for task, key in common:
         left, right = a.values(task, key), b.values(task, key)
         if len(left) != len(a.runs) or len(right) != len(b.runs):
             raise UserError(f"{task}: not every seed of {a.name} and {b.name} has its {key}")
-        found, std = welch(left, right), pooled_std(left, right)
-        row = [task_label(task, a.runs[0].scores[task]), LABELS[key]]
-        for summary in map(summarize, (left, right)):
-            row.append(f"{cell(key, summary.mean)} ± {cell(key, summary.std or 0)}")
-        row += _difference_cells(key, found)
+        difference, std = welch(left, right), pooled_std(left, right)
+        means = [
+            f"{cell(key, summary.mean)} ± {cell(key, summary.std or 0)}"
+            for summary in map(summarize, (left, right))
+        ]
+        planning = ["–", "–"]
         if std:
-            needed = seeds_needed(found.difference, std)
-            row.append(cell(key, smallest_detectable(std, len(left), len(right))))
-            row.append(
-                "–" if needed is None else f"over {MANY:,}" if needed > MANY else f"{needed:,}"
-            )
-        else:
-            row += ["–", "–"]
-        rows.append(row)
+            needed = seeds_needed(difference.difference, std)
+            planning[0] = cell(key, smallest_detectable(std, len(left), len(right)))
+            if needed is not None:
+                planning[1] = f"over {MANY:,}" if needed > MANY else f"{needed:,}"
+        name = task_label(task, a.runs[0].scores[task])
+        rows.append([name, LABELS[key], *means, *_difference_cells(key, difference), *planning])
     return [
         aligned(rows, left=2),
         "",
@@ -107,8 +104,7 @@ def _seeds(a: RunSet, b: RunSet, common: list[tuple[str, str]]) -> list[str]:
 
 def _common(a: Run, b: Run) -> tuple[list[tuple[str, str]], list[str]]:
     """Scores of both, and why some that both have by name cannot be compared."""
-    theirs = set(shown_scores(b.scores))
-    both = [found for found in shown_scores(a.scores) if found in theirs]
+    both = [score for score in shown_scores(a.scores) if score in shown_scores(b.scores)]
     problems = {task: other_test(a, b, task) for task, _ in both}
     common = [(task, key) for task, key in both if problems[task] is None]
     left_out = [problem for problem in problems.values() if problem is not None]
@@ -119,29 +115,26 @@ def _common(a: Run, b: Run) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _paired(a: Run, b: Run, task: str, key: str) -> Difference | None:
-    statistics: list[Statistic] = []
-    items = 0
-    for run in (a, b):
-        if key == "cosine_spearman" and f"{task}.similarity" in run.items:
-            similarity, grade = run.items[f"{task}.similarity"], run.items[f"{task}.grade"]
-            if not np.array_equal(grade, a.items.get(f"{task}.grade", grade)):
-                raise UserError(f"{task}: {a.name} and {b.name} were scored on other pairs")
-            statistics.append(spearman_statistic(similarity, grade))
-            items = len(grade)
-        elif key == "recall_at_10" and f"{task}.rank" in run.items:
-            statistics.append(recall_statistic(run.items[f"{task}.rank"]))
-            items = len(run.items[f"{task}.rank"])
-    if len(statistics) < 2:
+    kind = {"cosine_spearman": "similarity", "recall_at_10": "rank"}.get(key)
+    values = [run.items[f"{task}.{kind}"] for run in (a, b) if f"{task}.{kind}" in run.items]
+    if len(values) < 2:
         return None
-    return paired_bootstrap(statistics[0], statistics[1], items)
+    if kind == "rank":
+        left, right = map(recall_statistic, values)
+    else:
+        grades = [run.items[f"{task}.grade"] for run in (a, b)]
+        if not np.array_equal(grades[0], grades[1]):
+            raise UserError(f"{task}: {a.name} and {b.name} were scored on other pairs")
+        left, right = map(spearman_statistic, values, grades)
+    return paired_bootstrap(left, right, len(values[0]))
 
 
-def _difference_cells(key: str, found: Difference) -> list[str]:
-    if math.isnan(found.p):
-        return [_signed(key, found.difference), "no spread", "–"]
-    interval = f"{_signed(key, found.low)} to {_signed(key, found.high)}"
-    p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
-    return [_signed(key, found.difference), interval, p]
+def _difference_cells(key: str, difference: Difference) -> list[str]:
+    if math.isnan(difference.p):
+        return [_signed(key, difference.difference), "no spread", "–"]
+    interval = f"{_signed(key, difference.low)} to {_signed(key, difference.high)}"
+    p = "< 0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
+    return [_signed(key, difference.difference), interval, p]
 
 
 def _signed(key: str, value: float) -> str:

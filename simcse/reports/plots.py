@@ -14,12 +14,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from simcse.evaluation.protocol import Scores
 from simcse.evaluation.table import LABELS
 from simcse.evaluation.tasks import BAND_EDGES
 from simcse.reports.runs import Run, RunSet
 from simcse.terminal import visible
 
-# Okabe and Ito's palette, told apart by most colour-blind readers, black last.
+# Okabe and Ito's palette, which most colour-blind readers can tell apart; black last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 SOFTWARE = "simcse"  # in every PNG, so that a later report knows it
@@ -76,96 +77,78 @@ class Picture:
 def curve(
     sets: Sequence[RunSet], key: str, title: str, caption: str, scale: float
 ) -> Picture | None:
-    """A logged value over the steps: a line a seed, and their mean where there are several."""
-    figure, axes = _axes(title)
-    rows = []
+    """A logged value over the steps: a line for each seed, and the mean of several seeds."""
+    figure, (axes,) = _axes(title)
+    rows: list[list[str]] = []
     for number, runs in enumerate(sets):
-        series = [_series(run, key) for run in runs.runs]
-        series = [(steps, values * scale) for steps, values in series if len(steps)]
+        series = [one for run in runs.runs if (one := _series(run, key, scale))]
         if not series:
             continue
-        colour, alone = COLOURS[number % len(COLOURS)], len(series) == 1
-        for steps, values in series:
-            axes.plot(
-                steps, values, color=colour, alpha=1 if alone else 0.25, lw=1.5 if alone else 1
-            )
-        shared = sorted(set.intersection(*({int(step) for step in steps} for steps, _ in series)))
-        stacked = np.array([[dict(zip(*s, strict=True))[step] for step in shared] for s in series])
+        colour, marker = _look(number)
+        several = len(series) > 1
+        for one in series:
+            alpha, width = (0.25, 1.0) if several else (1.0, 1.5)
+            axes.plot(list(one), list(one.values()), color=colour, alpha=alpha, lw=width)
+        shared = sorted(set.intersection(*map(set, series)))
+        stacked = np.array([[one[step] for step in shared] for one in series])  # (seeds, steps)
         name = _shown(runs.name)
-        label = name if alone else f"{name} (mean of {len(series)})"
         axes.plot(
-            shared, stacked.mean(axis=0), color=colour, lw=2, label=label,
-            marker=MARKERS[number % len(MARKERS)], markevery=max(1, len(shared) // 12), ms=4,
+            shared, stacked.mean(axis=0), color=colour, lw=2, marker=marker, ms=4,
+            label=f"{name} (mean of {len(series)})" if several else name,
+            markevery=max(1, len(shared) // 12),
         )  # fmt: skip
-        rows += [
-            [
-                runs.name,
-                str(step),
-                f"{column.mean():.4f}",
-                f"{column.min():.4f}",
-                f"{column.max():.4f}",
-            ]
-            for step, column in zip(shared, stacked.T, strict=True)
-        ]
+        for step, column in zip(shared, stacked.T, strict=True):
+            numbers = (column.mean(), column.min(), column.max())
+            rows.append([runs.name, str(step), *(f"{value:.4f}" for value in numbers)])
     if not rows:
         return None
     axes.set_xlabel("step")
     axes.legend()
-    return Picture(
-        key, title, caption, figure, ["run", "step", "mean", "lowest seed", "highest seed"], rows
-    )
+    head = ["run", "step", "mean", "lowest seed", "highest seed"]
+    return Picture(key, title, caption, figure, head, rows)
 
 
 def plane(sets: Sequence[RunSet]) -> Picture | None:
-    """Alignment against uniformity: where models end, and the way there."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.5, 4.2), layout="constrained")
-        final, path = figure.subplots(1, 2)
-    rows = []
+    """Alignment against uniformity: final models, and their path during training."""
+    figure, (final, path) = _axes(
+        "final model", "while training (dev); the marker is the last step", size=(9.5, 4.2)
+    )
+    rows: list[list[str]] = []
     drawn = set()
     for number, runs in enumerate(sets):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        colour, marker = _look(number)
         for run in runs.runs:
-            points = {f"raw {name}": scores.get("geometry") for name, scores in run.raw.items()}
-            points[""] = run.scores.get("geometry")
-            for name, geometry in points.items():
-                if not geometry:
-                    continue
-                x, y = geometry["uniformity"], geometry["alignment"]
-                if name and (x, y) in drawn:
+            for pooling, scores in run.raw.items():
+                point = _point(scores)
+                if not point or point in drawn:
                     continue  # every seed and most settings start from the same encoder
-                drawn.add((x, y))
-                rows.append(
-                    [name or run_name(runs, run), geometry["source"], f"{x:.3f}", f"{y:.3f}"]
+                drawn.add(point)
+                name = f"raw {pooling}"
+                rows.append(_point_row(name, scores["geometry"]["source"], point))
+                final.scatter(*point, color="#777777", marker="x")
+                final.annotate(
+                    _shown(name), point, xytext=(4, 4), textcoords="offset points", fontsize=8
                 )
-                if name:
-                    final.scatter(x, y, color="#777777", marker="x")
-                    final.annotate(
-                        _shown(name), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8
-                    )
-                else:
-                    first = run is runs.runs[0]
-                    final.scatter(
-                        x,
-                        y,
-                        color=colour,
-                        marker=marker,
-                        label=_shown(runs.name) if first else None,
-                    )
-            steps, xs = _series(run, "eval_uniformity")
-            _, ys = _series(run, "eval_alignment")
-            if len(steps):
-                path.plot(xs, ys, color=colour, alpha=0.5, lw=1)
-                path.scatter(xs[-1], ys[-1], color=colour, marker=marker, zorder=3)
-                rows += [
-                    [f"{run_name(runs, run)}, step {int(step)}", "dev", f"{x:.3f}", f"{y:.3f}"]
-                    for step, x, y in zip(steps, xs, ys, strict=True)
-                ]
+            if point := _point(run.scores):
+                drawn.add(point)
+                source = run.scores["geometry"]["source"]
+                rows.append(_point_row(run_name(runs, run), source, point))
+                label = _shown(runs.name) if run is runs.runs[0] else None
+                final.scatter(*point, color=colour, marker=marker, label=label)
+            alignment = _series(run, "eval_alignment")
+            uniformity = _series(run, "eval_uniformity")
+            way = {
+                step: (x, alignment[step]) for step, x in uniformity.items() if step in alignment
+            }
+            if way:
+                path.plot(*zip(*way.values(), strict=True), color=colour, alpha=0.5, lw=1)
+                path.scatter(*list(way.values())[-1], color=colour, marker=marker, zorder=3)
+            for step, point in way.items():
+                rows.append(_point_row(f"{run_name(runs, run)}, step {step}", "dev", point))
     if not rows:
         return None
     sources = {row[1] for row in rows if row[1] != "dev"}
     final.set_title(f"final model ({_shown(', '.join(sorted(sources)))})", fontsize=10)
-    path.set_title("while training (dev); the marker is the last step", fontsize=10)
     for axes in (final, path):
         axes.set_xlabel("uniformity (lower is better)")
         axes.set_ylabel("alignment (lower is better)")
@@ -183,32 +166,29 @@ def plane(sets: Sequence[RunSet]) -> Picture | None:
 
 
 def bands(sets: Sequence[RunSet]) -> Picture | None:
-    """Cosines of sentence pairs by their grade, one column a run set, seeds added up."""
-    shown = [(runs, _bands(runs)) for runs in sets]
-    shown = [(runs, found) for runs, found in shown if found]
+    """Cosines of sentence pairs by their grade: a column for each run set, its seeds added up."""
+    shown = [(runs, by_grade) for runs in sets if (by_grade := _bands(runs))]
     if not shown:
         return None
-    names = ["4-5", "3-4", "2-3", "1-2", "0-1"]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(1.5 + 3.4 * len(shown), 5.6), layout="constrained")
         grid = figure.subplots(5, len(shown), squeeze=False, sharex=True, sharey="row")
-    filled = np.flatnonzero(sum(counts for _, found in shown for counts, _, _ in found.values()))
+    filled = np.flatnonzero(sum(band[0] for _, by_grade in shown for band in by_grade.values()))
     centres = (BAND_EDGES[:-1] + BAND_EDGES[1:]) / 2
     rows = []
-    for column, (runs, found) in enumerate(shown):
-        for row, band in enumerate(names):
-            axes = grid[row][column]
-            if band in found:
-                counts, pairs, mean = found[band]
-                axes.bar(centres, counts / counts.sum(), width=0.05, color=COLOURS[column % 7])
+    for number, (runs, by_grade) in enumerate(shown):
+        for axes, band in zip(grid[:, number], ["4-5", "3-4", "2-3", "1-2", "0-1"], strict=True):
+            if band in by_grade:
+                counts, pairs, mean = by_grade[band]
+                axes.bar(centres, counts / counts.sum(), width=0.05, color=_look(number)[0])
                 axes.axvline(mean, color="black", lw=1, ls=":")
                 rows.append([runs.name, band, str(pairs), f"{mean:.3f}"])
             axes.set_yticks([])
-            if column == 0:
+            if number == 0:
                 axes.set_ylabel(f"grade {band}", rotation=0, ha="right", va="center")
-        grid[0][column].set_title(_shown(runs.name), fontsize=10)
-        grid[-1][column].set_xlabel("cosine similarity")
-        grid[-1][column].set_xlim(BAND_EDGES[filled[0]], BAND_EDGES[filled[-1] + 1])
+        grid[0][number].set_title(_shown(runs.name), fontsize=10)
+        grid[-1][number].set_xlabel("cosine similarity")
+        grid[-1][number].set_xlim(BAND_EDGES[filled[0]], BAND_EDGES[filled[-1] + 1])
     return Picture(
         "bands",
         "Similarity by grade",
@@ -222,27 +202,16 @@ def bands(sets: Sequence[RunSet]) -> Picture | None:
 
 def spectrum(sets: Sequence[RunSet]) -> Picture | None:
     """Singular values of the centred embeddings."""
-    figure, axes = _axes("Spectrum")
+    figure, (axes,) = _axes("Spectrum")
     rows = []
     for number, runs in enumerate(sets):
-        geometry = runs.runs[0].scores.get("geometry")
-        if not geometry:
+        if not (geometry := runs.runs[0].scores.get("geometry")):
             continue
         values = np.maximum(geometry["singular_values"], 1e-6)
-        axes.plot(
-            np.arange(1, len(values) + 1),
-            values,
-            color=COLOURS[number % 7],
-            label=_shown(runs.name),
-        )
-        rows.append(
-            [
-                runs.name,
-                f"{geometry['effective_rank']:.1f} of {geometry['dim']}",
-                f"{geometry['mean_cosine']:.3f}",
-                geometry["collapse"],
-            ]
-        )
+        axis = np.arange(1, len(values) + 1)
+        axes.plot(axis, values, color=_look(number)[0], label=_shown(runs.name))
+        rank = f"{geometry['effective_rank']:.1f} of {geometry['dim']}"
+        rows.append([runs.name, rank, f"{geometry['mean_cosine']:.3f}", geometry["collapse"]])
     if not rows:
         return None
     axes.set_yscale("log")
@@ -265,7 +234,7 @@ def pictures(sets: Sequence[RunSet]) -> list[Picture]:
     metrics = {run.dev["metric"] for runs in sets for run in runs.runs if run.dev}
     tasks = {run.dev["task"] for runs in sets for run in runs.runs if run.dev}
     dev = f"{' / '.join(sorted(tasks))}, {' / '.join(LABELS[m] for m in sorted(metrics))} ×100"
-    found = [
+    figures = [
         curve(
             sets, "loss", "Training loss", "Mean over the steps since the last line of the log.", 1
         ),
@@ -274,7 +243,7 @@ def pictures(sets: Sequence[RunSet]) -> list[Picture]:
         bands(sets),
         spectrum(sets),
     ]
-    return [picture for picture in found if picture is not None]
+    return [picture for picture in figures if picture is not None]
 
 
 def run_name(runs: RunSet, run: Run) -> str:
@@ -283,33 +252,45 @@ def run_name(runs: RunSet, run: Run) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name as a figure takes it: a legend leaves out what starts with _, $ begins a formula."""
+    """A name as a figure can show it: legends omit names that start with _, $ begins a formula."""
     text = visible(name)
     text = (text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…").replace("$", r"\$")
     return f"\u200b{text}" if text.startswith("_") else text
 
 
-def _axes(title: str) -> tuple[Figure, Axes]:
+def _look(number: int) -> tuple[str, str]:
+    """Colour and marker of a run set."""
+    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+
+
+def _axes(*titles: str, size: tuple[float, float] = (7, 4)) -> tuple[Figure, list[Axes]]:
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-    axes.set_title(title, fontsize=11)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    for one, title in zip(axes, titles, strict=True):
+        one.set_title(title, fontsize=11 if len(titles) == 1 else 10)
     return figure, axes
 
 
-def _series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
-    entries = [entry for entry in run.log if key in entry]
-    return (
-        np.array([entry["step"] for entry in entries]),
-        np.array([entry[key] for entry in entries], dtype=np.float64),
-    )
+def _series(run: Run, key: str, scale: float = 1.0) -> dict[int, float]:
+    """Step to what was logged at it."""
+    return {entry["step"]: scale * entry[key] for entry in run.log if key in entry}
+
+
+def _point(scores: Scores) -> tuple[float, float] | None:
+    geometry = scores.get("geometry")
+    return (geometry["uniformity"], geometry["alignment"]) if geometry else None
+
+
+def _point_row(name: str, measured_on: str, point: tuple[float, float]) -> list[str]:
+    return [name, measured_on, *(f"{value:.3f}" for value in point)]
 
 
 def _bands(runs: RunSet) -> dict[str, tuple[np.ndarray, int, float]]:
     geometries = [run.scores["geometry"] for run in runs.runs if "geometry" in run.scores]
-    found = {}
+    bands = {}
     for band in geometries[0]["bands"] if geometries else ():
         cells = [geometry["bands"][band] for geometry in geometries]
         counts = np.sum([cell["counts"] for cell in cells], axis=0)
-        found[band] = counts, cells[0]["pairs"], float(np.mean([cell["mean"] for cell in cells]))
-    return found
+        bands[band] = counts, cells[0]["pairs"], float(np.mean([cell["mean"] for cell in cells]))
+    return bands

@@ -1,7 +1,7 @@
-"""What the JSON files of a run hold: the shapes that whoever reads one may rely on.
+"""What the JSON files of a run hold: the structure that readers may rely on.
 
-A file may have been cut, edited or come from a stranger. What is checked here is what tables,
-figures, cards and comparisons use; other keys are let through.
+A file may be truncated, edited or from an untrusted source. What is checked here is what tables,
+figures, cards and comparisons use; other keys are allowed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from simcse.evaluation.tasks import BAND_EDGES
 
 
 def parse(text: str, record: type[BaseModel]) -> Any:
-    """The plain values of a JSON text, once they are known to be a ``record``.
+    """The plain values of a JSON text, validated as a ``record``.
 
     Raises:
         ValueError: They are not; in one line.
@@ -25,10 +25,10 @@ def parse(text: str, record: type[BaseModel]) -> Any:
         values = json.loads(text)
         record.model_validate(values)
     except ValidationError as error:
-        found = [(".".join(map(str, item["loc"])), item) for item in error.errors()]
-        missing = [place for place, item in found if item["type"] == "missing"]
-        place, first = found[0]
-        problem = f"no {', '.join(missing)}" if missing else f"{place}: {first['msg']}"
+        problems = [(".".join(map(str, item["loc"])), item) for item in error.errors()]
+        missing = [key for key, item in problems if item["type"] == "missing"]
+        key, first = problems[0]
+        problem = f"no {', '.join(missing)}" if missing else f"{key}: {first['msg']}"
         raise ValueError(problem.removeprefix(": ")) from error
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
@@ -38,12 +38,6 @@ def parse(text: str, record: type[BaseModel]) -> Any:
 def _countable(value: float) -> float:
     if abs(value) > 1e12:  # NaN is not, and may be a score
         raise ValueError("beyond all bounds")
-    return value
-
-
-def _metric(value: str) -> str:
-    if value not in LABELS:
-        raise ValueError(f"unknown metric {value!r}")
     return value
 
 
@@ -59,7 +53,7 @@ class Record(BaseModel):
 
 
 class Band(Record):
-    """Pairs of like grade: their cosines in the bins of ``BAND_EDGES``."""
+    """Pairs within one grade band: their cosines in the bins of ``BAND_EDGES``."""
 
     pairs: Count
     mean: Number
@@ -104,7 +98,7 @@ class Dev(Record):
     """The score that chose the checkpoint."""
 
     task: str
-    metric: Annotated[str, AfterValidator(_metric)]
+    metric: Literal["cosine_spearman", "recall_at_10"]
     best: Number
     best_step: Count
     steps: Count
@@ -191,4 +185,4 @@ class MadeFrom(Record):
     terms: dict[str, Description]
     """Terms of the objective that are classes of the user's own."""
     from_hub: list[str]
-    """Entries of ``data.train``, and the teacher, that were had from the Hub."""
+    """Entries of ``data.train``, and the teacher, that came from the Hub."""

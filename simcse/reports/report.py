@@ -19,28 +19,28 @@ from simcse.terminal import visible
 
 TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
 PAGE = "report.html"
-# By these a page and a picture of ours are known; both stand near the beginning.
+# These identify our own pages and images; both are near the beginning of the file.
 _MARKS = (b'<meta name="generator" content="simcse">', f"Software\0{SOFTWARE}".encode())
 
 
 def write_report(sets: Sequence[RunSet], folder: Path, *, overwrite: bool = False) -> Path:
-    """Write ``report.html`` and one PNG a figure.
+    """Write ``report.html`` and one PNG for each figure.
 
     Args:
         sets: Runs, or settings under several seeds, in the order to show them.
-        folder: Made if it is not there.
+        folder: Created if it does not exist.
         overwrite: Replace files of these names even if no report wrote them.
 
     Returns:
         The page.
 
     Raises:
-        UserError: Two runs have one name, or a file that no report wrote is in the way.
+        UserError: Two runs share a name, or a file that no report wrote would be replaced.
     """
     sets = with_own_names(sets)
-    drawn = pictures(sets)
+    figures = pictures(sets)
     inputs = [run.folder for runs in sets for run in runs.runs]
-    for name in (PAGE, *(f"{picture.name}.png" for picture in drawn)):
+    for name in (PAGE, *(f"{picture.name}.png" for picture in figures)):
         may_write(folder / name, inputs, ours=_is_of_a_report, overwrite=overwrite)
     environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -58,12 +58,12 @@ def write_report(sets: Sequence[RunSet], folder: Path, *, overwrite: bool = Fals
         "[95% confidence interval of the mean]. One seed shows no spread, and its difference from "
         "another run may be the seed's. Checkpoints were chosen on the dev task; no test score "
         "chose anything.",
-        pictures=drawn,
+        pictures=figures,
         settings=_settings(sets),
         version=__version__,
     )
     with filling(folder) as scratch:
-        for picture in drawn:
+        for picture in figures:
             (scratch / f"{picture.name}.png").write_bytes(picture.png())
         (scratch / PAGE).write_text(html, encoding="utf-8")
     return folder / PAGE
@@ -85,7 +85,7 @@ def _heading(runs: RunSet) -> str:
 
 
 def _score_rows(sets: Sequence[RunSet]) -> list[list[str]]:
-    """A row for every test; scores of one name on different texts stand apart."""
+    """A row for every test; scores of the same name on different texts have rows of their own."""
     rows: dict[tuple[str, str], list[str]] = {}
     for number, runs in enumerate(sets):
         for task, key in shown_scores(runs.runs[0].scores):

@@ -1,4 +1,4 @@
-"""Reads finished runs back: one folder, or a folder with one run a seed."""
+"""Reads finished runs back: one folder, or a folder with a run for each seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ITEMS_FILE = "scores.npz"
 LOG_FILE = "log.jsonl"
 SEED_PREFIX = "seed-"
 EVALUATION_FOLDER = "evaluation"
-"""In a run folder: what ``simcse evaluate`` found later."""
+"""In a run folder: what ``simcse evaluate`` wrote later."""
 SUMMARY_FILE = "summary.json"
 ENVIRONMENT_FILE = "environment.json"
 RAW_SCORES_FILE = "raw_scores.json"
@@ -38,7 +38,7 @@ RESULT_FILES = (SCORES_FILE, ITEMS_FILE, LOG_FILE, ENVIRONMENT_FILE, RAW_SCORES_
 """What a finished run's manifest names beside the files of the model."""
 
 _MODULES = "modules.json"
-_NOT_OF_THE_MODEL = ("checkpoints", "tensorboard")  # whatever lies there is never exported
+_NOT_OF_THE_MODEL = ("checkpoints", "tensorboard")  # nothing in them is ever exported
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class RunSet:
 
     def values(self, task: str, key: str) -> list[float]:
         """A score of every run that has it, in the order of the seeds."""
-        found = [run.scores.get(task, {}) for run in self.runs]
-        return [float(scores[key]) for scores in found if key in scores]
+        scores = [run.scores.get(task, {}) for run in self.runs]
+        return [float(values[key]) for values in scores if key in values]
 
 
 def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
@@ -120,26 +120,26 @@ def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
 
 def seed_folders(path: Path) -> dict[str, Path]:
     """Seed to its run folder, finished or not, in the order of the numbers."""
-    found = {p.name.removeprefix(SEED_PREFIX): p for p in path.glob(f"{SEED_PREFIX}*")}
-    numbers = sorted((int(s), s) for s, p in found.items() if s.isdecimal() and p.is_dir())
-    return {seed: found[seed] for _, seed in numbers}
+    folders = {p.name.removeprefix(SEED_PREFIX): p for p in path.glob(f"{SEED_PREFIX}*")}
+    seeds = [seed for seed, folder in folders.items() if seed.isdecimal() and folder.is_dir()]
+    return {seed: folders[seed] for seed in sorted(seeds, key=lambda seed: (int(seed), seed))}
 
 
 def setting_differences(a: Config, b: Config) -> list[str]:
     """``key: A -> B`` where two settings differ, seed and folder left out."""
-    found = differences(a, b)
-    return [line for line in found if line.split(":")[0] not in ("seed", "seeds", "output")]
+    lines = differences(a, b)
+    return [line for line in lines if line.split(":")[0] not in ("seed", "seeds", "output")]
 
 
 def check_same_setting(a: Run, b: Run) -> None:
     """Two runs differ in their seed alone and were scored on the same tests.
 
     Raises:
-        UserError: They do not.
+        UserError: They differ in more, or in their tests.
     """
-    if a.config and b.config and (found := setting_differences(a.config, b.config)):
+    if a.config and b.config and (changed := setting_differences(a.config, b.config)):
         raise UserError(
-            f"{b.folder}: not the setting of {a.folder.name} ({'; '.join(found)}); "
+            f"{b.folder}: not the setting of {a.folder.name} ({'; '.join(changed)}); "
             "one folder holds one setting"
         )
     if set(a.scores) != set(b.scores):
@@ -151,7 +151,7 @@ def check_same_setting(a: Run, b: Run) -> None:
 
 
 def other_test(a: Run, b: Run, task: str) -> str | None:
-    """Why two scores of one name are not of one test; ``None`` where they are."""
+    """Why two scores of the same name are not from the same test; ``None`` if they are."""
     for fact in ("pairs", "queries", "examples", "source", "dataset", "metric"):
         left, right = a.scores[task].get(fact), b.scores[task].get(fact)
         if left != right:
@@ -160,7 +160,7 @@ def other_test(a: Run, b: Run, task: str) -> str | None:
 
 
 def with_own_names(sets: Sequence[RunSet]) -> list[RunSet]:
-    """Names by which run sets can be told apart: as much of their paths as that takes.
+    """Run sets with distinct names: as much of their paths as that takes.
 
     Raises:
         UserError: A run is given twice.
@@ -179,7 +179,7 @@ def with_own_names(sets: Sequence[RunSet]) -> list[RunSet]:
 def save_scores(path: Path, values: dict[str, Any], items: Items) -> None:
     """Write scores as JSON and, beside them, the values of single items that they are made of.
 
-    The JSON object gets the SHA-256 of the other file, by which :func:`load_runs` tells that they
+    The JSON object gets the SHA-256 of the other file, by which :func:`load_runs` checks that they
     belong together.
     """
     buffer = io.BytesIO()
@@ -192,7 +192,7 @@ def save_scores(path: Path, values: dict[str, Any], items: Items) -> None:
 
 
 def items_file(scores: Path) -> Path:
-    """Where the single items of a file of scores lie."""
+    """The file of single items that belongs to a file of scores."""
     return scores.with_suffix(".npz")
 
 
@@ -250,7 +250,7 @@ def read_json(path: Path, record: type[BaseModel], *keys: str) -> dict[str, Any]
         keys: What it has to hold besides.
 
     Raises:
-        UserError: It is cut short, or holds something else.
+        UserError: It is truncated or holds something else.
     """
     try:
         values: dict[str, Any] = parse(path.read_text(encoding="utf-8"), record)
@@ -300,9 +300,9 @@ def _items(scores: Path, values: dict[str, Any]) -> Items:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             items = dict(file)
         lengths: dict[str, set[int]] = {}
-        for name, found in items.items():
-            sound = found.ndim == 1 and found.dtype.kind in "fiu" and np.isfinite(found).all()
-            lengths.setdefault(name.rpartition(".")[0], set()).add(len(found) if sound else -1)
+        for name, array in items.items():
+            valid = array.ndim == 1 and array.dtype.kind in "fiu" and np.isfinite(array).all()
+            lengths.setdefault(name.rpartition(".")[0], set()).add(len(array) if valid else -1)
         if all(len(sizes) == 1 and -1 not in sizes for sizes in lengths.values()):
             return items
     except (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 
 from huggingface_hub import HfApi
@@ -24,8 +24,8 @@ WAIT_AT_THE_END = 300.0
 class CheckpointPushes:
     """Sends each checkpoint's model, without optimiser state, to a branch of a private repository.
 
-    One push at a time, in a thread of its own; a checkpoint that comes while the one before is
-    still on its way is left out. Whatever goes wrong is a line, never the end of the training.
+    One push at a time, in a thread of its own; a checkpoint that comes while an earlier one
+    is still being pushed is left out. Whatever goes wrong is a line in the log; training goes on.
     """
 
     def __init__(self, repository: str) -> None:
@@ -35,57 +35,42 @@ class CheckpointPushes:
     def send(self, model: SentenceTransformer, step: int) -> None:
         """Copy the model to a folder of its own, since weights move on, and send it."""
         if self.thread is not None and self.thread.is_alive():
-            tqdm.write(f"step {step:,}: not pushed, the push before is under way")
+            tqdm.write(f"step {step:,}: not pushed, an earlier push is still under way")
             return
-        folder = None
         try:
-            folder = Path(tempfile.mkdtemp(prefix="simcse-push-"))
-            encoder.save(encoder.exported(model), folder)
+            with ExitStack() as stack:
+                folder = stack.enter_context(TemporaryDirectory(prefix="simcse-push-"))
+                encoder.save(encoder.exported(model), Path(folder))
+                cleanup = stack.pop_all()
         except (OSError, SafetensorError) as error:  # no room for the copy
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
             self._warn(step, error)
             return
-        self.thread = Thread(target=self._push, args=(folder, step), daemon=True)
+        # Not the client's run_as_future: Python would wait for it at exit, however long it takes.
+        self.thread = Thread(target=self._push, args=(folder, step, cleanup), daemon=True)
         self.thread.start()
 
     def finish(self) -> None:
-        """Wait for the last push, but not for ever."""
+        """Wait for the last push, at most :data:`WAIT_AT_THE_END`."""
         if self.thread is not None:
             self.thread.join(WAIT_AT_THE_END)
 
-    def _push(self, folder: Path, step: int) -> None:
-        api = HfApi()
+    def _push(self, folder: str, step: int, cleanup: ExitStack) -> None:
+        api, name = HfApi(), self.repository
+
+        def push() -> None:
+            api.create_repo(name, private=True, exist_ok=True)
+            if not api.model_info(name).private:
+                raise UserError(f"{name} is public; checkpoints go to private ones")
+            api.create_branch(name, branch=BRANCH, exist_ok=True)
+            api.upload_folder(
+                repo_id=name, folder_path=folder, revision=BRANCH, commit_message=f"step {step}"
+            )
+
         try:
-            with_retries(
-                lambda: api.create_repo(self.repository, private=True, exist_ok=True),
-                f"create {self.repository}",
-                attempts=1,
-            )
-            info = with_retries(
-                lambda: api.model_info(self.repository), f"look for {self.repository}", attempts=1
-            )
-            if not info.private:
-                raise UserError(f"{self.repository} is public; checkpoints go to private ones")
-            with_retries(
-                lambda: api.create_branch(self.repository, branch=BRANCH, exist_ok=True),
-                f"make branch {BRANCH}",
-                attempts=1,
-            )
-            with_retries(
-                lambda: api.upload_folder(
-                    repo_id=self.repository,
-                    folder_path=folder,
-                    revision=BRANCH,
-                    commit_message=f"step {step}",
-                ),
-                f"push to {self.repository}",
-                attempts=1,
-            )
+            with cleanup:
+                with_retries(push, f"push to {name}", attempts=1)
         except Exception as error:  # a thread has nobody to raise to
             self._warn(step, error)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _warn(self, step: int, error: Exception) -> None:
         reason = masked(str(error))

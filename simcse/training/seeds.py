@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,12 @@ def summary_of(runs: RunSet) -> dict[str, Any]:
         "seeds": [run.config.seed for run in runs.runs if run.config],
         "dev": {
             **_dev_of(runs, "task", "metric"),
-            **_dev_summary(runs).as_dict(),
+            **asdict(_dev_summary(runs)),
             "best_seed": best.seed if best else None,
         },
         "test": {
             task: {
-                key: summarize(runs.values(task, key)).as_dict()
+                key: asdict(summarize(runs.values(task, key)))
                 for other, key in shown_scores(runs.runs[0].scores)
                 if other == task
             }

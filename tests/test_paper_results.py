@@ -4,11 +4,11 @@ import pytest
 
 from simcse.errors import UserError
 from simcse.evaluation.names import STS
-from simcse.evaluation.published import comparison, find, published
+from simcse.evaluation.paper_results import comparison, find, paper_results
 
 
 def test_averages_follow_from_the_scores():
-    for entry in published():
+    for entry in paper_results():
         assert 50 < entry.average < 90, entry.slug
         if entry.scores is None:
             continue
@@ -18,7 +18,7 @@ def test_averages_follow_from_the_scores():
 
 
 def test_every_entry_has_a_source_and_a_name_of_its_own():
-    entries = published()
+    entries = paper_results()
     assert len({entry.slug for entry in entries}) == len(entries)
     assert all("https://" in entry.source for entry in entries)
 

@@ -16,7 +16,7 @@ FILE = Path(__file__).parent.parent / "assets" / "published.yaml"
 
 
 @dataclass(frozen=True)
-class Published:
+class PaperResult:
     """One line of a paper's table; scores ×100, as printed there."""
 
     group: str
@@ -33,52 +33,46 @@ class Published:
         return f"{self.group}/{self.name}"
 
 
-def published() -> list[Published]:
+def paper_results() -> list[PaperResult]:
     """Every entry of ``assets/published.yaml``."""
-    groups = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return [
-        Published(
-            group,
-            row["name"],
-            tuple(row["scores"][:7]) if "scores" in row else None,
-            row["scores"][7] if "scores" in row else row["average"],
-            row["source"],
-            row.get("note"),
-        )
-        for group, rows in groups.items()
-        for row in rows
-    ]
+    results = []
+    for group, rows in yaml.safe_load(FILE.read_text(encoding="utf-8")).items():
+        for row in rows:
+            *scores, average = row.get("scores") or [row["average"]]
+            source, note = row["source"], row.get("note")
+            results.append(
+                PaperResult(group, row["name"], tuple(scores) or None, average, source, note)
+            )
+    return results
 
 
-def find(word: str) -> list[Published]:
+def find(word: str) -> list[PaperResult]:
     """Entries of a group (``bert-base-unsup``) or one entry (``bert-base-unsup/SimCSE``).
 
     Raises:
         UserError: There is no such name.
     """
-    entries = published()
-    found = [entry for entry in entries if word in (entry.group, entry.slug)]
-    if not found:
+    entries = paper_results()
+    chosen = [entry for entry in entries if word in (entry.group, entry.slug)]
+    if not chosen:
         groups = dict.fromkeys(entry.group for entry in entries)
         names = [entry.slug for entry in entries] if "/" in word else groups
         raise UserError(f"--against {word}: unknown{nearest(word, names)}")
-    return found
+    return chosen
 
 
-def comparison(name: str, scores: Scores, rivals: list[Published]) -> str:
+def comparison(name: str, scores: Scores, rivals: list[PaperResult]) -> str:
     """A table with a user's model above the published ones, and their sources."""
-    # mteb's text is the same but for SICK-R.
-    mine_by_task = {
-        task: scores.get(task) or (scores.get(mteb_name(task)) if task != "SICK-R" else None)
-        for task in STS
-    }
-    found = {task: values for task, values in mine_by_task.items() if values}
-    if not found:
+    own: Scores = {}
+    for task in STS:  # mteb's text is the same but for SICK-R
+        values = scores.get(task) or (scores.get(mteb_name(task)) if task != "SICK-R" else None)
+        if values:
+            own[task] = values
+    if not own:
         raise UserError(f"--against: none of {', '.join(STS)} was scored")
-    mine = [100 * float(found[t]["cosine_spearman"]) if t in found else None for t in STS]
-    average = average_of_seven(found)
-    rows = [["model", *STS, "average"]]
-    rows.append([name, *map(_cell, mine), _cell(None if average is None else 100 * average)])
+    rhos = [own[task]["cosine_spearman"] if task in own else None for task in STS]
+    mine = [None if rho is None else 100 * float(rho) for rho in (*rhos, average_of_seven(own))]
+    rows = [["model", *STS, "average"], [name, *map(_cell, mine)]]
     notes = []
     for rival in rivals:
         rows.append([rival.name, *map(_cell, rival.scores or (None,) * 7), _cell(rival.average)])
