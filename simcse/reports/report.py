@@ -9,7 +9,6 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from simcse import __version__
-from simcse.config.settings import Config
 from simcse.evaluation.protocol import PROTOCOL
 from simcse.evaluation.statistics import summarize
 from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
@@ -105,8 +104,9 @@ def _settings(sets: Sequence[RunSet]) -> list[list[str]]:
     """A head and a row for every setting that differs between the training runs."""
     trained = [(runs.name, config) for runs in sets if (config := runs.runs[0].config)]
     rows = [["setting", *(name for name, _ in trained)]]
-    for key in Config().settings():
-        values = [str(config.settings()[key]) for _, config in trained]
+    # The terms of an objective are keys that only some of the runs may have.
+    for key in dict.fromkeys(key for _, config in trained for key in config.settings()):
+        values = [str(config.settings().get(key)) for _, config in trained]
         if key not in ("seed", "seeds", "output") and len(set(values)) > 1:
             rows.append([key, *values])
     return rows
