@@ -18,8 +18,8 @@ from typing import NoReturn, TextIO, cast, get_args
 
 from simcse import __version__
 from simcse.cli import commands
-from simcse.config.reading import config_names
-from simcse.config.settings import Pooling, Role
+from simcse.config.reading import config_names, nearest_settings
+from simcse.config.settings import Config, Pooling, Role
 from simcse.errors import (
     HubUnreachableError,
     SaidElsewhereError,
@@ -27,7 +27,7 @@ from simcse.errors import (
     UserError,
     first_line,
 )
-from simcse.terminal import VisibleOutput, complain, visible
+from simcse.terminal import VisibleOutput, complain
 
 EXIT_USER_ERROR = 2
 EXIT_DISK = 1
@@ -78,16 +78,10 @@ def _run(arguments: list[str]) -> int:
         Path.cwd()
     except FileNotFoundError:
         return _fail("the working folder is gone; change to one that is there", EXIT_USER_ERROR)
-    parser = _parser()
-    parsed, extra = parser.parse_known_args(arguments)
-    takes_settings = parsed.run in (commands.train, commands.prefetch)
-    if extra and (not takes_settings or not all("=" in word for word in extra)):
-        parser.error(f"unrecognized arguments: {' '.join(extra)}")
-    if extra:  # --training.batch_size=128 means the same as training.batch_size=128
-        parsed.words += extra
     try:
-        command: Callable[[argparse.Namespace, list[str]], None] = parsed.run
-        command(parsed, arguments)
+        parsed = _parse(arguments)
+        command: Callable[[argparse.Namespace], None] = parsed.run
+        command(parsed)
     except HubUnreachableError as error:
         return _fail(f"{error}; {commands.how_to_fetch(parsed)}", EXIT_USER_ERROR)
     except UserError as error:
@@ -114,9 +108,65 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The arguments of a command; those of a config's settings are in ``words``.
+
+    Raises:
+        UserError: A setting is given without a value.
+        SystemExit: Unknown or missing arguments, once they are named; or ``--help``.
+    """
+    takes_settings = arguments[:1] in (["train"], ["prefetch"])
+    words = _with_settings(arguments) if takes_settings else arguments
+    parsed, extra = _parser().parse_known_args(words)
+    if takes_settings:  # argparse takes words between options for unknown
+        parsed.words += [word for word in extra if not word.startswith("-")]
+        extra = [word for word in extra if word.startswith("-")]
+    if extra:
+        _Parser().error(f"unrecognized argument: {extra[0]}{_hint(extra[0], words)}")
+    parsed.arguments = arguments
+    return parsed
+
+
+def _with_settings(arguments: list[str]) -> list[str]:
+    """``--key=value`` and ``--key value`` as ``key=value``, where the key is one of a config's.
+
+    Raises:
+        UserError: Such a key without a value.
+    """
+    words: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or key.partition(".")[0] not in Config.model_fields:
+            words.append(word)
+            continue
+        if not equals:
+            value = next(rest, "--")
+            if value.startswith("--"):
+                raise UserError(f"argument {word}: expected a value, as in {key}=VALUE")
+        words.append(f"{key}={value}")
+    return words
+
+
+def _hint(word: str, arguments: list[str]) -> str:
+    """Towards what would work instead of an unknown option."""
+    name, command = word.lstrip("-").partition("=")[0], arguments[0]
+    if word in ("-v", "-V", "--verbose"):
+        return " (nothing more is printed than always; simcse --version prints the version)"
+    if word in ("-q", "--quiet", "--silent"):
+        return " (to see mistakes only, add > /dev/null)"
+    if command == "evaluate" and name == "model":
+        return " (the model is named without an option: simcse evaluate MODEL)"
+    if command in ("train", "prefetch") and (near := nearest_settings(name)):
+        return f" (did you mean {near[0]}=VALUE?)"
+    return f" (see simcse {command} --help)"
+
+
 class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong; how a command is used is for ``--help``."""
+
     def error(self, message: str) -> NoReturn:
-        super().error(visible(message))
+        sys.exit(_fail(message, EXIT_USER_ERROR))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,6 +187,18 @@ def _parser() -> argparse.ArgumentParser:
         "--schema", action="store_true", help="print the JSON schema of a config and stop"
     )
     train.set_defaults(run=commands.train)
+
+    settings = subcommands.add_parser(
+        "settings",
+        help="show the settings of a config",
+        description="Show every setting of a config: type, default, meaning.",
+    )
+    settings.add_argument(
+        "word",
+        nargs="?",
+        help="only settings with this in their name, or, where there are none, in their meaning",
+    )
+    settings.set_defaults(run=commands.settings)
 
     prefetch = subcommands.add_parser(
         "prefetch",
@@ -299,6 +361,7 @@ def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_config_words(parser: argparse.ArgumentParser) -> None:
+    parser.allow_abbrev = False  # what is no option may be a setting
     parser.add_argument(
         "words",
         nargs="*",
@@ -307,6 +370,11 @@ def _add_config_words(parser: argparse.ArgumentParser) -> None:
         "and settings such as training.batch_size=128",
     )
     parser.add_argument("--config", metavar="FILE", help="the config, as an option")
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="one run for each combination of values such as training.learning_rate=1e-4,2e-4",
+    )
 
 
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None:

@@ -36,7 +36,7 @@ from simcse.publishing.card_facts import (
 from simcse.publishing.markdown import Markdown, fenced
 from simcse.reports.records import MadeFrom
 from simcse.reports.runs import ENVIRONMENT_FILE, read_json
-from simcse.training.seeds import summary_cells
+from simcse.reports.summary import summary_cells
 
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "simcse"]
 _DENSE = "a dense layer with tanh"
