@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -124,9 +125,7 @@ def test_the_best_setting_is_that_of_the_best_mean_dev_score(swept):
     assert load_runs(swept, ["3"]).runs[0].folder == swept / best / "seed-3"
 
 
-def test_the_same_command_shows_the_table_and_another_value_is_added(
-    config, swept, tmp_path, capsys
-):
+def test_the_same_command_shows_the_table_again(config, swept, capsys):
     before = {path: path.stat().st_mtime_ns for path in swept.rglob("*") if path.is_file()}
     assert sweep(config, swept, "training.learning_rate=1e-3,2e-3", "seeds=3,5") == 0
     output = capsys.readouterr().out
@@ -136,6 +135,14 @@ def test_the_same_command_shows_the_table_and_another_value_is_added(
     assert "best of 2 settings by dev, by the mean of 2 seeds: learning_rate=" in output
     changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert changed == {"summary.json"}
+
+
+def test_another_value_is_added_without_repeating_the_others(config, swept, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(swept, folder)
+    assert sweep(config, folder, "training.learning_rate=1e-3,4e-3", "seeds=3,5") == 0
+    assert capsys.readouterr().out.count("is finished:") == 2
+    assert [runs.name for runs in load_sets(folder)] == [*NAMES, "learning_rate=4e-3"]
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(config, swept, tmp_path, monkeypatch, capsys):
