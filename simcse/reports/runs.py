@@ -124,13 +124,12 @@ def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
             raise UserError(f"{path}: a single run, it has no seeds to choose from")
         return RunSet(path.name, [_load(path / SCORES_FILE)])
     there = seed_folders(path)
-    plan = read_plan(path)
-    if not there and plan.names:
+    if not there and read_plan(path).names:
         return load_runs(path / best_setting(load_sets(path)).name, seeds)
     if not there:
         raise UserError(f"{path}: no {SCORES_FILE} in it, so it is no finished run")
     if seeds is None:
-        planned = [str(seed) for seed in plan.seeds] or list(there)
+        planned = [str(seed) for seed in read_plan(path).seeds] or list(there)
         seeds = list(dict.fromkeys([*planned, *there]))
     elif missing := [seed for seed in seeds if seed not in there]:
         raise UserError(f"{path.name}: no seed {missing[0]}; there are {', '.join(there)}")
