@@ -1,24 +1,32 @@
 """SimCSE: train, evaluate and use sentence embeddings learned by contrast.
 
-``from simcse import SimCSE`` is the whole public Python interface for using a model. Importing
-this package does not import torch; the first use of :class:`SimCSE` does.
+``from simcse import SimCSE, load_config, train, evaluate`` is the whole public Python interface.
+Importing this package does not import torch; the first use of one of them does.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from simcse.api import evaluate, train
+    from simcse.config.reading import load_config
     from simcse.inference.model import SimCSE
 
 __version__ = "0.1.0"
-__all__ = ["SimCSE", "__version__"]
+__all__ = ["SimCSE", "__version__", "evaluate", "load_config", "train"]
+
+_HOMES = {
+    "SimCSE": "simcse.inference.model",
+    "evaluate": "simcse.api",
+    "load_config": "simcse.config.reading",
+    "train": "simcse.api",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Load :class:`SimCSE` on first use, so that ``import simcse`` stays light (PEP 562)."""
-    if name == "SimCSE":
-        from simcse.inference.model import SimCSE
-
-        return SimCSE
+    """Load a public name on first use, so that ``import simcse`` stays light (PEP 562)."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'simcse' has no attribute {name!r}")

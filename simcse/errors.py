@@ -29,6 +29,10 @@ class HubUnreachableError(UserError):
     """
 
 
+class DivergedError(UserError):
+    """Training came to a loss, gradient or dev score that is not a number; all processes know."""
+
+
 class SaidElsewhereError(RuntimeError):
     """Ends one of several processes when another one prints what went wrong."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 _LONGEST = 800  # characters of an error line
@@ -28,6 +29,42 @@ def complain(message: str) -> None:
         line = f"{line[: _LONGEST - 200]} … {line[-200:]}"
     with suppress(BrokenPipeError):  # nobody reads it
         print(line, file=sys.stderr)
+
+
+def silence_libraries() -> Callable[[], None]:
+    """Keep the libraries' notices and progress bars out of the output.
+
+    Returns:
+        What gives them their voice back.
+    """
+    from datasets.utils import logging as bars  # here, since errors need no such imports
+    from transformers.utils import logging as notices
+
+    verbosity = notices.get_verbosity()
+    notices_have_bars = notices.is_progress_bar_enabled()
+    had_bars = bars.is_progress_bar_enabled()
+    notices.set_verbosity_error()
+    notices.disable_progress_bar()
+    bars.disable_progress_bar()
+
+    def restore() -> None:
+        notices.set_verbosity(verbosity)
+        if notices_have_bars:
+            notices.enable_progress_bar()
+        if had_bars:
+            bars.enable_progress_bar()
+
+    return restore
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """As :func:`silence_libraries`, until the block ends."""
+    restore = silence_libraries()
+    try:
+        yield
+    finally:
+        restore()
 
 
 class VisibleOutput:

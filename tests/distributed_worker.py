@@ -20,10 +20,10 @@ from test_caching import MINI_BATCH, OBJECTIVES, gradients
 from transformers import DataCollatorForLanguageModeling, set_seed
 
 from simcse import distributed
-from simcse.cli import commands
 from simcse.config.reading import validate
 from simcse.encoders import encoder
 from simcse.errors import Terminated
+from simcse.terminal import silence_libraries
 from simcse.training import loop, run
 
 CASES = [(name, size) for name in OBJECTIVES if name != "two_rates" for size in (None, MINI_BATCH)]
@@ -106,7 +106,7 @@ def train_with_a_stop(path: Path) -> None:
 if __name__ == "__main__":
     folder, name = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    commands._quiet_libraries()
+    silence_libraries()
     with distributed.session():
         own = distributed.rank()
         found = all_gradients(folder / f"scratch-{own}", name, ("copies", "shards"))

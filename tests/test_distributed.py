@@ -259,7 +259,7 @@ from simcse import distributed
 from simcse.cli import main
 from simcse.training import run
 from simcse.errors import UserError
-def train(config, command):
+def train(config, command, twin):
     if distributed.rank() == int(sys.argv[1]):
         raise UserError("only here")
     distributed.gather(torch.ones(1))

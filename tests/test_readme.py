@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 
 from simcse import SimCSE
-from simcse.cli.main import _parser
-from simcse.config.reading import load_config
+from simcse.cli.arguments import make_parser
+from simcse.config.reading import load_config, load_sweep
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
 
@@ -46,22 +46,42 @@ def test_command_lines_parse(words):
         arguments = [script.removesuffix(".py"), *arguments]
     else:
         assert program == ".venv/bin/simcse"
-    parsed = _parser().parse_args(arguments)
+    parsed = make_parser().parse_args(arguments)
     if arguments[0] == "train":
         name, *settings = parsed.words
-        load_config(name, settings)  # raises where a setting is misspelt
+        load_sweep(name, settings) if parsed.sweep else load_config(
+            name, settings
+        )  # raises where a setting is misspelt
 
 
 def test_python_example_runs(tiny, tmp_path, monkeypatch):
     encoder.save(encoder.build(EncoderConfig(name=str(tiny))), tmp_path / "outputs" / "quickstart")
     monkeypatch.chdir(tmp_path)
-    [example] = blocks("python")
+    example, _ = blocks("python")
     names: dict[str, object] = {}
     exec(example, names)
     assert isinstance(names["simcse"], SimCSE)
     assert names["simcse"].search("He plays the violin.", threshold=0.99)[0][0] == (
         "He plays the violin."
     )
+
+
+def test_python_example_trains(tiny, text_file, tmp_path, monkeypatch):
+    """As it stands, but with a smaller config in the place of the quickstart."""
+    (tmp_path / "quickstart.yaml").write_text(
+        f"encoder: {{name: '{tiny}'}}\n"
+        f"data: {{train: '{text_file}'}}\n"
+        "training: {batch_size: 8, steps: 4}\n"
+        "evaluation: {raw_poolings: []}\n"
+    )
+    monkeypatch.setattr("simcse.config.reading.CONFIG_FOLDERS", (tmp_path,))
+    monkeypatch.chdir(tmp_path)
+    _, example = blocks("python")
+    names: dict[str, object] = {}
+    exec(example, names)
+    run = names["run"]
+    assert run.folder == tmp_path / "outputs" / "python"
+    assert run.config.training.learning_rate == 1e-4
 
 
 def test_the_architecture_page_names_every_file():

@@ -30,7 +30,7 @@ from simcse.training.interruption import StopSignals
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
-    ["simcse.cli.main", "simcse.training.run", "simcse.training.seeds", __name__]
+    ["simcse.cli.main", "simcse.training.run", "simcse.training.several", __name__]
 )
 
 CLOCKS = ("minutes", "runtime", "per_second")

@@ -13,53 +13,58 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import get_args
 
-from simcse.config.reading import json_schema, load_config
-from simcse.config.settings import TASK_ALIASES, Config, TaskName
+from simcse.config.describe import settings_text
+from simcse.config.reading import json_schema, load_config, load_sweep
+from simcse.config.settings import MTEB, Config, at_commas
 from simcse.errors import UserError
-from simcse.evaluation.names import GROUPS, MTEB
-from simcse.terminal import visible
+from simcse.terminal import silence_libraries, visible
 
 
-def train(parsed: argparse.Namespace, arguments: list[str]) -> None:
+def train(parsed: argparse.Namespace) -> None:
     """Train one seed or several, or show what would be done."""
     if parsed.schema:
         print(json.dumps(json_schema(), indent=2))
         return
-    command = ["train", *arguments[1:]]
     if "LOCAL_RANK" not in os.environ:
-        _train(load_config(*_config_words(parsed)), command, dry_run=parsed.dry_run)
+        _train(parsed)
         return
     from simcse import distributed  # takes torch, which a mistake in a config need not wait for
 
     with distributed.session():
-        _train(load_config(*_config_words(parsed)), command, dry_run=parsed.dry_run)
+        _train(parsed)
 
 
-def _train(config: Config, command: list[str], *, dry_run: bool) -> None:
+def _train(parsed: argparse.Namespace) -> None:
+    configs = _configs(parsed)
     _quiet_libraries()
-    from simcse.training import run, seeds
+    from simcse.training import several
 
-    if config.seeds:
-        seeds.train_seeds(config, command, dry_run=dry_run)
-    elif dry_run:
-        run.dry_run(config)
+    command = ["train", *parsed.arguments[1:]]
+    if parsed.sweep:
+        several.train_sweep(configs, command, dry_run=parsed.dry_run)
     else:
-        run.train(config, command)
+        [config] = configs.values()
+        several.train(config, command, dry_run=parsed.dry_run)
 
 
-def prefetch(parsed: argparse.Namespace, arguments: list[str]) -> None:
+def settings(parsed: argparse.Namespace) -> None:
+    """Print what can be set, and what it means."""
+    print(settings_text(parsed.word))
+
+
+def prefetch(parsed: argparse.Namespace) -> None:
     """Download what a config needs."""
-    config = load_config(*_config_words(parsed))
+    configs = _configs(parsed)
     _quiet_libraries()
     _show_transfers()
     from simcse.publishing.prefetch import prefetch
 
-    prefetch(config)
+    for config in configs.values():
+        prefetch(config)
 
 
-def export(parsed: argparse.Namespace, arguments: list[str]) -> None:
+def export(parsed: argparse.Namespace) -> None:
     """Write the model as others load it, or as an ONNX graph."""
     _quiet_libraries()
     from simcse.publishing.export import new_folder, write_model_folder
@@ -76,7 +81,7 @@ def export(parsed: argparse.Namespace, arguments: list[str]) -> None:
     print(f"written to {output}")
 
 
-def publish(parsed: argparse.Namespace, arguments: list[str]) -> None:
+def publish(parsed: argparse.Namespace) -> None:
     """Push a run to the Hub, or show what would be pushed."""
     _quiet_libraries()
     _show_transfers()
@@ -100,21 +105,19 @@ def how_to_fetch(parsed: argparse.Namespace) -> str:
         return "nothing here was changed; repeat the command when the Hub answers"
     if parsed.run is not train:
         return "repeat the command when the Hub answers"
-    name, overrides = _config_words(parsed)
-    command = shlex.join(["simcse", "prefetch", name, *overrides])
+    name, words = _config_words(parsed)
+    command = shlex.join(["simcse", "prefetch", name, *words, *["--sweep"] * parsed.sweep])
     return f"fetch it when the Hub answers, with: {command}"
 
 
-def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
+def evaluate(parsed: argparse.Namespace) -> None:
     """Score a model and print the table."""
     _quiet_libraries()
     from simcse.encoders.encoder import fingerprint
-    from simcse.encoders.encoding import encode_by_length
     from simcse.encoders.loading import DEFAULT_MODEL, load_model
     from simcse.evaluation import paper_results
-    from simcse.evaluation.protocol import PROTOCOL, EmbeddingCache
-    from simcse.evaluation.protocol import evaluate as score
-    from simcse.evaluation.sources import load_geometry, load_task, task_names
+    from simcse.evaluation.protocol import PROTOCOL
+    from simcse.evaluation.scoring import is_hub_name, load_tasks, score_model
     from simcse.evaluation.table import collapse_lines, score_table
     from simcse.reports.runs import save_scores
 
@@ -128,39 +131,20 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
         [name, parsed.data],
         overwrite=parsed.overwrite,
     )
-    ours, theirs = _split_tasks(parsed.tasks, has_data=data is not None)
-    names, missing = task_names(ours, data)
-    tasks = [load_task(task, data) for task in names]
-    tasks.append(load_geometry(data, dev_only=False))
-    mteb_tasks = []
-    if theirs:
-        from simcse.evaluation.mteb_tasks import evaluate_mteb, find_tasks, revision_of
-
-        mteb_tasks = find_tasks(theirs)
+    tasks = load_tasks(_task_words(parsed.tasks), data)
     model = load_model(
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
     )
-    bar = sys.stderr.isatty()
-    encode = EmbeddingCache(
-        lambda texts: encode_by_length(model, texts, parsed.batch_size, show_progress=bar)
+    evaluation = score_model(
+        model,
+        tasks,
+        parsed.batch_size,
+        name=name,
+        mteb_folder=output.parent / "mteb",
+        hub_name=name if is_hub_name(name) and not parsed.pooling else None,
+        show_progress=sys.stderr.isatty(),
     )
-    evaluation = score(encode, tasks)
     scores = evaluation.scores
-    if mteb_tasks:
-        geometry = scores.pop("geometry")
-        is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-        full_name = name if is_hub_name else None
-        scores |= evaluate_mteb(
-            model,
-            encode,
-            full_name or f"local/{_base_name(name)}",
-            revision_of(model, None if parsed.pooling else full_name),
-            mteb_tasks,
-            data,
-            output.parent / "mteb",
-            parsed.batch_size,
-        )
-        scores["geometry"] = geometry
     result = {
         "model": name,
         "fingerprint": fingerprint(model),
@@ -172,15 +156,16 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     print(score_table(columns))
     for line in collapse_lines(columns):
         print(line)
-    if missing:
-        print(f"\nnot in {data}, so without an average of seven: {', '.join(missing)}")
+    if tasks.missing:
+        names = ", ".join(tasks.missing)
+        print(f"\nnot in {data}, so without an average of seven: {names}")
     if rivals:
         print(f"\n{paper_results.comparison(_base_name(name), scores, rivals)}")
     print(f"\nprotocol: {PROTOCOL}")
     print(f"written to {output}")
 
 
-def compare(parsed: argparse.Namespace, arguments: list[str]) -> None:
+def compare(parsed: argparse.Namespace) -> None:
     """Print the differences of two runs, or of two settings under several seeds."""
     from simcse.reports.compare import comparison_text
     from simcse.reports.runs import load_runs, with_own_names
@@ -196,17 +181,17 @@ def compare(parsed: argparse.Namespace, arguments: list[str]) -> None:
     print(comparison_text(*with_own_names(sets)))
 
 
-def report(parsed: argparse.Namespace, arguments: list[str]) -> None:
+def report(parsed: argparse.Namespace) -> None:
     """Write the HTML page and its pictures."""
     from simcse.reports.report import write_report
-    from simcse.reports.runs import load_runs
+    from simcse.reports.runs import load_sets
 
-    runs = [load_runs(Path(folder)) for folder in parsed.runs]
+    runs = [runs for folder in parsed.runs for runs in load_sets(Path(folder))]
     page = write_report(runs, Path(parsed.output), overwrite=parsed.overwrite)
     print(f"written to {page}")
 
 
-def encode(parsed: argparse.Namespace, arguments: list[str]) -> None:
+def encode(parsed: argparse.Namespace) -> None:
     """Embed every row of a file."""
     _quiet_libraries()
     import numpy as np
@@ -243,7 +228,7 @@ def encode(parsed: argparse.Namespace, arguments: list[str]) -> None:
     print(f"{output}: {rows:,} embeddings of width {width}, row i is row i of the file")
 
 
-def search(parsed: argparse.Namespace, arguments: list[str]) -> None:
+def search(parsed: argparse.Namespace) -> None:
     """Print the most similar sentences of a corpus or an index."""
     source = [option for option in (parsed.corpus, parsed.index) if option]
     if len(source) != 1:
@@ -278,6 +263,12 @@ def search(parsed: argparse.Namespace, arguments: list[str]) -> None:
             print(f"  nothing at or above --threshold {parsed.threshold}")
 
 
+def _configs(parsed: argparse.Namespace) -> dict[str, Config]:
+    """The one config that the arguments describe, or all of a sweep, by name."""
+    name, words = _config_words(parsed)
+    return load_sweep(name, words) if parsed.sweep else {name: load_config(name, words)}
+
+
 def _config_words(parsed: argparse.Namespace) -> tuple[str, list[str]]:
     """Name of the config and the settings given beside it."""
     positional = [word for word in parsed.words if "=" not in word]
@@ -287,22 +278,13 @@ def _config_words(parsed: argparse.Namespace) -> tuple[str, list[str]]:
     return named[0] if named else "quickstart", [word for word in parsed.words if "=" in word]
 
 
-_OURS = {name.lower(): name for name in (*get_args(TaskName), *TASK_ALIASES, *GROUPS)}
-
-
-def _split_tasks(text: str | None, *, has_data: bool) -> tuple[list[str], list[str]]:
-    """Names of our tasks and groups, and of mteb's without their prefix."""
+def _task_words(text: str | None) -> list[str] | None:
     if text is None:
-        return (["sts"] if has_data else ["pairs", "docstrings"]), []
-    # A benchmark's name may hold a comma: MTEB(eng, v2).
-    words = [word.strip() for word in re.split(r",(?![^()]*\))", text)]
-    words = [word for word in words if word.removeprefix(MTEB)]
+        return None
+    words = [word for word in at_commas(text) if word.removeprefix(MTEB)]
     if not words:
         raise UserError("--tasks: name at least one task")
-    ours = [_OURS[word.lower()] for word in words if word.lower() in _OURS]
-    theirs = [word.removeprefix(MTEB) for word in words if word.lower() not in _OURS]
-    # mteb has a task STSB too, a Chinese one.
-    return ours, ["STSBenchmark" if name in ("STSB", "STS-B") else name for name in theirs]
+    return words
 
 
 def _score_file(path: Path, inputs: list[str | None], *, overwrite: bool) -> Path:
@@ -336,12 +318,7 @@ def _base_name(model: str) -> str:
 def _quiet_libraries() -> None:
     """Keep the libraries' notices out of the output; ours and real warnings stay."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bar()
+    silence_libraries()
 
 
 def _show_transfers() -> None:

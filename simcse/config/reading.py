@@ -12,26 +12,29 @@ import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from simcse.config.settings import (
-    Config,
-    leaves,
-    objective_from_terms,
-    temperature_from_number,
-    terms_by_name,
-)
-from simcse.errors import UserError, first_line
+from simcse.config.overrides import combinations, parse_overrides, with_overrides
+from simcse.config.settings import Config, leaves
+from simcse.config.yaml_values import read_values
+from simcse.errors import UserError
 
 # The clone keeps the configs beside the package, a wheel carries them inside it.
 _PACKAGE = Path(__file__).parent.parent
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+_SUFFIXES_OF_TEXT = {".txt", ".csv", ".tsv", ".jsonl", ".parquet"}
+_BOUNDS = {
+    "ge": "minimum",
+    "gt": "exclusiveMinimum",
+    "le": "maximum",
+    "lt": "exclusiveMaximum",
+}
 
 
 def config_names() -> list[str]:
@@ -46,6 +49,11 @@ def find_config(name_or_path: str) -> Path:
         UserError: There is no such file; the message lists the names that exist.
     """
     path = Path(name_or_path)
+    if set(path.suffixes) & _SUFFIXES_OF_TEXT:
+        raise UserError(
+            f"config {path}: a config is a .yaml file; to train on this text: "
+            f"simcse train quickstart data.train={path}"
+        )
     if path.is_file():
         return path
     # `configs/quickstart.yaml` works from an installed wheel too, where no such folder exists.
@@ -56,31 +64,67 @@ def find_config(name_or_path: str) -> Path:
     raise UserError(f"config {name_or_path}: no such file; shipped are {', '.join(config_names())}")
 
 
-def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML config, apply ``key=value`` overrides and validate the result.
+def load_config(
+    name_or_path: str | Path = "quickstart", overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
+    """Read a YAML config, apply overrides and validate the result.
 
     Args:
         name_or_path: A YAML file, or the bare name of a shipped config.
-        overrides: Items such as ``training.learning_rate=5e-5``; the value is read as YAML, a
-            leading ``--`` is ignored.
+        overrides: From Python a mapping of dotted keys, such as ``{"training.steps": 10}``; from
+            the command line words such as ``training.learning_rate=5e-5``, whose value is read as
+            YAML and whose leading ``--`` is ignored.
 
     Raises:
         UserError: Unreadable YAML, unknown keys (with the nearest valid ones), wrong types or
-            values out of range; one line names every problem.
+            values out of range; one line names every problem, and tells those of the file from
+            those of the overrides.
     """
-    path = find_config(name_or_path)
-    values = read_values(path)
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
-    _write_out_short_forms(values)
-    for override in overrides:
-        _apply_override(values, override)
-        _write_out_short_forms(values)
+    path = find_config(str(name_or_path))
+    own = read_values(path)
+    if own is None:
+        own = {}
+    if not isinstance(own, dict):
+        raise UserError(f"{path}: expected a mapping of settings, found {type(own).__name__}")
+    default = {"output": f"outputs/{path.stem}"}
+    if own.get("output") is None:
+        own |= default
+    pairs = parse_overrides(overrides)
+    values = with_overrides(own, pairs)
     if values.get("output") is None:
-        values["output"] = f"outputs/{path.stem}"
-    return validate(values, where=str(path))
+        values |= default
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        found = list(problems(error, Config))
+        of_the_file = [problem for problem in found if problem in _mistakes(own)]
+        of_overrides = [problem for problem in found if problem not in of_the_file]
+        lines = [f"{path}: {'; '.join(of_the_file)}"] if of_the_file else []
+        lines += [f"arguments: {'; '.join(of_overrides)}"] if of_overrides else []
+        if any(f"got {value!r}" in lines[-1] for _, value in pairs if "," in str(value)):
+            lines[-1] += " (to try several values, add --sweep)"
+        raise UserError("; ".join(lines)) from error
+
+
+def load_sweep(name_or_path: str, words: Sequence[str]) -> dict[str, Config]:
+    """The configs of a sweep, one for each combination of the values that the words list.
+
+    Returns:
+        Name of the run folder, inside of the ``output`` of all, to its config.
+
+    Raises:
+        UserError: As :func:`load_config` and :func:`~simcse.config.overrides.combinations`; two
+            combinations are the same settings.
+    """
+    configs: dict[str, Config] = {}
+    for name, own in combinations(words).items():
+        config = load_config(name_or_path, own)
+        config = config.model_copy(update={"output": str(Path(str(config.output)) / name)})
+        for other, earlier in configs.items():
+            if not differences(earlier.model_copy(update={"output": config.output}), config):
+                raise UserError(f"--sweep: {other} and {name} are the same settings")
+        configs[name] = config
+    return configs
 
 
 def read_config(path: Path) -> Config:
@@ -100,22 +144,6 @@ def read_config(path: Path) -> Config:
     return config
 
 
-def read_values(path: Path) -> Any:
-    """Plain values of a YAML file.
-
-    Raises:
-        UserError: It is not UTF-8 text or not YAML; with the line.
-    """
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"{_yaml_place(path, error)}: not valid YAML: {_yaml_problem(error)}"
-        ) from error
-
-
 def validate(values: Any, where: str) -> Config:
     """Check plain values against :class:`Config`; ``where`` names them in the error line."""
     if not isinstance(values, dict):
@@ -126,52 +154,12 @@ def validate(values: Any, where: str) -> Config:
         raise UserError(f"{where}: {'; '.join(problems(error, Config))}") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values only, and a key only once: YAML's own loader keeps the last silently.
-
-    No aliases: a few lines of them can stand for more values than memory holds.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            problem = f"aliases such as *{event.anchor} are not allowed, write the value out"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    problem = f"the key {key.value!r} is given twice"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _printable_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    value = loader.construct_yaml_int(node)
-    str(value)  # raises where it is too long to be shown in a message
-    return value
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _printable_int)
-
-
-def parse_yaml(text: str) -> Any:
-    """Values of a YAML text.
-
-    Raises:
-        yaml.YAMLError: It is not YAML, a key is given twice, or a value cannot be made.
-    """
+def _mistakes(values: dict[str, Any]) -> list[str]:
     try:
-        return yaml.load(text, _Loader)
-    except RecursionError as error:
-        raise yaml.YAMLError("nested too deeply") from error
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        # The 45th of a month, a number of 5,000 digits, a tag on what it does not fit.
-        raise yaml.YAMLError(f"a value that cannot be read: {first_line(error)}") from error
+        Config.model_validate(values)
+    except ValidationError as error:
+        return list(problems(error, Config))
+    return []
 
 
 def to_yaml(config: Config) -> str:
@@ -185,9 +173,9 @@ def differences(old: Config, new: Config) -> list[str]:
     The section ``hub`` does not count: it says nothing about the model.
     """
     before, after = old.settings(), new.settings()
-    return [
+    return [  # the terms of an objective are keys that one of the two may lack
         f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
-        for key in before | after
+        for key in dict.fromkeys([*before, *after])
         if (key in before, before.get(key)) != (key in after, after.get(key))
         and not key.startswith("hub.")
     ]
@@ -202,52 +190,18 @@ def settings_digest(config: Config) -> str:
 
 def json_schema() -> dict[str, Any]:
     """JSON schema of a config file, for editors that complete and check YAML."""
-    return Config.model_json_schema()
+    schema: dict[str, Any] = _in_its_own_words(Config.model_json_schema())
+    return schema
 
 
-def _write_out_short_forms(values: dict[str, Any]) -> None:
-    """So that an override changes one setting of a section and keeps the others."""
-    if "objective" in values:
-        section = values["objective"] = objective_from_terms(values["objective"])
-        if isinstance(section, dict) and "temperature" in section:
-            section["temperature"] = temperature_from_number(section["temperature"])
-        if isinstance(section, dict) and "terms" in section:
-            with suppress(ValueError):  # which validation will say
-                section["terms"] = terms_by_name(section["terms"])
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.removeprefix("--").partition("=")
-    if not equals or not key or not key.isprintable():
-        raise UserError(
-            f"argument {override!r}: expected key=value, such as training.batch_size=128"
-        )
-    value = _override_value(key, text)
-    if key == "objective" and isinstance(value, str | list):
-        key = "objective.terms"
-    *sections, leaf = key.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"argument {key}: {section} is a value, not a section")
-        values = inner
-    values[leaf] = value
-
-
-def _override_value(key: str, text: str) -> object:
-    """Numbers, true, false, null, quoted text, [lists] and {mappings} as in YAML; other text as is.
-
-    So ``*.txt``, ``a: b`` and ``x #1`` keep the meaning they have as names of files.
-    """
-    try:
-        value = parse_yaml(text)
-    except yaml.YAMLError as error:
-        if text.lstrip().startswith(("[", "{", "'", '"')):
-            problem = _yaml_problem(error)
-            raise UserError(f"argument {key}: not valid YAML: {problem}") from error
-        return text
-    marked = text.lstrip().startswith(("[", "'", '"')) or (isinstance(value, dict) and "{" in text)
-    return value if marked or value is None or isinstance(value, bool | int | float) else text
+def _in_its_own_words(schema: Any) -> Any:
+    """With JSON schema's names of bounds, which pydantic leaves as they are where it converts."""
+    if isinstance(schema, list):
+        return [_in_its_own_words(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    names = {} if "properties" in schema else _BOUNDS
+    return {names.get(key, key): _in_its_own_words(value) for key, value in schema.items()}
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -281,19 +235,13 @@ def _nearest(section: type[BaseModel], location: tuple[int | str, ...]) -> str:
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return ""
         section = annotation
-    names = list(section.model_fields)
-    near = difflib.get_close_matches(str(location[-1]), names, n=2, cutoff=0.6)
-    if near:
-        return f" (did you mean {' or '.join(near)}?)"
-    everywhere = list(Config().settings())
-    elsewhere = [key for key in everywhere if key.rpartition(".")[2] == location[-1]]
-    return f" (did you mean {elsewhere[0]}?)" if elsewhere else f" (allowed: {', '.join(names)})"
+    name, names = str(location[-1]), list(section.model_fields)
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.6) or nearest_settings(name)
+    return f" (did you mean {' or '.join(near)}?)" if near else f" (allowed: {', '.join(names)})"
 
 
-def _yaml_place(path: Path, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"{path}:{mark.line + 1}" if mark else str(path)
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    return getattr(error, "problem", None) or first_line(error)
+def nearest_settings(name: str) -> list[str]:
+    """Dotted keys of settings, in whatever section, whose own name is or resembles this one."""
+    leaves = {key.rpartition(".")[2]: key for key in reversed(Config().settings())}
+    leaf = name.replace("-", "_").rpartition(".")[2]
+    return [leaves[near] for near in difflib.get_close_matches(leaf, leaves, n=2, cutoff=0.75)]

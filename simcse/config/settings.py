@@ -6,11 +6,21 @@ Nothing heavier than pydantic is imported here, so that a typing error is answer
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 Pooling = Literal["cls", "mean", "avg_first_last", "pooler"]
 TaskName = Literal[
@@ -25,6 +35,8 @@ Role = Literal["query", "document"]
 DevTaskName = Literal["pairs", "docstrings", "documents", "STSB"]
 HUB_NAME = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
 """A repository of the Hugging Face Hub: ``user/name``."""
+MTEB = "mteb:"
+"""Prefix of a task that mteb scores."""
 TASK_ALIASES = {"STSBenchmark": "STSB", "STS-B": "STSB", "SICKRelatedness": "SICK-R"}
 
 
@@ -59,8 +71,50 @@ def _path(value: str) -> str:
         raise ValueError(f"{value!r}: the home folder is not known") from error
 
 
+def at_commas(text: str) -> list[str]:
+    """The parts between commas that are not within quotes, brackets, braces or parentheses."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character == "," and depth <= 0:
+            parts.append("")
+            continue
+        else:
+            depth += (character in "[{(") - (character in "]})")
+        parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _scored_task(name: str) -> str:
+    if name not in get_args(TaskName) and not re.fullmatch(f"{MTEB}.*\\S.*", name):
+        near = difflib.get_close_matches(name, get_args(TaskName), n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"{MTEB}NAME is a task of mteb"
+        raise ValueError(
+            f"unknown task {name!r} ({hint}; allowed: {', '.join(get_args(TaskName))})"
+        )
+    return name
+
+
+ScoredTask = Annotated[
+    str,
+    AfterValidator(_scored_task),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": get_args(TaskName)},
+                {"type": "string", "pattern": f"^{MTEB}", "title": f"{MTEB}NAME"},
+            ]
+        }
+    ),
+]
+"""A task of ours, or one of mteb with its prefix."""
+
+
 def _task_list(value: object) -> object:
-    value = _list_from_one(value)
+    value = at_commas(value) if isinstance(value, str) else value
     return [TASK_ALIASES.get(str(n), n) for n in value] if isinstance(value, list) else value
 
 
@@ -121,7 +175,10 @@ PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # The docstring below a setting is its description in the JSON schema and `simcse settings`.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
 
 
 COLUMNS: dict[str, tuple[int, int | None, str]] = {
@@ -247,12 +304,16 @@ class TemperatureConfig(_Section):
     """The number that divides cosine similarities: fixed, scheduled, or learned."""
 
     start: Temperature = 0.05
+    """The temperature, or where its schedule begins."""
     schedule: Literal["fixed", "linear", "cosine", "learnable"] = "fixed"
     """``linear`` and ``cosine`` go from ``start`` to ``end`` over the run; ``learnable`` is a
     parameter (its logarithm), kept between ``minimum`` and ``maximum``."""
     end: Temperature | None = None
+    """Where a ``linear`` or ``cosine`` schedule ends."""
     minimum: Temperature = 0.01
+    """Lower bound of a learnable temperature."""
     maximum: Temperature = 1.0
+    """Upper bound of a learnable temperature."""
 
     @model_validator(mode="after")
     def _complete(self) -> TemperatureConfig:
@@ -279,6 +340,7 @@ class TermConfig(_Section):
     model_config = ConfigDict(extra="allow")
 
     weight: Annotated[Number, Field(ge=0)] = 1.0
+    """Of the term in the sum."""
 
 
 class ObjectiveConfig(_Section):
@@ -327,12 +389,15 @@ class TrainingConfig(_Section):
     """``length_grouped`` fills a batch with sentences of similar length (docs/studies/length.md),
     less closely after the first epoch, so that batches do not repeat (docs/performance.md)."""
     epochs: Annotated[PositiveNumber, Field(le=1_000_000)] = 1.0
+    """Passes over the training rows; may be a fraction."""
     steps: Count | None = None
     """Optimiser steps; when given it replaces ``epochs``."""
     learning_rate: PositiveNumber = 3e-5
+    """Highest learning rate; after the warmup it falls linearly to 0."""
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of the steps with linearly rising learning rate."""
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    """AdamW's weight decay of matrices; biases, norms and temperatures do not decay."""
     max_grad_norm: Annotated[Number, Field(ge=0)] = 1.0
     """Gradient norm is clipped to this; 0 turns clipping off."""
     precision: Precision = "float32"
@@ -359,18 +424,22 @@ class EvaluationConfig(_Section):
     the dev part of STS-B."""
     every: Count = 250
     """Steps between two dev scores, each with a checkpoint."""
-    tasks: Annotated[list[TaskName], BeforeValidator(_task_list)] = ["pairs"]
-    """Scored before and after training, with the best checkpoint; none of them chooses anything."""
+    tasks: Annotated[list[ScoredTask], BeforeValidator(_task_list)] = ["pairs"]
+    """Scored before and after training, with the best checkpoint; none of them chooses anything.
+    ``mteb:NAME`` is any task or benchmark of mteb; ``evaluation.tasks=pairs,mteb:STS13`` names
+    two."""
     raw_poolings: Annotated[list[Pooling], BeforeValidator(_list_from_one)] = [
         "cls", "mean", "avg_first_last",
     ]  # fmt: skip
     """Poolings of the untrained encoder to score for comparison; ``[]`` skips it. A
     sentence-transformers model is scored once, as it encodes by itself (``own``)."""
     batch_size: Count = 128
+    """Texts in one forward pass while scoring."""
 
     @model_validator(mode="after")
     def _folder_given(self) -> EvaluationConfig:
-        sts = [t for t in (*self.tasks, self.dev) if t not in ("pairs", "docstrings", "documents")]
+        names = [name for name in (*self.tasks, self.dev) if not name.startswith(MTEB)]
+        sts = [name for name in names if name not in ("pairs", "docstrings", "documents")]
         if sts and self.data is None:
             raise ValueError(
                 f"{', '.join(dict.fromkeys(sts))} needs data=FOLDER, a folder in SentEval's layout"

@@ -150,6 +150,19 @@ def find_tasks(words: Sequence[str]) -> list[AbsTask]:
     return list(tasks.values())
 
 
+def check_at_hand(tasks: Sequence[AbsTask], data: Path | None) -> None:
+    """Load the text of every task once, so that a long run does not end without its scores.
+
+    Raises:
+        UserError: A data set is neither here nor to be had from the Hub.
+    """
+    for task in tasks:
+        for part in task.tasks if isinstance(task, AbsTaskAggregate) else [task]:
+            if not fill_from(data, part):
+                _load(part)
+            part.dataset, part.data_loaded = None, False  # the next may be large
+
+
 def revision_of(model: SentenceTransformer, hub_name: str | None) -> str:
     """The revision that tells a model's saved results from every other model's.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from simcse.config.settings import MTEB as MTEB
+
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "SICK-R")
 """The seven tasks whose average the papers report."""
 TRANSFER = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
@@ -12,8 +14,6 @@ TRANSFER = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
 GROUPS = {"sts": STS, "transfer": TRANSFER}
 """Names for several tasks at once."""
 
-MTEB = "mteb:"
-"""Prefix of a task that mteb scores."""
 MTEB_STS = {f"{MTEB}{'STSBenchmark' if name == 'STSB' else name}": name for name in STS}
 """mteb's name, with the prefix, to the name of the same task here."""
 

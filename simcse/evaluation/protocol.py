@@ -37,6 +37,30 @@ class Evaluation:
     scores: Scores
     items: Items
 
+    def value(self, task: str, metric: str | None = None) -> float:
+        """One score, as a fraction (a Spearman correlation in [-1, 1], an accuracy in [0, 1]).
+
+        Args:
+            task: Such as ``pairs`` or ``geometry``.
+            metric: Such as ``uniformity``; ``None`` takes the task's main one.
+
+        Raises:
+            UserError: There is no such score.
+        """
+        return score_value(self.scores, task, metric)
+
+
+def score_value(scores: Scores, task: str, metric: str | None = None) -> float:
+    """See :meth:`Evaluation.value`."""
+    if task not in scores:
+        raise UserError(f"task {task!r}: not scored; there are {', '.join(scores)}")
+    numbers = {key: float(v) for key, v in scores[task].items() if isinstance(v, int | float)}
+    if metric is None:
+        return next(iter(numbers.values()))
+    if metric not in numbers:
+        raise UserError(f"{task}: no score {metric!r}; there are {', '.join(numbers)}")
+    return numbers[metric]
+
 
 def evaluate(encode: Encode, tasks: Sequence[Task]) -> Evaluation:
     """Score all tasks.

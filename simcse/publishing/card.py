@@ -30,7 +30,7 @@ from simcse.publishing.markdown import Markdown, fenced
 from simcse.reports.plots import Picture
 from simcse.reports.records import MadeFrom, RunScores
 from simcse.reports.runs import ENVIRONMENT_FILE, SCORES_FILE, Run, RunSet, read_json
-from simcse.training.seeds import summary_cells
+from simcse.reports.summary import summary_cells
 
 ASSETS = Path(__file__).parent.parent / "assets"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "simcse"]

@@ -8,7 +8,8 @@ from simcse.config.settings import Config
 from simcse.data.readers import find_sources
 from simcse.encoders import encoder
 from simcse.errors import UserError
-from simcse.evaluation.sources import load_dev_task, load_task
+from simcse.evaluation.scoring import load_tasks
+from simcse.evaluation.sources import load_dev_task
 from simcse.training.teacher import load_teacher
 
 
@@ -32,10 +33,14 @@ def prefetch(config: Config) -> None:
     data = Path(config.evaluation.data) if config.evaluation.data else None
     try:
         load_dev_task(config.evaluation.dev, data)
-        for task in config.evaluation.tasks:
-            load_task(task, data)
+        tasks = load_tasks(config.evaluation.tasks, data)
     except UserError as error:
         raise UserError(f"{error} (evaluation data are yours; all else is here)") from error
+    if tasks.mteb:
+        from simcse.evaluation.mteb_tasks import check_at_hand
+
+        check_at_hand(tasks.mteb, data)
+        print(f"mteb     {', '.join(task.metadata.name for task in tasks.mteb)}")
     print("all that the config needs is on this machine")
 
 

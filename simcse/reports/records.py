@@ -135,10 +135,17 @@ class LogLine(Record):
     eval_uniformity: Number = 0.0
 
 
-class Plan(Record):
-    """``summary.json`` of a folder of seeds."""
+SettingName = Annotated[str, Field(pattern=r"^[\w.]+=[\w.+,=-]*$", max_length=200)]
+"""What :func:`simcse.config.overrides.combinations` calls a run of a sweep: never a path."""
 
-    planned: list[Count]
+
+class Plan(Record):
+    """``summary.json`` of a folder with several runs."""
+
+    planned: list[Count | SettingName]
+    """The seeds, or the settings of a sweep."""
+    diverged: list[SettingName] = []
+    """Settings of a sweep that training could not finish."""
 
 
 class TextCount(Record):

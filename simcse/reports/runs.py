@@ -1,4 +1,4 @@
-"""Reads finished runs back: one folder, or a folder with a run for each seed."""
+"""Reads finished runs back: one folder, one with a run for each seed, or that of a sweep."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,11 +19,15 @@ from pydantic import BaseModel
 from simcse.config.reading import differences, read_config, settings_digest
 from simcse.config.settings import Config
 from simcse.errors import UserError, first_line
-from simcse.evaluation.protocol import Items, Scores
+from simcse.evaluation.protocol import Items, Scores, score_value
 from simcse.evaluation.table import with_averages
 from simcse.files import replacing, write_atomically
 from simcse.reports.records import EvaluatedScores, LogLine, Plan, RunScores, parse
 from simcse.sealing import MANIFEST, damage
+from simcse.terminal import quiet_libraries
+
+if TYPE_CHECKING:
+    from simcse.inference.model import SimCSE
 
 CONFIG_FILE = "config.yaml"
 SCORES_FILE = "scores.json"
@@ -57,6 +62,18 @@ class Run:
     config: Config | None
     log: list[dict[str, Any]]
 
+    def value(self, task: str, metric: str | None = None) -> float:
+        """One score, see :meth:`simcse.evaluation.protocol.Evaluation.value`."""
+        return score_value(self.scores, task, metric)
+
+    @cached_property
+    def model(self) -> SimCSE:
+        """The model, loaded when it is first asked for; code that came with it is not run."""
+        from simcse.inference.model import SimCSE
+
+        with quiet_libraries():
+            return SimCSE(self.folder)
+
 
 @dataclass(frozen=True)
 class RunSet:
@@ -70,6 +87,12 @@ class RunSet:
         """The only run, or the seed with the best dev score; test scores choose nothing."""
         return max(self.runs, key=lambda run: run.dev["best"] if run.dev else -1)
 
+    @property
+    def dev_score(self) -> float:
+        """The mean over the seeds of the dev score that chose the checkpoint."""
+        found = [float(run.dev["best"]) for run in self.runs if run.dev]
+        return sum(found) / len(found) if found else -1.0
+
     def values(self, task: str, key: str) -> list[float]:
         """A score of every run that has it, in the order of the seeds."""
         scores = [run.scores.get(task, {}) for run in self.runs]
@@ -78,6 +101,8 @@ class RunSet:
 
 def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
     """Read a run folder, a folder of seeds, or the folder or file that ``evaluate`` wrote.
+
+    Of a sweep's folder this is the setting with the best dev score.
 
     Args:
         path: The folder or file.
@@ -99,10 +124,12 @@ def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
             raise UserError(f"{path}: a single run, it has no seeds to choose from")
         return RunSet(path.name, [_load(path / SCORES_FILE)])
     there = seed_folders(path)
+    if not there and read_plan(path).names:
+        return load_runs(path / best_setting(load_sets(path)).name, seeds)
     if not there:
         raise UserError(f"{path}: no {SCORES_FILE} in it, so it is no finished run")
     if seeds is None:
-        planned = [str(seed) for seed in _planned(path)] or list(there)
+        planned = [str(seed) for seed in read_plan(path).seeds] or list(there)
         seeds = list(dict.fromkeys([*planned, *there]))
     elif missing := [seed for seed in seeds if seed not in there]:
         raise UserError(f"{path.name}: no seed {missing[0]}; there are {', '.join(there)}")
@@ -116,6 +143,54 @@ def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
     for run in runs[1:]:
         check_same_setting(runs[0], run)
     return RunSet(path.name, runs)
+
+
+def load_sets(path: Path, settings: Sequence[str] | None = None) -> list[RunSet]:
+    """Read the settings of a sweep, a run set each; of any other path the one that it holds.
+
+    Args:
+        path: As for :func:`load_runs`.
+        settings: Of a sweep only these; ``None`` reads all that its command names.
+
+    Raises:
+        UserError: As :func:`load_runs`.
+    """
+    plan = read_plan(path)
+    if not plan.names:
+        return [load_runs(path)]
+    chosen = [name for name in settings or plan.names if name not in plan.diverged]
+    if not chosen:
+        raise UserError(f"{path}: every run of this sweep has diverged")
+    if missing := [name for name in chosen if not (path / name).is_dir()]:
+        raise UserError(f"{path}: not finished: {', '.join(missing)}; run its command again")
+    return [load_runs(path / name) for name in chosen]
+
+
+def best_setting(sets: Sequence[RunSet]) -> RunSet:
+    """Of the settings of a sweep the one with the best dev score, the mean over its seeds."""
+    return max(sets, key=lambda runs: runs.dev_score)
+
+
+@dataclass(frozen=True)
+class PlannedRuns:
+    """What a folder with several runs will hold: seeds, or the names of a sweep's settings."""
+
+    seeds: list[int]
+    names: list[str]
+    diverged: list[str]
+
+
+def read_plan(path: Path) -> PlannedRuns:
+    """The runs that the command of a folder names; none where it is no such folder.
+
+    Raises:
+        UserError: The file that says so is damaged.
+    """
+    file = path / SUMMARY_FILE
+    values = read_json(file, Plan) if file.is_file() else {"planned": []}
+    planned = values["planned"]
+    names = [name for name in planned if isinstance(name, str)]
+    return PlannedRuns([s for s in planned if s not in names], names, values.get("diverged", []))
 
 
 def seed_folders(path: Path) -> dict[str, Path]:
@@ -282,11 +357,6 @@ def _load(path: Path) -> Run:
         folder.name, folder, with_averages(values["trained"]), _items(path, values), values["raw"],
         values["dev"], config, log,
     )  # fmt: skip
-
-
-def _planned(path: Path) -> list[int]:
-    summary = path / SUMMARY_FILE
-    return list(read_json(summary, Plan)["planned"]) if summary.is_file() else []
 
 
 def _items(scores: Path, values: dict[str, Any]) -> Items:

@@ -20,7 +20,7 @@ from simcse.config.reading import settings_digest
 from simcse.config.settings import Config
 from simcse.encoders.engines import Engine, clip_gradients
 from simcse.encoders.mini_batches import Features, random_state, replaying
-from simcse.errors import UserError, naming_memory
+from simcse.errors import DivergedError, UserError, naming_memory
 from simcse.training import checkpoints
 from simcse.training.checkpoint_pushes import CheckpointPushes
 from simcse.training.checkpoints import CHECKPOINTS
@@ -160,7 +160,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
         pushes.finish()
     progress.close()
     if position.best_step is None:
-        raise UserError(
+        raise DivergedError(
             "evaluation.dev: no dev score was a number, so there is no best checkpoint; does "
             "log.jsonl show a collapse?"
         )
@@ -245,10 +245,10 @@ class Where:
     rate: float
     rows: list[int]
 
-    def error(self, problem: str, remedy: str) -> UserError:
+    def error(self, problem: str, remedy: str) -> DivergedError:
         """What is wrong, and with which rows."""
         rows = ", ".join(map(str, self.rows))
-        return UserError(
+        return DivergedError(
             f"step {self.step}: {problem} (learning rate {self.rate:.2g}, training rows {rows}, "
             "counted from 0 without skipped ones); lower training.learning_rate or "
             f"{remedy}"

@@ -32,10 +32,11 @@ from simcse.encoders.loading import load_trained
 from simcse.environment import environment
 from simcse.errors import UserError, naming_memory
 from simcse.evaluation.documents import too_few
-from simcse.evaluation.protocol import PROTOCOL, Scores
-from simcse.evaluation.sources import load_dev_task, load_geometry, load_task
+from simcse.evaluation.protocol import PROTOCOL, Evaluation, Scores
+from simcse.evaluation.scoring import TaskList, load_tasks, score_model
+from simcse.evaluation.sources import load_dev_task, load_geometry
 from simcse.evaluation.table import collapse_lines, score_table
-from simcse.evaluation.tasks import RetrievalTask, Task
+from simcse.evaluation.tasks import RetrievalTask
 from simcse.files import (
     check_parent,
     files_in,
@@ -50,6 +51,7 @@ from simcse.reports.records import MadeFrom, RawScores
 from simcse.reports.runs import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
+    EVALUATION_FOLDER,
     RAW_SCORES_FILE,
     RESULT_FILES,
     SCORES_FILE,
@@ -68,7 +70,6 @@ from simcse.training.setup import (
     batch_sampler,
     check_views_differ,
     columns_of,
-    evaluate_model,
     labels_of,
     make_accelerator,
     rows_used,
@@ -87,7 +88,7 @@ class Prepared:
     rows: Dataset
     counts: TextCounts
     model: SentenceTransformer
-    tasks: list[Task]
+    tasks: TaskList
     dev: Dev
     loss: TrainingLoss
     teacher: str | None
@@ -179,7 +180,7 @@ def _finish(
         model_files = files_in(folder)
     # Scored as its users will load it: from disk, without mixed precision.
     result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
-    evaluation = evaluate_model(result, prepared.tasks, config.evaluation.batch_size)
+    evaluation = _score(result, prepared.tasks, config, run)
     write_atomically(run / CONFIG_FILE, to_yaml(config))  # whatever became of it meanwhile
     scores = {
         "protocol": PROTOCOL,
@@ -267,14 +268,18 @@ def prepare(config: Config) -> Prepared:
             f"training.batch_size: {config.training.batch_size} is more than "
             f"the {len(rows)} training rows"
         )
-    tasks = [load_task(name, data, config.data) for name in config.evaluation.tasks]
-    tasks.append(load_geometry(data, dev_only=False))
+    tasks = load_tasks(config.evaluation.tasks, data, config.data)
+    if tasks.mteb:
+        from simcse.evaluation.mteb_tasks import check_at_hand
+
+        with distributed.first():
+            check_at_hand(tasks.mteb, data)
     dev = Dev(
         load_dev_task(config.evaluation.dev, data, config.data),
         load_geometry(data, dev_only=True),
         config.evaluation.batch_size,
     )
-    for task in (*tasks, dev.task):
+    for task in (*tasks.ours, dev.task):
         if isinstance(task, RetrievalTask) and (warning := too_few(task)):
             print(f"warning: {warning}")
     limit = model.max_seq_length
@@ -447,7 +452,7 @@ def _from_hub(config: Config) -> list[str]:
     return found
 
 
-def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Scores]:
+def _raw_scores(run: Path, config: Config, tasks: TaskList) -> dict[str, Scores]:
     """Scores of the untrained encoder with each pooling, computed once per run folder."""
     path = run / RAW_SCORES_FILE
     poolings: dict[str, str | None] = {name: name for name in config.evaluation.raw_poolings}
@@ -459,9 +464,17 @@ def _raw_scores(run: Path, config: Config, tasks: list[Task]) -> dict[str, Score
     for name, pooling in poolings.items():
         raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
         model = encoder.build(raw)
-        scores[name] = evaluate_model(model, tasks, config.evaluation.batch_size).scores
+        scores[name] = _score(model, tasks, config, run).scores
     write_atomically(path, json.dumps(scores, indent=2) + "\n")
     return scores
+
+
+def _score(model: SentenceTransformer, tasks: TaskList, config: Config, run: Path) -> Evaluation:
+    folder = run / EVALUATION_FOLDER / "mteb"
+    with naming_memory("while scoring", "evaluation.batch_size"):
+        return score_model(
+            model, tasks, config.evaluation.batch_size, name=run.name, mteb_folder=folder
+        )
 
 
 def step_seconds(

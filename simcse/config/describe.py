@@ -1,0 +1,105 @@
+"""Every setting in words: its type, default and meaning, as ``simcse settings`` prints them."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from simcse.config.reading import json_schema, nearest_settings
+from simcse.errors import UserError
+
+_MOST = 2**31 - 1  # a bound of the libraries, of which nobody has to be told
+_BOUNDS = {
+    "exclusiveMinimum": "above",
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
+_TYPES = {
+    "integer": "integer",
+    "number": "number",
+    "boolean": "true or false",
+    "string": "text",
+    "null": "null",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, by its dotted key."""
+
+    key: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def settings_text(word: str | None = None) -> str:
+    """The settings that have a word in their key or meaning; all of them without one.
+
+    Raises:
+        UserError: No setting has it.
+    """
+    settings = list(_settings(json_schema()))
+    wanted = (word or "").lower()
+    found = [s for s in settings if wanted in s.key.lower()] or [
+        s for s in settings if wanted in s.meaning.lower()
+    ]
+    if not found:
+        near = nearest_settings(wanted)
+        hint = f"did you mean {' or '.join(near)}?" if near else "without a word all are shown"
+        raise UserError(f"settings {word}: no setting has this in its name or meaning ({hint})")
+    return "\n".join(
+        f"{s.key}  ({s.kind}; default {s.default})\n{textwrap.indent(s.meaning, '    ')}"
+        for s in found
+    )
+
+
+def _settings(schema: dict[str, Any]) -> Iterator[Setting]:
+    sections = schema["$defs"]
+
+    def walk(properties: dict[str, Any], prefix: str) -> Iterator[Setting]:
+        for name, field in properties.items():
+            key = prefix + name
+            section = _section(field, sections)
+            if section is not None:
+                yield from walk(section["properties"], f"{key}.")
+                continue
+            inner = _section(field.get("items", {}), sections)
+            value = field["default"] if inner is None else [{} for _ in field["default"]]
+            meaning = " ".join(str(field["description"]).replace("``", "").split())
+            meaning = textwrap.fill(meaning, 92, break_on_hyphens=False)
+            yield Setting(key, _kind(field), json.dumps(value, ensure_ascii=False), meaning)
+            if inner is not None:
+                yield from walk(inner["properties"], f"{key}[].")
+
+    yield from walk(schema["properties"], "")
+
+
+def _section(field: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any] | None:
+    name = str(field.get("$ref", "")).removeprefix("#/$defs/")
+    section: dict[str, Any] | None = sections.get(name)
+    return section
+
+
+def _kind(field: dict[str, Any]) -> str:
+    """A field's type and bounds, such as ``number above 0``."""
+    if "anyOf" in field:
+        return " or ".join(_kind(option) for option in field["anyOf"])
+    if "enum" in field:
+        return ", ".join(map(str, field["enum"]))
+    if "pattern" in field and "title" in field:
+        return str(field["title"])
+    if field.get("type") == "array":
+        return f"list of {_kind(field['items'])}"
+    if "propertyNames" in field:
+        names, weight = _kind(field["propertyNames"]), _kind(field["additionalProperties"])
+        return f"mapping of {names} to {weight}"
+    bounds = {word: field[name] for name, word in _BOUNDS.items() if name in field}
+    if "at least" in bounds:
+        bounds.pop("above", None)
+    in_words = [f"{word} {value:,}" for word, value in bounds.items() if value != _MOST]
+    return " ".join([_TYPES.get(str(field.get("type")), "mapping"), " and ".join(in_words)]).strip()

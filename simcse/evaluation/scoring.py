@@ -1,0 +1,116 @@
+"""Tasks by their names, ours and mteb's in one list, and a model scored on all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from sentence_transformers import SentenceTransformer
+
+from simcse.config.settings import MTEB, TASK_ALIASES, DataConfig, TaskName
+from simcse.encoders.encoding import encode_by_length
+from simcse.evaluation.names import GROUPS
+from simcse.evaluation.protocol import EmbeddingCache, Evaluation, evaluate
+from simcse.evaluation.sources import load_geometry, load_task, task_names
+from simcse.evaluation.tasks import Task
+
+_OURS = {name.lower(): name for name in (*get_args(TaskName), *TASK_ALIASES, *GROUPS)}
+
+
+@dataclass(frozen=True)
+class TaskList:
+    """What a model is scored on."""
+
+    ours: list[Task]
+    """The geometry is the last one."""
+    mteb: list[Any]
+    data: Path | None
+    """Folder in SentEval's layout."""
+    missing: list[str]
+    """Tasks of a group that the folder does not hold."""
+
+
+def load_tasks(
+    names: Sequence[str] | None, data: Path | None, text: DataConfig | None = None
+) -> TaskList:
+    """Read our tasks, and find mteb's.
+
+    Args:
+        names: Our tasks and groups, in any case, and tasks or benchmarks of mteb; ``mteb:`` in
+            front of names that both have. ``None`` takes ``sts`` where there is data, else
+            ``pairs`` and ``docstrings``.
+        data: Folder in SentEval's layout.
+        text: The training text; for ``documents``.
+
+    Raises:
+        UserError: An unknown task, or a file that is missing or malformed.
+    """
+    if names is None:
+        names = ["sts"] if data else ["pairs", "docstrings"]
+    own = [_OURS[name.lower()] for name in names if name.lower() in _OURS]
+    others = [name.removeprefix(MTEB) for name in names if name.lower() not in _OURS]
+    # mteb has a task STSB too, a Chinese one.
+    others = ["STSBenchmark" if name in ("STSB", "STS-B") else name for name in others]
+    found, missing = task_names(own, data)
+    ours = [load_task(name, data, text) for name in found]
+    theirs: list[Any] = []
+    if others:  # it takes seconds to import
+        from simcse.evaluation.mteb_tasks import find_tasks
+
+        theirs = find_tasks(others)
+    return TaskList([*ours, load_geometry(data, dev_only=False)], theirs, data, missing)
+
+
+def score_model(
+    model: SentenceTransformer,
+    tasks: TaskList,
+    batch_size: int,
+    *,
+    name: str,
+    mteb_folder: Path,
+    hub_name: str | None = None,
+    show_progress: bool = False,
+) -> Evaluation:
+    """Score a model as it encodes; each distinct text is encoded once.
+
+    Args:
+        model: The model.
+        tasks: From :func:`load_tasks`.
+        batch_size: Texts a forward pass.
+        name: What mteb's result files call a model without a Hub name.
+        mteb_folder: Where these files go.
+        hub_name: As for :func:`simcse.evaluation.mteb_tasks.revision_of`.
+        show_progress: Show a bar on standard error.
+
+    Raises:
+        UserError: A data set of mteb is not at hand, or the embeddings are not sound.
+    """
+    encode = EmbeddingCache(
+        lambda texts: encode_by_length(model, texts, batch_size, show_progress=show_progress)
+    )
+    evaluation = evaluate(encode, tasks.ours)
+    if not tasks.mteb:
+        return evaluation
+    from simcse.evaluation.mteb_tasks import evaluate_mteb, revision_of
+
+    scores = evaluate_mteb(
+        model,
+        encode,
+        name if is_hub_name(name) else f"local/{Path(name).absolute().name}",
+        revision_of(model, hub_name),
+        tasks.mteb,
+        tasks.data,
+        mteb_folder,
+        batch_size,
+    )
+    geometry = evaluation.scores["geometry"]
+    ours = {task: values for task, values in evaluation.scores.items() if task != "geometry"}
+    return Evaluation({**ours, **scores, "geometry": geometry}, evaluation.items)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a model's name is ``organisation/name`` and no folder."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
