@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from simcse import SimCSE
-from simcse.cli.arguments import make_parser
+from simcse.cli.arguments import parse
 from simcse.config.reading import load_config, load_sweep
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
@@ -46,7 +46,7 @@ def test_command_lines_parse(words):
         arguments = [script.removesuffix(".py"), *arguments]
     else:
         assert program == ".venv/bin/simcse"
-    parsed = make_parser().parse_args(arguments)
+    parsed = parse(arguments)
     if arguments[0] == "train":
         name, *settings = parsed.words
         load_sweep(name, settings) if parsed.sweep else load_config(
