@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -269,7 +270,8 @@ def test_mistakes_of_the_file_and_of_the_arguments_are_told_apart(tmp_path):
 def test_other_terms_are_a_difference(config):
     other = load_config("quickstart", {"objective.terms": "decoupled"})
     assert differences(load_config("quickstart"), other) == [
-        "objective.terms.info_nce: 1.0 -> None", "objective.terms.decoupled: None -> 1.0",
+        "objective.terms.info_nce.weight: 1.0 -> unset",
+        "objective.terms.decoupled.weight: unset -> 1.0",
     ]  # fmt: skip
 
 
@@ -280,8 +282,12 @@ def test_every_setting_has_its_meaning_in_the_schema_and_in_words(capsys):
     assert main(["settings"]) == 0
     shown = capsys.readouterr().out
     heads = {line.split("  ")[0]: line for line in shown.splitlines() if line[:1].strip()}
-    names = {key.partition(".info_nce")[0] for key in Config().settings()}
-    assert names == {key for key in heads if "[]" not in key}
+    names = {re.sub(r"(terms|positives)\..*", r"\1", key) for key in Config().settings()}
+    of_terms = {key for key in heads if key.startswith("objective.terms.")}
+    assert names | of_terms == {key for key in heads if "[]" not in key}
+    assert heads["objective.terms.dino.momentum"].endswith(
+        "(number at least 0 and below 1; default 0.996)"
+    )
     assert heads["training.learning_rate"].endswith("(number above 0; default 3e-05)")
     assert heads["encoder.projection"].endswith('(none, train_only, always; default "none")')
     assert heads["training.steps"].endswith("(integer above 0 or null; default null)")

@@ -12,6 +12,7 @@ from simcse.cli.main import main
 from simcse.config.overrides import combinations
 from simcse.config.reading import load_sweep
 from simcse.errors import DivergedError, UserError
+from simcse.objectives.terms import resolve
 from simcse.reports.runs import load_runs, load_sets
 from simcse.training import loop, several
 
@@ -242,5 +243,5 @@ def test_dry_run_of_a_sweep(config, tmp_path, capsys):
 
 def test_a_swept_objective_has_the_defaults_of_each(config):
     configs = load_sweep(config, ["objective.terms=info_nce,clip"])
-    temperatures = [found.objective.temperature for found in configs.values()]
+    temperatures = [resolve(found).objective.temperature for found in configs.values()]
     assert [found.schedule for found in temperatures] == ["fixed", "learnable"]

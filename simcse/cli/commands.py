@@ -12,9 +12,10 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from simcse.config.describe import settings_text
+from simcse.config.describe import Setting, settings_text
 from simcse.config.reading import json_schema, load_config, load_sweep
 from simcse.config.settings import MTEB, Config, at_commas
 from simcse.errors import UserError
@@ -50,7 +51,13 @@ def _train(parsed: argparse.Namespace) -> None:
 
 def settings(parsed: argparse.Namespace) -> None:
     """Print what can be set, and what it means."""
-    print(settings_text(parsed.word))
+
+    def of_terms() -> Iterator[Setting]:
+        from simcse.objectives.terms import shipped_settings  # takes torch
+
+        return shipped_settings()
+
+    print(settings_text(parsed.word, of_terms))
 
 
 def prefetch(parsed: argparse.Namespace) -> None:

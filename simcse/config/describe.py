@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,17 +37,22 @@ class Setting:
     meaning: str
 
 
-def settings_text(word: str | None = None) -> str:
+def settings_text(word: str | None = None, others: Callable[[], Iterable[Setting]] = tuple) -> str:
     """The settings that have a word in their key or meaning; all of them without one.
+
+    Args:
+        word: In any case.
+        others: Settings that a config's schema does not hold, which take time to find: those of
+            the objective's terms. Looked at where no key of a config's has the word.
 
     Raises:
         UserError: No setting has it.
     """
-    settings = list(_settings(json_schema()))
     wanted = (word or "").lower()
-    found = [s for s in settings if wanted in s.key.lower()] or [
-        s for s in settings if wanted in s.meaning.lower()
-    ]
+    found = [] if word is None else _named(wanted, settings_of(json_schema()))
+    if not found:
+        settings = [*settings_of(json_schema()), *others()]
+        found = _named(wanted, settings) or [s for s in settings if wanted in s.meaning.lower()]
     if not found:
         near = nearest_settings(wanted)
         hint = f"did you mean {' or '.join(near)}?" if near else "without a word all are shown"
@@ -58,8 +63,13 @@ def settings_text(word: str | None = None) -> str:
     )
 
 
-def _settings(schema: dict[str, Any]) -> Iterator[Setting]:
-    sections = schema["$defs"]
+def _named(word: str, settings: Iterable[Setting]) -> list[Setting]:
+    return [setting for setting in settings if word in setting.key.lower()]
+
+
+def settings_of(schema: dict[str, Any], prefix: str = "") -> Iterator[Setting]:
+    """The settings of a JSON schema, with a prefix before their keys."""
+    sections = schema.get("$defs", {})
 
     def walk(properties: dict[str, Any], prefix: str) -> Iterator[Setting]:
         for name, field in properties.items():
@@ -76,7 +86,7 @@ def _settings(schema: dict[str, Any]) -> Iterator[Setting]:
             if inner is not None:
                 yield from walk(inner["properties"], f"{key}[].")
 
-    yield from walk(schema["properties"], "")
+    yield from walk(schema["properties"], prefix)
 
 
 def _section(field: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any] | None:

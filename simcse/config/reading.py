@@ -190,18 +190,18 @@ def settings_digest(config: Config) -> str:
 
 def json_schema() -> dict[str, Any]:
     """JSON schema of a config file, for editors that complete and check YAML."""
-    schema: dict[str, Any] = _in_its_own_words(Config.model_json_schema())
+    schema: dict[str, Any] = in_its_own_words(Config.model_json_schema())
     return schema
 
 
-def _in_its_own_words(schema: Any) -> Any:
+def in_its_own_words(schema: Any) -> Any:
     """With JSON schema's names of bounds, which pydantic leaves as they are where it converts."""
     if isinstance(schema, list):
-        return [_in_its_own_words(item) for item in schema]
+        return [in_its_own_words(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     names = {} if "properties" in schema else _BOUNDS
-    return {names.get(key, key): _in_its_own_words(value) for key, value in schema.items()}
+    return {names.get(key, key): in_its_own_words(value) for key, value in schema.items()}
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[str]:

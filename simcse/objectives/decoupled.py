@@ -42,7 +42,12 @@ def decoupled(
 
 
 class Decoupled(PairObjective):
-    """:func:`decoupled` as a term of a run, or as a loss of its own; arguments as for InfoNCE."""
+    """:func:`decoupled` as a term of a run, or as a loss of its own.
+
+    Args:
+        temperature: A number, or one that is scheduled or learned.
+        hard_negative_weight: SimCSE's α, how much an anchor's own hard negatives count.
+    """
 
     name = "decoupled"
     formula = "−log( exp(s(i,i⁺)/τ) / Σ_{j≠i} exp(s(i,j⁺)/τ) )"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import nn
 
 from simcse import objectives
-from simcse.config.reading import problems
+from simcse.config.describe import Setting, settings_of
+from simcse.config.reading import in_its_own_words, problems
 from simcse.config.settings import Config, Number, TermConfig
 from simcse.errors import UserError, first_line
 from simcse.objectives.objective import Batch, Objective
@@ -105,12 +108,27 @@ def settings_model(term: type[Objective]) -> type[BaseModel]:
         if inspect.Parameter.empty in (argument.annotation, argument.default):
             raise ValueError(f"argument {argument.name} needs an annotation and a default")
         kind = Number if argument.annotation is float else argument.annotation
-        settings[argument.name] = (kind, argument.default)
+        field = Field(default=argument.default, description=_meaning(term, argument.name))
+        settings[argument.name] = (kind, field)
     weight = TermConfig.model_fields["weight"]
     rules = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
     return create_model(
         term.__name__, __config__=rules, weight=(weight.rebuild_annotation(), 1.0), **settings
     )
+
+
+def _meaning(term: type[Objective], argument: str) -> str:
+    """What the docstring says of an argument of the constructor."""
+    found = re.search(rf"^ +{argument}: (.*(?:\n {{8,}}.*)*)", term.__doc__ or "", re.MULTILINE)
+    return found[1] if found else ""
+
+
+def shipped_settings() -> Iterator[Setting]:
+    """The settings of the shipped terms, for ``simcse settings``."""
+    for name, term in SHIPPED.items():
+        schema = in_its_own_words(settings_model(term).model_json_schema())
+        del schema["properties"]["weight"]
+        yield from settings_of(schema, f"objective.terms.{name}.")
 
 
 def resolve(config: Config) -> Config:

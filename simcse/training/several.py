@@ -13,6 +13,7 @@ from simcse.config.reading import read_config
 from simcse.config.settings import Config
 from simcse.errors import DivergedError, UserError
 from simcse.files import is_ours, locked, write_atomically
+from simcse.objectives.terms import resolve
 from simcse.reports.runs import (
     CONFIG_FILE,
     SEED_PREFIX,
@@ -48,6 +49,7 @@ def train(
     Raises:
         UserError: As :func:`simcse.training.run.train`; the folder holds something else.
     """
+    config = resolve(config)
     if config.seeds:
         members = {f"{SEED_PREFIX}{seed}": seed_config(config, seed) for seed in config.seeds}
         _Several(Path(str(config.output)), members, "seeds").train(command, twin, dry_run=dry_run)
@@ -70,6 +72,7 @@ def train_sweep(configs: Members, command: list[str], *, dry_run: bool = False) 
     Raises:
         UserError: As :func:`train`; all runs have diverged.
     """
+    configs = {name: resolve(config) for name, config in configs.items()}
     folder = Path(str(next(iter(configs.values())).output)).parent
     _Several(folder, configs, "a sweep").train(command, dry_run=dry_run)
 
