@@ -27,6 +27,8 @@ from simcse.evaluation.mteb_tasks import (
 from simcse.evaluation.protocol import Remembering, evaluate
 from simcse.evaluation.sources import STS_SUBSETS, load_task
 
+pytestmark = pytest.mark.usefixtures("any_size")
+
 
 @pytest.fixture
 def model(tiny):

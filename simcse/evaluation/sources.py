@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +13,7 @@ from simcse.config.settings import TASK_ALIASES, TaskName
 from simcse.data import docstrings
 from simcse.errors import UserError
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
-from simcse.evaluation.names import GROUPS, STS, mteb_name, nearest
+from simcse.evaluation.names import GROUPS, STS, check_size, mteb_name, nearest
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, Task
 from simcse.evaluation.transfer import READERS, load_transfer
 
@@ -97,17 +97,18 @@ def read_sts(name: str, data: Path) -> list[Row]:
         data: Folder in SentEval's layout.
 
     Raises:
-        UserError: Missing folder or file, line counts that differ, malformed line.
+        UserError: Missing folder or file, malformed line, more or fewer pairs than were published.
     """
     if name in STS_SUBSETS:
-        return list(_read_subsets(data / "STS" / f"{name}-en-test", STS_SUBSETS[name]))
+        folder = data / "STS" / f"{name}-en-test"
+        return [row for subset in STS_SUBSETS[name] for row in _read_subset(folder, name, subset)]
     if name == "SICK-R":
-        return list(_read_sick(data, "test_annotated"))
+        return _read_sick(data, "test_annotated")
     if name == "SICK-R (all)":
         return [
             row for part in ("train", "trial", "test_annotated") for row in _read_sick(data, part)
         ]
-    return list(_read_stsb(data, "dev" if name == "STSB-dev" else "test"))
+    return _read_stsb(data, "dev" if name == "STSB-dev" else "test")
 
 
 def require_grades(name: str, rows: Sequence[Row]) -> None:
@@ -176,47 +177,52 @@ def read_pairs() -> list[Row]:
 _PAIR = "a sentence pair with its score"
 
 
-def _read_subsets(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
-    for subset in subsets:
-        pairs_file, grades_file = (
-            folder / f"STS.input.{subset}.txt",
-            folder / f"STS.gs.{subset}.txt",
+def _read_subset(folder: Path, task: str, subset: str) -> list[Row]:
+    pairs_file, grades_file = folder / f"STS.input.{subset}.txt", folder / f"STS.gs.{subset}.txt"
+    pairs, grades = read_lines(pairs_file), read_lines(grades_file)
+    if len(pairs) != len(grades):
+        raise UserError(
+            f"{pairs_file}: {len(pairs)} lines, but {grades_file.name} has {len(grades)}"
         )
-        pairs, grades = read_lines(pairs_file), read_lines(grades_file)
-        if len(pairs) != len(grades):
+    rows = []
+    for number, (pair, grade) in enumerate(zip(pairs, grades, strict=True), 1):
+        if not grade.strip():
+            continue  # unscored
+        try:
+            value = _grade(grade)
+        except ValueError as error:
+            raise UserError(f"{grades_file}:{number}: {error}") from error
+        try:
+            sentence1, sentence2 = pair.split("\t")[:2]
+        except ValueError as error:
             raise UserError(
-                f"{pairs_file}: {len(pairs)} lines, but {grades_file.name} has {len(grades)}"
-            )
-        for number, (pair, grade) in enumerate(zip(pairs, grades, strict=True), 1):
-            if not grade.strip():
-                continue  # unscored
-            try:
-                value = _grade(grade)
-            except ValueError as error:
-                raise UserError(f"{grades_file}:{number}: {error}") from error
-            try:
-                sentence1, sentence2 = pair.split("\t")[:2]
-            except ValueError as error:
-                raise UserError(
-                    f"{pairs_file}:{number}: expected two sentences with a tab between"
-                ) from error
-            yield sentence1, sentence2, value
+                f"{pairs_file}:{number}: expected two sentences with a tab between"
+            ) from error
+        rows.append((sentence1, sentence2, value))
+    check_size(f"{task} {subset}", len(rows), grades_file)
+    return rows
 
 
-def _read_stsb(data: Path, part: str) -> Iterator[Row]:
+def _read_stsb(data: Path, part: str) -> list[Row]:
     def parse(line: str) -> Row:  # genre, file, year, id, score, s1, s2, and sometimes more
         fields = line.split("\t")
         return fields[5], fields[6], _grade(fields[4])
 
-    return parse_lines(data / "STS" / "STSBenchmark" / f"sts-{part}.csv", parse, _PAIR)
+    path = data / "STS" / "STSBenchmark" / f"sts-{part}.csv"
+    rows = list(parse_lines(path, parse, _PAIR))
+    check_size(f"STS-B {part}", len(rows), path)
+    return rows
 
 
-def _read_sick(data: Path, part: str) -> Iterator[Row]:
+def _read_sick(data: Path, part: str) -> list[Row]:
     def parse(line: str) -> Row:  # pair_ID, sentence_A, sentence_B, relatedness_score, …
         fields = line.split("\t")
         return fields[1], fields[2], _grade(fields[3])
 
-    return parse_lines(data / "SICK" / f"SICK_{part}.txt", parse, _PAIR, header=True)
+    path = data / "SICK" / f"SICK_{part}.txt"
+    rows = list(parse_lines(path, parse, _PAIR, header=True))
+    check_size(f"SICK {part}", len(rows), path)
+    return rows
 
 
 def _grade(text: str) -> float:
