@@ -1,3 +1,4 @@
+import os
 import re
 
 import numpy as np
@@ -192,6 +193,14 @@ def test_nul_character_in_a_test_set(tmp_path):
     folder = sts_folder(tmp_path)
     (folder / "STS.input.OnWN.txt").write_bytes(b"a\tb\nc\0\td\n")
     with pytest.raises(UserError, match=r"OnWN\.txt:2: NUL character"):
+        load_task("STS13", tmp_path)
+
+
+def test_a_pipe_among_the_files_is_refused_and_not_waited_for(tmp_path):
+    folder = sts_folder(tmp_path)
+    (folder / "STS.gs.OnWN.txt").unlink()
+    os.mkfifo(folder / "STS.gs.OnWN.txt")
+    with pytest.raises(UserError, match=r"STS\.gs\.OnWN\.txt: a folder, pipe or device"):
         load_task("STS13", tmp_path)
 
 

@@ -119,7 +119,7 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     _quiet_libraries()
     from simcse.encoders.encoder import fingerprint
     from simcse.encoders.encoding import encode_by_length
-    from simcse.encoders.loading import DEFAULT_MODEL, load_model
+    from simcse.encoders.loading import DEFAULT_MODEL, find_model, load_model
     from simcse.evaluation import published
     from simcse.evaluation.protocol import PROTOCOL, Remembering
     from simcse.evaluation.protocol import evaluate as score
@@ -139,13 +139,14 @@ def evaluate(parsed: argparse.Namespace, arguments: list[str]) -> None:
     )
     ours, theirs = _split_tasks(parsed.tasks, has_data=data is not None)
     names, missing = task_names(ours, data)
-    tasks = [load_task(task, data) for task in names]
-    tasks.append(load_geometry(data, dev_only=False))
     mteb_tasks = []
     if theirs:
         from simcse.evaluation.mteb_tasks import evaluate_mteb, find_tasks, revision_of
 
         mteb_tasks = find_tasks(theirs)
+    find_model(parsed.model)  # before any text is read
+    tasks = [load_task(task, data) for task in names]
+    tasks.append(load_geometry(data, dev_only=False))
     model = load_model(
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
     )
@@ -362,4 +363,13 @@ def _show_transfers() -> None:
 
 
 def _file_name(model: str) -> str:
-    return re.sub(r"[\\/:]+", "--", model.strip("/.")) or "model"
+    """A folder's name for a model, another for every model: ``p/q`` becomes ``p--q``.
+
+    Other characters than letters, digits, ``_``, ``.`` and ``-`` are percent-encoded, and so are
+    hyphens that would look like the two between the parts.
+    """
+    parts = [
+        re.sub(r"[^\w.-]|^[.-]|-(?=-|$)", lambda found: f"%{ord(found[0]):02X}", part)
+        for part in Path(model).parts
+    ]
+    return "--".join(parts) or "model"

@@ -10,9 +10,11 @@ import argparse
 import errno
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import NoReturn, TextIO, cast, get_args
 
@@ -78,16 +80,11 @@ def _run(arguments: list[str]) -> int:
         Path.cwd()
     except FileNotFoundError:
         return _fail("the working folder is gone; change to one that is there", EXIT_USER_ERROR)
-    parser = _parser()
-    parsed, extra = parser.parse_known_args(arguments)
-    takes_settings = parsed.run in (commands.train, commands.prefetch)
-    if extra and (not takes_settings or not all("=" in word for word in extra)):
-        parser.error(f"unrecognized arguments: {' '.join(extra)}")
-    if extra:  # --training.batch_size=128 means the same as training.batch_size=128
-        parsed.words += extra
     try:
+        parsed = _parse(arguments)
         command: Callable[[argparse.Namespace, list[str]], None] = parsed.run
-        command(parsed, arguments)
+        with _unwinding_when_terminated():
+            command(parsed, arguments)
     except HubUnreachableError as error:
         return _fail(f"{error}; {commands.how_to_fetch(parsed)}", EXIT_USER_ERROR)
     except UserError as error:
@@ -97,8 +94,9 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         return EXIT_NO_READER
     except KeyboardInterrupt as error:
+        resumes = "; a training run resumes when started again" * (arguments[0] == "train")
         return _fail(
-            str(error) or "interrupted; a training run resumes when started again",
+            str(error) or f"interrupted{resumes}",
             EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED,
         )
     except Exception as error:
@@ -112,6 +110,48 @@ def _run(arguments: list[str]) -> int:
             return _fail(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
         raise
     return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The command and its arguments.
+
+    Raises:
+        UserError: An argument is empty.
+    """
+    parser = _parser()
+    parsed, extra = parser.parse_known_args(arguments)
+    takes_settings = parsed.run in (commands.train, commands.prefetch)
+    if extra and (not takes_settings or not all("=" in word for word in extra)):
+        parser.error(f"unrecognized arguments: {' '.join(extra)}")
+    if extra:  # --training.batch_size=128 means the same as training.batch_size=128
+        parsed.words += extra
+    if empty := [name for name, value in vars(parsed).items() if value == ""]:
+        raise UserError(f"argument {empty[0]}: is empty; name something or leave it out")
+    return parsed
+
+
+@contextmanager
+def _unwinding_when_terminated() -> Iterator[None]:
+    """SIGTERM raises :class:`~simcse.errors.Terminated`, so that scratch files are removed.
+
+    A second one ends the process at once. While a run trains it has handlers of its own
+    (:mod:`simcse.training.interruption`).
+    """
+
+    def stop(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    ours = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # not ignored, nor another program's
+    if not (ours and threading.current_thread() is threading.main_thread()):
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:  # one of several processes ignores it now
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Parser(argparse.ArgumentParser):
