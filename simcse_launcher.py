@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 
 _ADVICE = (
@@ -27,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _start(argv: Sequence[str] | None) -> int:
+    if sys.flags.optimize > 1:  # transformers reads its docstrings while it is imported
+        if os.environ.pop("PYTHONOPTIMIZE", None) is None:
+            print("error: python -OO has no docstrings, which transformers needs", file=sys.stderr)
+            return 2
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.simplefilter("default")  # a library's warning is no mistake of the user
     namesake = _is_installed("simcse")  # ours is distributed under another name
     try:
         from simcse.cli.main import main as run

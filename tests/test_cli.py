@@ -15,6 +15,7 @@ from conftest import ROOT, SENTENCES
 from safetensors.numpy import save_file
 
 import simcse_launcher
+from simcse.cli.commands import _file_name
 from simcse.cli.main import main
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
@@ -121,6 +122,11 @@ def test_schema_is_json(capsys):
         (["compare", "/no/a", "/no/b"], "/no/a: no such run"),
         (["report", "/no/a"], "/no/a: no such run"),
         (["evaluate", "x", "--tasks", ","], "--tasks: name at least one task"),
+        (["evaluate", "x", "-o", ""], "argument output: is empty"),
+        (["evaluate", ""], "argument model: is empty"),
+        (["report", "x", "-o", ""], "argument output: is empty"),
+        (["train", "quickstart", "output="], "argument output: no value"),
+        (["train", "quickstart", "data.train= "], "argument data.train: no value"),
         (["evaluate", "/no/model", "--tasks", "pairs"], "/no/model is neither a model folder"),
         (["encode", "missing.txt", "-o", "e.npy"], "missing.txt: no such file"),
         (["encode", "missing.txt", "-o", "e.pt"], "expected a name that ends in .npy or .parquet"),
@@ -232,3 +238,20 @@ def test_namesake_on_pypi_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "simcse.cli.main", None)  # as if the other package hid ours
     assert simcse_launcher.main(["train"]) == 2
     assert "error: PyPI's package 'simcse'" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_said_before_any_text_is_read(capsys, monkeypatch):
+    def read(*_):
+        raise AssertionError("read the text of a task first")
+
+    monkeypatch.setattr("simcse.evaluation.sources.load_task", read)
+    assert main(["evaluate", "no/model/here"]) == 2
+    assert "no/model/here is neither a model folder here" in capsys.readouterr().err
+
+
+def test_every_model_has_a_folder_of_its_own_for_its_scores():
+    models = ["p/q", "p--q", "p-/q", "p/-q", "-p/q", "../p", "/p", "a:b", "a%3Ab", "..", "a b", "p"]
+    names = [_file_name(model) for model in models]
+    assert len(set(names)) == len(models) and not {"", ".", ".."} & set(names)
+    assert all("/" not in name for name in names)
+    assert _file_name("p/q/") == _file_name("./p/q") == "p--q"

@@ -7,6 +7,7 @@ import yaml
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from simcse.cli.main import main
 from simcse.config.reading import (
@@ -355,3 +356,21 @@ def test_an_override_changes_one_setting_of_a_short_section(
 def test_objectives_that_cannot_be(write, text, expected):
     with pytest.raises(UserError, match=re.escape(expected)):
         load_config(write(text))
+
+
+def _text_keys(section=Config, prefix=""):
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _text_keys(field.annotation, f"{prefix}{name}.")
+        elif "str" in str(field.annotation):
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("bad", ['"a\\0b"', '"a\\uD800"'])
+def test_no_setting_takes_text_that_no_file_can_hold(bad):
+    keys = list(_text_keys())
+    assert {"output", "encoder.revision", "data.columns", "hub.data_license"} <= set(keys)
+    for key in keys:
+        with pytest.raises(UserError) as error:
+            load_config("quickstart", [f"{key}={bad}"])
+        assert "\n" not in str(error.value) and key.rpartition(".")[2] in str(error.value)

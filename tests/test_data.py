@@ -2,6 +2,7 @@ import csv
 import gzip
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from simcse.config.reading import load_config
 from simcse.config.settings import DataConfig
 from simcse.data import docstrings
 from simcse.data import rows as data_rows
-from simcse.data.readers import read_sentences
+from simcse.data.readers import Wanted, find_sources, read_sentences
 from simcse.data.rows import load_training_data
 from simcse.errors import UserError
 
@@ -380,3 +382,55 @@ def test_any_bytes_are_text_or_one_clear_error(tmp_path, content, kind):
             assert isinstance(text, str)
     except UserError as error:
         assert "a." in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "setting"),
+    [("a.csv", ";", "data.separator=';'"), ("a.csv", "\t", "data.separator='\"\\t\"'"),
+     ("a.tsv", ",", "data.separator=','"), ("a.csv", "|", "data.separator='|'")],
+)  # fmt: skip
+def test_another_separator_is_named_with_its_setting(tmp_path, name, separator, setting):
+    path = tmp_path / name
+    path.write_text(separator.join(["one", "two"]) + "\n" + separator.join(["x", "y"]) + "\n")
+    for config in (
+        DataConfig(train=[str(path)]),
+        DataConfig(train=[str(path)], form="pairs"),
+        DataConfig(train=[str(path)], columns=["one"]),
+        DataConfig(train=[str(path)], form="pairs", names=["one", "two"]),
+    ):
+        with pytest.raises(UserError, match=r"one field, .* seems to separate") as error:
+            list(next(find_sources(str(path), config)).read(Wanted.of(config)))
+        assert setting in str(error.value) and str(error.value).startswith(f"{path}:")
+    command = shlex.split(setting)[0]
+    config = load_config("quickstart", [command, "data.form=pairs"]).data
+    fields = next(find_sources(str(path), config)).read(Wanted.of(config))
+    assert list(fields) == [(f"{path}:2", ("x", "y"))]
+
+
+def test_a_table_of_one_column_may_hold_any_character(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text; shortened\nx\ny; z\n")
+    assert list(read_sentences(path)) == ["x", "y; z"]
+
+
+def test_text_in_another_encoding(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("café\n“x”\n".encode("cp1252"))
+    config = DataConfig(train=[str(path)], encoding="cp1252")
+    source = next(find_sources(str(path), config))
+    assert [text for _, (text,) in source.read(Wanted.of(config))] == ["café", "“x”"]
+    with pytest.raises(UserError, match=r"a\.txt:1: not UTF-8 .* data\.encoding in the config"):
+        list(read_sentences(path))
+    path.write_bytes(b"\x81")
+    with pytest.raises(UserError, match=r"a\.txt:1: not CP1252 text \(byte 0 of the line\)"):
+        list(source.read(Wanted.of(config)))
+
+
+def test_text_of_the_same_size_and_time_is_tokenised_anew(tmp_path, load):
+    path = tmp_path / "a.txt"
+    digests = []
+    for text in ("one cat\n", "two cat\n"):
+        path.write_text(text)
+        os.utime(path, ns=(10**18, 10**18))
+        digests.append(load(path)[1].sha256)
+    assert digests[0] != digests[1]

@@ -11,13 +11,15 @@ from conftest import SENTENCES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import CNN, Pooling, StaticEmbedding
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
-from simcse.encoders.encoding import encode_by_length, token_ids
+from simcse.encoders.encoding import _PROBE, encode_by_length, token_ids
+
+TRIAL = len(_PROBE) + 1  # passes: each text of the probe alone, and all in one batch
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_of_long_texts_a_beginning_is_tokenised(model, tokenised):
     texts = [" ".join(SENTENCES[start:] * 300) for start in range(4)]
     expected = model.encode(texts)
     np.testing.assert_allclose(encode_by_length(model, texts, 8), expected, atol=1e-5)
-    assert len(tokenised) == 2 + 4 and max(tokenised) <= 32 * 64
+    assert len(tokenised) == len(_PROBE) + 4 and max(tokenised) <= 32 * 64
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def shapes(model):
 def test_batches_hold_texts_of_like_length(model, shapes):
     texts = ["x " * n for n in np.random.default_rng(0).permutation(60)[:40] + 1]
     encode_by_length(model, texts, 10)
-    batches = shapes[2:]  # the first two are the comparison with the library
+    batches = shapes[TRIAL:]
     lengths = [mask.sum(dim=1) for mask in batches]
     assert [len(batch) for batch in lengths] == [10] * 4
     assert all(later.max() <= earlier.min() for earlier, later in pairwise(lengths))
@@ -74,9 +76,9 @@ def test_a_batch_on_the_cpu_has_a_bounded_number_of_tokens(model, shapes, monkey
     monkeypatch.setattr("simcse.encoders.encoding._CPU_TOKENS", 100)
     texts = [f"{'x ' * n}{i}" for n in (1, 20, 60) for i in range(12)]
     found = encode_by_length(model, texts, 10)
-    sizes = [mask.numel() for mask in shapes[2:]]
+    sizes = [mask.numel() for mask in shapes[TRIAL:]]
     assert max(sizes) <= 100
-    assert max(len(mask) for mask in shapes[2:]) == 10
+    assert max(len(mask) for mask in shapes[TRIAL:]) == 10
     np.testing.assert_allclose(found, model.encode(texts), atol=1e-5)
 
 
@@ -124,6 +126,25 @@ def test_models_that_do_more_give_the_librarys_vectors(model, change, role):
     limit = 2e-3 if other[0].model.dtype == torch.float16 else 1e-5
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=limit)
+
+
+@pytest.mark.parametrize("count", [2, 5, 40])
+def test_texts_are_encoded_alone_where_padding_changes_them(tiny, model, count):
+    torch.manual_seed(0)
+    cnn = CNN(32, 16, [1, 3, 5])  # convolves over the padding too
+    leaking = SentenceTransformer(modules=[copy.deepcopy(model[0]), cnn, Pooling(48, "mean")])
+    texts = [f"{'x ' * (7 * i % 19)}{i}" for i in range(count)]
+    alone = np.concatenate([leaking.encode([text]) for text in texts])
+    assert np.abs(leaking.encode(texts) - alone).max() > 1e-4
+    np.testing.assert_allclose(encode_by_length(leaking, texts, 8), alone, atol=1e-6)
+
+
+def test_weights_in_half_precision_are_equal_to_their_resolution(model):
+    half = changed(model, lambda m: m.half())
+    texts = [f"{'x ' * (7 * i % 19)}{i}" for i in range(40)]
+    alone = np.concatenate([half.encode([text]) for text in texts])
+    limit = np.abs(alone).max() * torch.finfo(torch.float16).eps
+    np.testing.assert_allclose(encode_by_length(half, texts, 8), alone, atol=limit)
 
 
 def test_models_without_a_fast_tokenizer(tiny):

@@ -1,3 +1,4 @@
+import os
 import re
 
 import numpy as np
@@ -10,7 +11,8 @@ from sentence_transformers import SentenceTransformer
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
 from simcse.errors import UserError
-from simcse.evaluation.names import MTEB_STS, STS, TRANSFER
+from simcse.evaluation.mteb_tasks import fill_from, find_tasks
+from simcse.evaluation.names import MTEB_STS, SIZES, STS, TRANSFER
 from simcse.evaluation.protocol import evaluate
 from simcse.evaluation.sources import (
     STS_SUBSETS,
@@ -24,6 +26,8 @@ from simcse.evaluation.sources import (
 from simcse.evaluation.table import collapse_lines, score_table
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, similarity_bands
 from simcse.training.setup import evaluate_model
+
+pytestmark = pytest.mark.usefixtures("any_size")
 
 VECTORS = {
     "east": [1.0, 0.0],
@@ -192,6 +196,14 @@ def test_nul_character_in_a_test_set(tmp_path):
         load_task("STS13", tmp_path)
 
 
+def test_a_pipe_among_the_files_is_refused_and_not_waited_for(tmp_path):
+    folder = sts_folder(tmp_path)
+    (folder / "STS.gs.OnWN.txt").unlink()
+    os.mkfifo(folder / "STS.gs.OnWN.txt")
+    with pytest.raises(UserError, match=r"STS\.gs\.OnWN\.txt: a folder, pipe or device"):
+        load_task("STS13", tmp_path)
+
+
 def test_stsb_and_sick_layouts(tmp_path):
     stsb, sick = tmp_path / "STS" / "STSBenchmark", tmp_path / "SICK"
     stsb.mkdir(parents=True)
@@ -222,6 +234,56 @@ def test_stsb_and_sick_layouts(tmp_path):
     (stsb / "sts-dev.csv").write_text("too\tfew\n")
     with pytest.raises(UserError, match=r"sts-dev\.csv:1: not a sentence pair"):
         load_task("STSB-dev", tmp_path)
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_a_benchmarks_name_is_for_all_of_its_data_and_no_other(tmp_path, monkeypatch, extra):
+    """Files that are cut, or go on, at the end of a row are sound files of another test."""
+    monkeypatch.undo()
+    folder = tmp_path / "STS" / "STS13-en-test"
+    folder.mkdir(parents=True)
+
+    def write(subset, rows):
+        (folder / f"STS.input.{subset}.txt").write_text("a\tb\n" * rows)
+        (folder / f"STS.gs.{subset}.txt").write_text("1\n" + "2\n" * (rows - 1))
+
+    for subset, rows in (("FNWN", 189), ("OnWN", 561), ("headlines", 750)):
+        write(subset, rows)
+    assert len(load_task("STS13", tmp_path).grades) == 1500
+    write("OnWN", 561 + extra)
+    expected = (
+        rf"STS\.gs\.OnWN\.txt: {561 + extra} scored examples, STS13 OnWN was published with 561"
+    )
+    with pytest.raises(UserError, match=expected):
+        load_task("STS13", tmp_path)
+    with pytest.raises(UserError, match=expected):
+        fill_from(tmp_path, find_tasks(["STS13"])[0])
+    stsb, sick = tmp_path / "STS" / "STSBenchmark", tmp_path / "SICK"
+    stsb.mkdir()
+    sick.mkdir()
+    (stsb / "sts-dev.csv").write_text("g\tf\t2012\t7\t4.5\ta\tb\n" * (1500 + extra))
+    with pytest.raises(UserError, match=r"sts-dev\.csv: 1,\d\d\d scored .*STS-B dev .* 1,500"):
+        load_dev_task("STSB", tmp_path)
+    with pytest.raises(UserError, match=r"sts-dev\.csv: 1,\d\d\d scored .*STS-B dev .* 1,500"):
+        load_geometry(tmp_path, dev_only=True)
+    rows = "1\tx\ty\t4.5\n" * (4927 + extra)
+    (sick / "SICK_test_annotated.txt").write_text(f"head\n{rows}")
+    with pytest.raises(UserError, match=r"annotated\.txt: 4,92\d scored .* published with 4,927"):
+        load_task("SICK-R", tmp_path)
+
+
+def test_sizes_add_up_to_the_published_ones():
+    """Totals of the tasks' papers, and SentEval's own ``ndev`` and ``ntest``."""
+    totals = {}
+    for part, size in SIZES.items():
+        totals[part.split()[0]] = totals.get(part.split()[0], 0) + size
+    assert totals == {
+        "STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 8628,
+        "SICK": 9927, "MR": 10662, "CR": 3775, "SUBJ": 10000, "MPQA": 10606, "SST2": 70042,
+        "TREC": 5952, "MRPC": 5801,
+    }  # fmt: skip
+    parts = {f"{task} {subset}" for task, subsets in STS_SUBSETS.items() for subset in subsets}
+    assert parts == {part for part in SIZES if part[:5] in STS_SUBSETS}
 
 
 def test_unknown_task_and_missing_folder(tmp_path):

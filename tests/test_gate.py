@@ -281,3 +281,15 @@ def test_every_setting_that_makes_embeddings_is_in_the_fingerprint(stored):
         known.add(encoder.fingerprint(model))
     model.tokenizer.truncation_side = "left"
     assert len(known | {encoder.fingerprint(model)}) == 4
+
+
+def test_longest_inputs_end_with_the_learned_positions(tiny, tmp_path, caplog):
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny))), tmp_path / "long")
+    settings = tmp_path / "long" / "sentence_bert_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "max_seq_length": 5000}))
+    loaded = load_model(str(tmp_path / "long"), device="cpu")
+    positions = loaded[0].model.embeddings.position_embeddings.num_embeddings
+    assert loaded.max_seq_length == positions
+    expected = f"a longest input of 5,000 tokens, its encoder has {positions} positions"
+    assert [expected in record.message for record in caplog.records] == [True]
+    assert np.isfinite(loaded.encode(["word " * 6000])).all()

@@ -26,6 +26,8 @@ from simcse.evaluation.mteb_tasks import (
 from simcse.evaluation.protocol import EmbeddingCache, evaluate
 from simcse.evaluation.sources import STS_SUBSETS, load_task
 
+pytestmark = pytest.mark.usefixtures("any_size")
+
 
 @pytest.fixture
 def model(tiny):

@@ -109,6 +109,21 @@ def test_seeds_do_not_mix_with_a_single_run(finished, capsys):
     assert "seed-3 holds a single run" in capsys.readouterr().err
 
 
+def test_a_copied_folder_is_no_seed(finished, tmp_path, capsys):
+    root = copy(finished, tmp_path)
+    fake = shutil.copytree(root / "warm" / "seed-3", root / "warm" / "seed-4")
+    for command in (["report", str(root / "warm"), "-o", str(tmp_path / "report")],
+                    ["compare", str(root / "cold"), str(root / "warm")]):  # fmt: skip
+        assert main(command) == 2
+        message = capsys.readouterr().err
+        assert f"{fake}: its config.yaml has seed 3, so it is not the run of seed 4" in message
+    config = fake / "config.yaml"
+    config.write_text(config.read_text().replace("\nseed: 3\n", "\nseed: 4\n"))
+    reseal(fake)
+    with pytest.raises(UserError, match=f"{fake}: the same weights as seed-3, so it is no seed of"):
+        load_runs(root / "warm")
+
+
 def test_dry_run_of_seeds(finished, tmp_path, capsys):
     output = f"output={tmp_path / 'new'}"
     assert main(["train", str(finished / "small.yaml"), output, "seeds=1,2", "--dry-run"]) == 0

@@ -65,6 +65,44 @@ def test_unknown_arguments_are_named_as_they_can_be_shown(capsys):
     assert "\x1b" not in capsys.readouterr().err
 
 
+def test_python_without_docstrings_or_with_warnings_as_errors(tiny, tmp_path):
+    (tmp_path / "texts.txt").write_text("one\ntwo\n")
+    command = "import sys; from simcse_launcher import main; sys.exit(main(sys.argv[1:]))"
+    words = ["encode", "texts.txt", "-o", "e.npy", "--model", str(tiny), "--pooling", "mean"]
+
+    def start(options, code, **environment):
+        return subprocess.run(
+            [sys.executable, *options, "-c", code, *words],
+            cwd=tmp_path, capture_output=True, text=True, env=os.environ | environment,
+        )  # fmt: skip
+
+    found = start([], command, PYTHONOPTIMIZE="2")
+    assert (found.returncode, found.stderr) == (0, "")
+    found = start(["-OO"], command)
+    assert found.returncode == 2
+    assert found.stderr == "error: python -OO has no docstrings, which transformers needs\n"
+    library = "import simcse.cli.main as cli, warnings; "
+    library += "cli.main = lambda arguments: warnings.warn('of a library'); "
+    found = start([], library + command, PYTHONWARNINGS="error")
+    assert "UserWarning" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_command_that_is_terminated_leaves_no_scratch_file(tiny, tmp_path):
+    code = (
+        "import os, signal, sys; from simcse.cli.main import main; "
+        "from simcse.inference import streaming; "
+        "streaming.NpyFile.write = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL); sys.exit(main(sys.argv[1:]))"
+    )
+    (tmp_path / "texts.txt").write_text("one\ntwo\n")
+    words = ["encode", "texts.txt", "-o", "e.npy", "--model", str(tiny), "--pooling", "mean"]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stderr) == (143, "error: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
 @pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EROFS", "EIO", "EFBIG"])
 @pytest.mark.parametrize("words_alone", [False, True])
 def test_a_disk_that_cannot_be_written_is_one_line(monkeypatch, capsys, name, words_alone):

@@ -325,6 +325,30 @@ def test_a_run_without_its_seal_is_made_whole_by_its_command(arguments, run, cap
     assert all(torch.equal(weights(run)[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize("edited", ["a higher score", "cut short", "of another setting"])
+def test_edited_scores_of_an_unfinished_run_are_computed_again(arguments, run, capsys, edited):
+    arguments = [*arguments, "evaluation.raw_poolings=mean"]
+    assert main(arguments) == 0
+    path, scores = run / "raw_scores.json", json.loads((run / "scores.json").read_text())["raw"]
+    text = path.read_text()
+    (run / "manifest.json").unlink()
+    if edited == "a higher score":
+        record = json.loads(text)
+        record["scores"]["mean"]["pairs"]["cosine_spearman"] = 0.999
+        path.write_text(json.dumps(record))
+    elif edited == "cut short":
+        path.write_text(text[:-200])
+    else:
+        other = [*arguments, "training.steps=2", f"output={run.parent / 'other'}"]
+        assert main(other) == 0
+        shutil.copy(run.parent / "other" / "raw_scores.json", path)
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert f"{path}: not what was written there; computed again" in capsys.readouterr().out
+    assert json.loads((run / "scores.json").read_text())["raw"] == scores
+    assert path.read_text() == text
+
+
 def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

@@ -10,6 +10,8 @@ from simcse.evaluation.protocol import evaluate
 from simcse.evaluation.sources import load_task
 from simcse.evaluation.transfer import READERS, STRENGTHS, TransferTask, load_transfer
 
+pytestmark = pytest.mark.usefixtures("any_size")
+
 WORDS = ["film", "plot", "actor", "scene", "music", "story"]
 
 
@@ -146,6 +148,12 @@ def test_too_few_examples_and_missing_files(tmp_path):
     write(tmp_path / "CR" / "custrev.neg", lines("bad", 3))
     with pytest.raises(UserError, match=r"all has \{0: 3, 1: 30\} examples a label"):
         load_transfer("CR", tmp_path)
+
+
+def test_files_that_are_cut_do_not_bear_the_name(mr, monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="MR: 62 scored examples, MR was published with 10,662"):
+        load_transfer("MR", mr)
 
 
 @pytest.mark.shared

@@ -121,7 +121,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     """Score a model and print the table."""
     _quiet_libraries()
     from simcse.encoders.encoder import fingerprint
-    from simcse.encoders.loading import DEFAULT_MODEL, load_model
+    from simcse.encoders.loading import DEFAULT_MODEL, find_model, load_model
     from simcse.evaluation import paper_results
     from simcse.evaluation.protocol import PROTOCOL
     from simcse.evaluation.scoring import is_hub_name, load_tasks, score_model
@@ -138,6 +138,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
         [name, parsed.data],
         overwrite=parsed.overwrite,
     )
+    find_model(parsed.model)  # before any text is read
     tasks = load_tasks(_task_words(parsed.tasks), data)
     model = load_model(
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
@@ -337,4 +338,13 @@ def _show_transfers() -> None:
 
 
 def _file_name(model: str) -> str:
-    return re.sub(r"[\\/:]+", "--", model.strip("/.")) or "model"
+    """A folder's name for a model, another for every model: ``p/q`` becomes ``p--q``.
+
+    Other characters than letters, digits, ``_``, ``.`` and ``-`` are percent-encoded, and so are
+    hyphens that would look like the two between the parts.
+    """
+    parts = [
+        re.sub(r"[^\w.-]|^[.-]|-(?=-|$)", lambda found: f"%{ord(found[0]):02X}", part)
+        for part in Path(model).parts
+    ]
+    return "--".join(parts) or "model"

@@ -10,11 +10,13 @@ import argparse
 import errno
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TextIO, cast
+from typing import NoReturn, TextIO, cast
 
 from simcse.cli import commands
 from simcse.cli.arguments import parse
@@ -79,7 +81,8 @@ def _run(arguments: list[str]) -> int:
     try:
         parsed = parse(arguments)
         command: Callable[[argparse.Namespace], None] = parsed.run
-        command(parsed)
+        with _unwinding_when_terminated():
+            command(parsed)
     except HubUnreachableError as error:
         return _fail(f"{error}; {commands.how_to_fetch(parsed)}", EXIT_USER_ERROR)
     except UserError as error:
@@ -89,8 +92,9 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         return EXIT_NO_READER
     except KeyboardInterrupt as error:
+        resumes = "; a training run resumes when started again" * (arguments[0] == "train")
         return _fail(
-            str(error) or "interrupted; a training run resumes when started again",
+            str(error) or f"interrupted{resumes}",
             EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED,
         )
     except Exception as error:
@@ -104,6 +108,30 @@ def _run(arguments: list[str]) -> int:
             return _fail(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
         raise
     return 0
+
+
+@contextmanager
+def _unwinding_when_terminated() -> Iterator[None]:
+    """SIGTERM raises :class:`~simcse.errors.Terminated`, so that scratch files are removed.
+
+    A second one ends the process at once. While a run trains it has handlers of its own
+    (:mod:`simcse.training.interruption`).
+    """
+
+    def stop(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    ours = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # not ignored, nor another program's
+    if not (ours and threading.current_thread() is threading.main_thread()):
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:  # one of several processes ignores it now
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _is_the_disks(error: BaseException | None) -> bool:

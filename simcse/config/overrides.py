@@ -117,6 +117,8 @@ def _parse(word: str) -> Override:
     key, equals, text = word.removeprefix("--").partition("=")
     if not equals or not key or not key.isprintable():
         raise UserError(f"argument {word!r}: expected key=value, such as training.batch_size=128")
+    if not text.strip():
+        raise UserError(f"argument {key}: no value; null unsets a setting, '' is an empty text")
     return key, _value(key, text)
 
 

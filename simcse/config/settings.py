@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -63,8 +63,6 @@ Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
 
 def _path(value: str) -> str:
-    if "\0" in value:
-        raise ValueError(f"{value!r} has a NUL character")
     try:
         return str(Path(value).expanduser()) if value.startswith("~") else value
     except RuntimeError as error:
@@ -180,6 +178,28 @@ class _Section(BaseModel):
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
 
+    @model_validator(mode="after")
+    def _text_is_sound(self) -> Self:
+        """No text, wherever it stands, that a file, a tokenizer or the system could not take."""
+        for key, text in _texts(dict(self), ""):
+            if "\0" in text:
+                raise ValueError(f"{key}: {text!r} has a NUL character")
+            if _SURROGATE.search(text):
+                raise ValueError(f"{key}: {text!r} is not valid Unicode text")
+        return self
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
+    """Key and text of every text in plain values; sections check their own."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(inner, f"{key}.{name}" if key else str(name))
+
 
 COLUMNS: dict[str, tuple[int, int | None, str]] = {
     "sentences": (1, 1, "one column"),
@@ -235,6 +255,11 @@ class DataConfig(_Section):
     """Names of the columns of csv and tsv files that have no header."""
     quotes: bool = True
     """Whether quotes enclose fields of csv and tsv files; ``false`` takes them as they stand."""
+    separator: Annotated[str, Field(pattern=r"^[^\r\n\"]$")] | None = None
+    """The character between the fields of csv and tsv files, such as ``;``; ``null`` is a comma in
+    csv and a tab in tsv files."""
+    encoding: Literal["utf-8", "latin-1", "cp1252"] = "utf-8"
+    """Character encoding of txt, csv, tsv and jsonl files."""
     incomplete: Literal["skip", "refuse"] = "skip"
     """Rows of which a text or a label is empty and others are not: counted and left out, or refused
     with their line. Rows of which all is empty are always left out."""
@@ -295,8 +320,6 @@ class ViewConfig(_Section):
     def _one_place(self) -> ViewConfig:
         if self.template is not None and self.template.count("{}") != 1:
             raise ValueError(f"template: {self.template!r} needs {{}} once, in the text's place")
-        if any("\ud800" <= character <= "\udfff" for character in self.template or ""):
-            raise ValueError(f"template: {self.template!r} is not valid Unicode text")
         return self
 
 

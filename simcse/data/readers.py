@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
+import hashlib
 import json
 import re
 import zlib
@@ -38,6 +39,7 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 # A longer line is a binary file or a whole corpus without line breaks, never a sentence.
 MAX_CHARACTERS = 1_000_000
 _LONGEST = 4 * MAX_CHARACTERS + 4  # bytes
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PARQUET_ROWS = 1000  # in memory at a time; pyarrow's default may be gigabytes of long texts
 
@@ -51,11 +53,21 @@ class Wanted:
     names: tuple[str, ...] = ()
     """Names of the columns of csv and tsv files without a header."""
     quotes: bool = True
+    separator: str | None = None
+    """Between the fields of csv and tsv files; ``None`` goes by the file's name."""
+    encoding: str = "utf-8"
 
     @classmethod
     def of(cls, config: DataConfig) -> Wanted:
         """What a config asks for."""
-        return cls(config.form, tuple(config.columns), tuple(config.names), config.quotes)
+        return cls(
+            config.form,
+            tuple(config.columns),
+            tuple(config.names),
+            config.quotes,
+            config.separator,
+            config.encoding,
+        )
 
     def choose(self, place: str, found: list[str]) -> list[str]:
         """Names of the columns to read, from those that a table has.
@@ -200,8 +212,10 @@ class _File:
     suffix: str
 
     def identity(self) -> list[object]:
-        status = self.path.stat()
-        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
+        # Size and time can both stay while the text changes; a gigabyte is hashed in a second.
+        with self.path.open("rb") as file:
+            packed = self.path.suffix.lower() == ".gz"
+            return [self.suffix, packed, hashlib.file_digest(file, "sha256").hexdigest()]
 
     def read(self, wanted: Wanted) -> Fields:
         if self.suffix == ".parquet":
@@ -209,7 +223,7 @@ class _File:
             return
         try:
             with self._open() as file:
-                lines = self._lines(file)
+                lines = self._lines(file, wanted.encoding)
                 if self.suffix == ".txt":
                     wanted.choose(str(self.path), ["text"])
                     yield from ((place, (line,)) for place, line in lines)
@@ -225,7 +239,7 @@ class _File:
             return gzip.open(self.path, "rb")  # type: ignore[return-value]
         return self.path.open("rb")
 
-    def _lines(self, file: IO[bytes]) -> Iterator[tuple[str, str]]:
+    def _lines(self, file: IO[bytes], encoding: str) -> Iterator[tuple[str, str]]:
         number = 0
         while line := file.readline(_LONGEST):
             number += 1
@@ -233,10 +247,12 @@ class _File:
             try:
                 # A line cut by the limit may end inside a character; it is too long anyway.
                 cut = "ignore" if len(line) == _LONGEST else "strict"
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors=cut)
+                signed = encoding == "utf-8" and number == 1  # may begin with a byte order mark
+                text = line.decode("utf-8-sig" if signed else encoding, errors=cut)
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{place}: not UTF-8 text (byte {error.start} of the line)"
+                    f"{place}: not {encoding.upper()} text (byte {error.start} of the line); "
+                    "data.encoding in the config names another"
                 ) from error
             yield place, sound_text(place, text).rstrip("\r\n")
 
@@ -259,22 +275,29 @@ class _File:
 
     def _read_csv(self, lines: Iterator[tuple[str, str]], wanted: Wanted) -> Fields:
         csv.field_size_limit(MAX_CHARACTERS)
-        delimiter = "\t" if self.suffix == ".tsv" else ","
+        delimiter = wanted.separator or _SEPARATORS[self.suffix]
         reader = csv.reader(
             (f"{text}\n" for _, text in lines),
             delimiter=delimiter,
             strict=True,
             quoting=csv.QUOTE_MINIMAL if wanted.quotes else csv.QUOTE_NONE,
         )
-        start = 1
+        start, is_first = 1, True
         try:
             header = list(wanted.names) or next(reader, [])
             if not header:
                 return
-            indexes = [header.index(n) for n in wanted.choose(f"{self.path}:1", header)]
+            try:
+                indexes = [header.index(n) for n in wanted.choose(f"{self.path}:1", header)]
+            except UserError:
+                _refuse_other_separator(f"{self.path}:1", header, header, wanted)
+                raise
             start = reader.line_num + 1  # of a row; its quoted fields may go on over several lines
             for row in reader:
                 place, start = f"{self.path}:{start}", reader.line_num + 1
+                if is_first or len(row) != len(header):
+                    _refuse_other_separator(place, header, row, wanted)
+                is_first = False
                 if row and len(row) != len(header):
                     what = "data.names has" if wanted.names else "the header has"
                     raise UserError(f"{place}: {len(row)} fields, {what} {len(header)}")
@@ -301,6 +324,27 @@ class _File:
             raise UserError(
                 f"{self.path}: not a sound parquet file: {first_line(error)}"
             ) from error
+
+
+def _refuse_other_separator(
+    place: str, header: Sequence[str], row: Sequence[str], wanted: Wanted
+) -> None:
+    """Tell a table with another separator from one of a single column.
+
+    Raises:
+        UserError: Header (or names) and row are one field each, with as many of a character that
+            separates fields in other files.
+    """
+    if wanted.separator is not None or len(row) != 1 or (len(header) != 1 and not wanted.names):
+        return
+    for character in ";\t|,":
+        count = row[0].count(character)
+        if count and count == (len(header) - 1 if wanted.names else header[0].count(character)):
+            value = "'\"\\t\"'" if character == "\t" else f"'{character}'"  # for a shell and YAML
+            raise UserError(
+                f"{place}: one field, {row[0][:60]!r}, which {character!r} seems to separate; set "
+                f"data.separator={value} in the config (without it a comma in csv, a tab in tsv)"
+            )
 
 
 def sound_text(place: str, text: str, most: int = MAX_CHARACTERS) -> str:

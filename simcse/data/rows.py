@@ -27,7 +27,7 @@ from simcse.data.readers import Source, Wanted, all_sources
 from simcse.data.tokens import first_ids, in_chunks
 from simcse.errors import UserError
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 _CHUNK = 10_000
 
 _SCHEMA = pa.schema(
@@ -210,7 +210,7 @@ def _cache_key(
     parts = [
         CACHE_VERSION,
         [s.identity() for s in sources],
-        [config.form, config.columns, config.names, config.quotes, config.incomplete],
+        [config.form, config.incomplete, asdict(Wanted.of(config))],
         [config.held_out, config.passage, config.language] if config.form == "documents" else [],
         config.max_length,
         backend.to_str(),

@@ -30,8 +30,12 @@ _CHUNK = 10_000
 _WORTH_CUTTING = 1000  # texts; finding what can be left out costs as much as a hundred
 _MANY_CHARACTERS = 100_000  # the library would tokenise all of them, whatever the model's limit
 _CPU_TOKENS = 4096  # of a batch on the CPU, where more at once is slower
-# What a model may do to a text before it tokenises it.
-_PROBE = ("  A text with Spaces,\tTabs\nand CAPITALS, also at its ends. \n", "short")
+# What a model may do to a text before it tokenises it; and several lengths, for what padding does.
+_PROBE = (
+    "  A text with Spaces,\tTabs\nand CAPITALS, also at its ends. \n",
+    "short",
+    *("river " * words for words in (3, 12, 40)),
+)
 _TOLERANCE = 1e-5
 
 
@@ -45,7 +49,10 @@ def encode_by_length(
     show_progress: bool = False,
     role: Role | None = None,
 ) -> np.ndarray:
-    """What ``model.encode`` gives, to 1e-5, and faster where lengths differ.
+    """What ``model.encode`` gives for each text alone, and faster where lengths differ.
+
+    Equal to 1e-5 of the largest number; with weights in half precision to the resolution of their
+    type (float16: 1e-3). Where padding changes embeddings by more, texts are encoded one by one.
 
     Args:
         model: Any sentence-transformers model.
@@ -76,10 +83,20 @@ def encode_by_length(
     )
     embed = partial(_embed, model, normalize=normalize, route=role)
     few = len(distinct) <= batch_size and sum(map(len, distinct)) < _MANY_CHARACTERS
-    if few or not _agree(model, encode, embed):
+    if few:
         result = encode(distinct, show_progress_bar=show_progress)
+        shortest = min(range(len(distinct)), key=lambda index: len(distinct[index]))
+        if len(distinct) > 1 and not _alike(
+            model, encode([distinct[shortest]]), result[[shortest]]
+        ):
+            result = encode(distinct, batch_size=1, show_progress_bar=show_progress)
     else:
-        result = _in_batches(model, distinct, batch_size, embed, show_progress=show_progress)
+        alone = encode(list(_PROBE), batch_size=1)  # also moves the model to the device asked for
+        if _alike(model, alone, _tried(model, embed)):
+            result = _in_batches(model, distinct, batch_size, embed, show_progress=show_progress)
+        else:
+            size = batch_size if _alike(model, alone, encode(list(_PROBE))) else 1
+            result = encode(distinct, batch_size=size, show_progress_bar=show_progress)
     result = np.asarray(result, dtype=np.float32)
     if bad := len(result) - int(np.isfinite(result).all(axis=1).sum()):
         raise UserError(f"{bad} of {len(result)} embeddings hold NaN or infinity")
@@ -161,22 +178,29 @@ def _embed(
     return embeddings.cpu().numpy()
 
 
-def _agree(
-    model: SentenceTransformer,
-    encode: Callable[[list[str]], np.ndarray],
-    embed: Callable[[list[np.ndarray]], np.ndarray],
-) -> bool:
-    """Whether the short way gives what the library gives.
+def _tried(
+    model: SentenceTransformer, embed: Callable[[list[np.ndarray]], np.ndarray]
+) -> np.ndarray | None:
+    """Embeddings of the probe in one batch, as they are computed here; ``None`` where that fails.
 
-    It does not where the library puts a prompt before the text or cuts off the embedding, where it
-    changes the text itself or gives the model more than token ids.
+    They are not those of the library where it puts a prompt before the text or cuts off the
+    embedding, where it changes the text itself or gives the model more than token ids.
     """
-    expected = encode(list(_PROBE))  # also moves the model to the device that is asked for
     if not getattr(model.tokenizer, "is_fast", False) or model.tokenizer.padding_side != "right":
-        return False
+        return None
     try:
-        found = embed(token_ids(model, _PROBE))
+        return embed(token_ids(model, _PROBE))
     except Exception:  # whatever a model raises here, the library can encode with it
-        return False
-    limit = _TOLERANCE * np.abs(expected).max()
-    return found.shape == expected.shape and bool((np.abs(found - expected) <= limit).all())
+        return None
+
+
+def _alike(model: SentenceTransformer, expected: np.ndarray, found: np.ndarray | None) -> bool:
+    """Whether embeddings are the same, but for rounding."""
+    types = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    tolerance = max([_TOLERANCE, *(torch.finfo(dtype).eps for dtype in types)])
+    limit = tolerance * np.abs(expected).max()
+    return (
+        found is not None
+        and found.shape == expected.shape
+        and bool((np.abs(found - expected) <= limit).all())
+    )

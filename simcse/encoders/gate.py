@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from simcse.errors import UserError
 from simcse.hub import failures
+
+logger = logging.getLogger("simcse")
 
 _NAMED = 3  # weights that an error names
 _MOST_LAYERS = 1_000
@@ -79,6 +82,7 @@ def load_sentence_model(
     for module in model.modules():
         if isinstance(module, Transformer):
             _check_tokenizer(origin, module)
+            _keep_to_positions(origin, module)
             if made_up and "pooler_output" in str(module.modality_config):
                 _refuse_weights(origin, {"missing": made_up})
             if made_up and has_optional_pooler(type(module.model)):
@@ -115,6 +119,7 @@ def load_transformer(
             processor_kwargs=dict(source),
         )
     _check_tokenizer(origin, transformer)
+    _keep_to_positions(origin, transformer)
     _check_finite(origin, transformer)
     return transformer, not made_up
 
@@ -282,6 +287,29 @@ def _check_tokenizer(origin: Origin, transformer: Transformer) -> None:
             f"{origin.label}: its tokenizer is another model's: token {max(vocabulary.values())} "
             f"of {table.num_embeddings} embeddings"
         )
+
+
+def _keep_to_positions(origin: Origin, transformer: Transformer) -> None:
+    """Lower the longest input to the learned positions, beyond which the network cannot embed.
+
+    Only a table of learned positions is a bound: rotary and relative positions have none. Tables
+    with a padding index begin after it, as RoBERTa's does.
+    """
+    tables = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in transformer.model.named_modules()
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
+    ]
+    length = transformer.max_seq_length
+    if tables and (length is None or length > min(tables)):
+        stated = "no longest input" if length is None else f"a longest input of {length:,} tokens"
+        logger.warning(
+            "%s states %s, its encoder has %s positions; texts are cut there",
+            origin.label,
+            stated,
+            f"{min(tables):,}",
+        )
+        transformer.max_seq_length = min(tables)
 
 
 def _check_finite(origin: Origin, module: nn.Module) -> None:

@@ -48,6 +48,24 @@ def load_model(
         UserError: There is no such model, it is not sound, or ``pooling`` contradicts what it
             stores.
     """
+    origin = find_model(name, trust_remote_code=trust_remote_code)
+    _check_device(device)
+    model = _load(origin, pooling)
+    if device is not None:
+        model = model.to(device)
+    try:
+        model.encode_query(["short", "a little longer"], show_progress_bar=False)
+    except Exception as error:  # what its files say of its tokenizer shows only when it is used
+        raise UserError(f"{origin.label}: cannot be used: {first_line(error)}") from error
+    return model
+
+
+def find_model(name: str | None = None, *, trust_remote_code: bool = False) -> Origin:
+    """Where the model of :func:`load_model` lies; nothing of it is read yet.
+
+    Raises:
+        UserError: There is no such model.
+    """
     if name is None:
         if not (DEFAULT_MODEL / "modules.json").is_file():
             raise UserError(
@@ -56,16 +74,7 @@ def load_model(
         name = str(DEFAULT_MODEL)
     if not name:
         raise UserError("the model's name is empty; expected a folder or a Hub name")
-    _check_device(device)
-    origin = Origin(name, encoder.source_of(name), _CONSENT, trust_remote_code)
-    model = _load(origin, pooling)
-    if device is not None:
-        model = model.to(device)
-    try:
-        model.encode_query(["short", "a little longer"], show_progress_bar=False)
-    except Exception as error:  # what its files say of its tokenizer shows only when it is used
-        raise UserError(f"{name}: cannot be used: {first_line(error)}") from error
-    return model
+    return Origin(name, encoder.source_of(name), _CONSENT, trust_remote_code)
 
 
 def _load(origin: Origin, pooling: Pooling | None) -> SentenceTransformer:

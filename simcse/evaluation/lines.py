@@ -17,8 +17,11 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
     Split on ``\n`` alone: ``str.splitlines`` would also break at rarer separators in a sentence.
 
     Raises:
-        UserError: The file is missing, or is not text in this encoding, or has NUL characters.
+        UserError: The file is missing or a pipe or device, or is not text in this encoding, or has
+            NUL characters.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: a folder, pipe or device; expected a file")
     try:
         text = path.read_bytes().decode(encoding)
     except OSError as error:

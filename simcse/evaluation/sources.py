@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +14,7 @@ from simcse.data import docstrings
 from simcse.errors import UserError
 from simcse.evaluation.documents import document_task
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
-from simcse.evaluation.names import GROUPS, STS, mteb_name, nearest
+from simcse.evaluation.names import GROUPS, STS, check_size, mteb_name, nearest
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, Task
 from simcse.evaluation.transfer import READERS, load_transfer
 
@@ -108,13 +108,13 @@ def read_sts(name: str, data: Path) -> list[Row]:
         data: Folder in SentEval's layout.
 
     Raises:
-        UserError: Missing folder or file, line counts that differ, malformed line.
+        UserError: Missing folder or file, malformed line, more or fewer pairs than were published.
     """
     if name in STS_SUBSETS:
-        return list(_read_subsets(data / "STS" / f"{name}-en-test", STS_SUBSETS[name]))
+        folder = data / "STS" / f"{name}-en-test"
+        return [row for subset in STS_SUBSETS[name] for row in _read_subset(folder, name, subset)]
     if name in SICK_PARTS:
-        files = [data / "SICK" / f"SICK_{part}.txt" for part in SICK_PARTS[name]]
-        return [row for file in files for row in _read_table(file, (1, 2, 3), header=True)]
+        return _read_sick(data, *SICK_PARTS[name])
     return _read_stsb(data, "dev" if name == "STSB-dev" else "test")
 
 
@@ -178,33 +178,55 @@ def read_pairs() -> list[Row]:
     return _read_table(PAIRS_FILE, (2, 3, 0), header=True)
 
 
-def _read_subsets(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
-    for subset in subsets:
-        pairs_file, grades_file = (
-            folder / f"STS.input.{subset}.txt",
-            folder / f"STS.gs.{subset}.txt",
+def _read_subset(folder: Path, task: str, subset: str) -> list[Row]:
+    pairs_file, grades_file = folder / f"STS.input.{subset}.txt", folder / f"STS.gs.{subset}.txt"
+    pairs, grades = read_lines(pairs_file), read_lines(grades_file)
+    if len(pairs) != len(grades):
+        raise UserError(
+            f"{pairs_file}: {len(pairs)} lines, but {grades_file.name} has {len(grades)}"
         )
-        pairs, grades = read_lines(pairs_file), read_lines(grades_file)
-        if len(pairs) != len(grades):
+    rows = []
+    for number, (pair, grade) in enumerate(zip(pairs, grades, strict=True), 1):
+        if not grade.strip():
+            continue  # unscored
+        try:
+            value = _grade(grade)
+        except ValueError as error:
+            raise UserError(f"{grades_file}:{number}: {error}") from error
+        try:
+            sentence1, sentence2 = pair.split("\t")[:2]
+        except ValueError as error:
             raise UserError(
-                f"{pairs_file}: {len(pairs)} lines, but {grades_file.name} has {len(grades)}"
-            )
-        for number, (pair, grade) in enumerate(zip(pairs, grades, strict=True), 1):
-            if not grade.strip():
-                continue  # unscored
-            try:
-                value = _grade(grade)
-            except ValueError as error:
-                raise UserError(f"{grades_file}:{number}: {error}") from error
-            sentence1, tab, rest = pair.partition("\t")
-            if not tab:
-                raise UserError(f"{pairs_file}:{number}: expected two sentences with a tab between")
-            yield sentence1, rest.split("\t")[0], value
+                f"{pairs_file}:{number}: expected two sentences with a tab between"
+            ) from error
+        rows.append((sentence1, sentence2, value))
+    check_size(f"{task} {subset}", len(rows), grades_file)
+    return rows
 
 
 def _read_stsb(data: Path, *parts: str) -> list[Row]:
-    files = [data / "STS" / "STSBenchmark" / f"sts-{part}.csv" for part in parts]
-    return [row for file in files for row in _read_table(file, (5, 6, 4))]
+    names = {part: data / "STS" / "STSBenchmark" / f"sts-{part}.csv" for part in parts}
+    return _read_parts("STS-B", names, (5, 6, 4))
+
+
+def _read_sick(data: Path, *parts: str) -> list[Row]:
+    folder = data / "SICK"
+    columns = (1, 2, 3)
+    return _read_parts(
+        "SICK", parts, lambda part: folder / f"SICK_{part}.txt", columns, header=True
+    )
+
+
+def _read_parts(
+    name: str, files: Mapping[str, Path], columns: tuple[int, int, int], *, header: bool = False
+) -> list[Row]:
+    """Some parts of a benchmark, one after the other, each of the published size."""
+    found = []
+    for part, file in files.items():
+        rows = _read_table(file, columns, header=header)
+        check_size(f"{name} {part}", len(rows), file)
+        found += rows
+    return found
 
 
 def _read_table(path: Path, columns: tuple[int, int, int], *, header: bool = False) -> list[Row]:

@@ -21,6 +21,7 @@ from sklearn.model_selection import BaseCrossValidator, PredefinedSplit, Stratif
 
 from simcse.errors import UserError
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
+from simcse.evaluation.names import check_size
 from simcse.evaluation.tasks import Lookup, Result
 
 SEED = 1111
@@ -70,7 +71,8 @@ def load_transfer(name: str, data: Path) -> TransferTask:
     """Read a transfer task; ``name`` is a key of :data:`READERS`.
 
     Raises:
-        UserError: A file is missing or malformed, or holds too few examples of a label.
+        UserError: A file is missing or malformed, holds too few examples of a label, or more or
+            fewer examples than were published.
     """
     folder, read = READERS[name]
     task = TransferTask(name, read(data / folder))
@@ -81,6 +83,7 @@ def load_transfer(name: str, data: Path) -> TransferTask:
                 f"{data / folder}: {part} has {dict(sorted(counts.items()))} examples a label; "
                 "expected two labels or more, with at least 10 examples each"
             )
+        check_size(name if part == "all" else f"{name} {part}", len(rows), data / folder)
     return task
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from simcse.evaluation.table import LABELS
 from simcse.evaluation.tasks import BAND_EDGES
@@ -113,8 +113,11 @@ class RunScores(Record):
     minutes: Number | None = None
 
 
-class RawScores(RootModel[dict[str, TaskScores]]):
-    """``raw_scores.json``: the untrained encoder by pooling."""
+class RawScores(Record):
+    """``raw_scores.json``: the untrained encoder by pooling, and a hash that tells of whom."""
+
+    made_from: str
+    scores: dict[str, TaskScores]
 
 
 class EvaluatedScores(Record):

@@ -43,6 +43,7 @@ RESULT_FILES = (SCORES_FILE, ITEMS_FILE, LOG_FILE, ENVIRONMENT_FILE, RAW_SCORES_
 """What a finished run's manifest names beside the files of the model."""
 
 _MODULES = "modules.json"
+_WEIGHTS = ".safetensors"
 _NOT_OF_THE_MODEL = ("checkpoints", "tensorboard")  # nothing in them is ever exported
 
 
@@ -142,6 +143,7 @@ def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
     runs = [_load(there[seed] / SCORES_FILE) for seed in seeds]
     for run in runs[1:]:
         check_same_setting(runs[0], run)
+    _check_seeds(dict(zip(seeds, runs, strict=True)))
     return RunSet(path.name, runs)
 
 
@@ -223,6 +225,34 @@ def check_same_setting(a: Run, b: Run) -> None:
     for task in a.scores:
         if problem := other_test(a, b, task):
             raise UserError(f"{b.folder}: {problem}")
+
+
+def _check_seeds(runs: dict[str, Run]) -> None:
+    """Every folder of a seed holds a run of its own: a copy would narrow every interval.
+
+    Raises:
+        UserError: A run was made with another seed than its folder says, or two have one model.
+    """
+    by_weights: dict[str, Run] = {}
+    for seed, run in runs.items():
+        if run.config and run.config.seed != int(seed):
+            raise UserError(
+                f"{run.folder}: its {CONFIG_FILE} has seed {run.config.seed}, so it is not the "
+                f"run of seed {seed}; remove that folder and run the command again"
+            )
+        twin = by_weights.setdefault(_weights(run.folder), run)
+        if twin is not run:
+            raise UserError(
+                f"{run.folder}: the same weights as {twin.folder.name}, so it is no seed of its "
+                "own; remove that folder and run the command again"
+            )
+
+
+def _weights(folder: Path) -> str:
+    """SHA-256 of a finished run's files of weights, from its manifest."""
+    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    weights = {name: facts["sha256"] for name, facts in files.items() if name.endswith(_WEIGHTS)}
+    return json.dumps(weights, sort_keys=True)
 
 
 def other_test(a: Run, b: Run, task: str) -> str | None:

@@ -7,6 +7,7 @@ made with another config is never touched.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -453,19 +454,30 @@ def _from_hub(config: Config) -> list[str]:
 
 
 def _raw_scores(run: Path, config: Config, tasks: TaskList) -> dict[str, Scores]:
-    """Scores of the untrained encoder with each pooling, computed once per run folder."""
+    """Scores of the untrained encoder with each pooling, computed once per run folder.
+
+    They are bound to the settings by a hash, since no manifest names them before the run is
+    finished; scores that somebody edited, or copied from another run, are computed again.
+    """
     path = run / RAW_SCORES_FILE
+    if path.is_file():
+        try:
+            found = read_json(path, RawScores)
+            if found["made_from"] == _made_from(config, found["scores"]):
+                return dict(found["scores"])
+        except UserError:
+            pass  # cut short, or no scores
+        print(f"warning: {path}: not what was written there; computed again", flush=True)
     poolings: dict[str, str | None] = {name: name for name in config.evaluation.raw_poolings}
     if poolings and gate.stores_modules(encoder.origin_of(config.encoder)):
         poolings = {"own": None}
-    if path.is_file():
-        return read_json(path, RawScores, *poolings)
     scores: dict[str, Scores] = {}
     for name, pooling in poolings.items():
         raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
         model = encoder.build(raw)
         scores[name] = _score(model, tasks, config, run).scores
-    write_atomically(path, json.dumps(scores, indent=2) + "\n")
+    record = {"made_from": _made_from(config, scores), "scores": scores}
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
     return scores
 
 
@@ -475,6 +487,12 @@ def _score(model: SentenceTransformer, tasks: TaskList, config: Config, run: Pat
         return score_model(
             model, tasks, config.evaluation.batch_size, name=run.name, mteb_folder=folder
         )
+
+
+def _made_from(config: Config, scores: dict[str, Scores]) -> str:
+    """SHA-256 of the untrained encoder's scores with the settings, among which no seed matters."""
+    unseeded = config.model_copy(update={"seed": 0})
+    return hashlib.sha256(json.dumps([settings_digest(unseeded), scores]).encode()).hexdigest()
 
 
 def step_seconds(
