@@ -13,7 +13,7 @@ from simcse.encoders import encoder
 from simcse.errors import UserError
 from simcse.evaluation.mteb_tasks import fill_from, find_tasks
 from simcse.evaluation.names import MTEB_STS, SIZES, STS, TRANSFER
-from simcse.evaluation.protocol import evaluate
+from simcse.evaluation.protocol import EmbeddingCache, evaluate
 from simcse.evaluation.sources import (
     STS_SUBSETS,
     load_dev_task,
@@ -413,3 +413,19 @@ def test_shipped_encoder_scores_as_its_card_says(senteval):
         assert scores["geometry"]["alignment"] == pytest.approx(alignment, abs=0.03)
         assert scores["geometry"]["uniformity"] == pytest.approx(uniformity, abs=0.1)
     assert len(load_task("STS13", senteval).grades) == 1500
+
+
+def test_a_cache_gives_each_text_to_the_model_once():
+    calls = []
+
+    def encode(texts):
+        calls.append(texts)
+        return np.array([[len(text), 1.0] for text in texts])
+
+    embed = EmbeddingCache(encode)
+    assert embed(["bb", "a", "bb"]).tolist() == [[2, 1], [1, 1], [2, 1]]
+    assert embed(["ccc", "a"]).tolist() == [[3, 1], [1, 1]]
+    assert embed(["a"]).dtype == np.float32
+    assert calls == [["bb", "a"], ["ccc"]]
+    with pytest.raises(UserError, match="1 of 1 embeddings are zero vectors"):
+        EmbeddingCache(lambda texts: np.zeros((1, 2)))(["a"])

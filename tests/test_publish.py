@@ -1,6 +1,9 @@
 """Publishing to a Hub server on the loopback address: what arrives, what is refused, what fails."""
 
+import errno
 import hashlib
+import os
+import tempfile
 
 import httpx2
 import numpy as np
@@ -11,6 +14,9 @@ from huggingface_hub import ModelCard, constants
 from sentence_transformers import SentenceTransformer
 
 from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
+from simcse.training.checkpoint_pushes import CheckpointPushes
 
 NAME = "me/small"
 SLOW = pytest.mark.slow
@@ -292,6 +298,20 @@ def test_training_goes_on_without_a_hub(hub, arguments, run_folder, capsys):
         for folder in (run_folder, other)
     )
     np.testing.assert_array_equal(pushed, plain)
+
+
+def test_a_checkpoint_that_cannot_be_copied_is_one_line(tiny, tmp_path, monkeypatch, capsys):
+    def save(model, folder):
+        (folder / "half.bin").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(encoder, "save", save)
+    pushes = CheckpointPushes("me/backup")
+    pushes.send(encoder.build(EncoderConfig(name=str(tiny))), 5)
+    assert pushes.thread is None
+    assert "warning: checkpoint of step 5 not pushed: " in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_the_hub_does_not_have_is_not_to_be_fetched(hub, tmp_path, capsys):

@@ -14,7 +14,7 @@ from simcse.cli.main import main
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
 from simcse.errors import HubUnreachableError, UserError
-from simcse.hub.failures import masked
+from simcse.hub.failures import masked, with_retries
 from simcse.hub.snapshots import model_files, snapshot
 
 NAME = "someone/tiny"
@@ -227,3 +227,13 @@ def test_code_that_the_user_trusts_may_lie_in_another_repository(
     settings = {"name": "someone/own", "trust_remote_code": True}
     model = encoder.build(EncoderConfig(**settings))
     assert type(encoder.transformer_of(model).model).__name__ == "Net"
+
+
+def test_an_answer_outside_of_the_client_is_one_line():
+    request = httpx2.Request("GET", "https://hub.example/api")
+
+    def call():
+        httpx2.Response(404, request=request).raise_for_status()
+
+    with pytest.raises(UserError, match=r"^look for it: the Hub answered 404$"):
+        with_retries(call, "look for it", attempts=2)

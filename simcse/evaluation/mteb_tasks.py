@@ -37,6 +37,8 @@ from simcse.evaluation.sources import is_here, read_sts, require_grades
 from simcse.hub import failures
 from simcse.hub.snapshots import snapshot
 
+_COLUMNS = ("sentence1", "sentence2")
+
 
 class CachedEncoder(SentenceTransformerEncoderWrapper):  # type: ignore[misc]
     """mteb's wrapper of a model, with one cache of embeddings for all STS tasks.
@@ -94,8 +96,12 @@ def evaluate_mteb(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"mteb\.")  # of its own use of its own API
         encoder = CachedEncoder(model, EmbeddingCache(encode), name, revision)
+        filled = [task for task in tasks if fill_from(data, task)]
+        if encoder.embed is not None:  # at once, for even batches
+            columns = [task.dataset["test"][name] for task in filled for name in _COLUMNS]
+            encoder.embed([text for column in columns for text in column])
         for task in tasks:
-            local = fill_from(data, task)
+            local = task in filled
             result = _evaluate(encoder, task, None if local else folder, batch_size)
             if local:
                 result.dataset_revision = "local files in SentEval's layout"
@@ -187,7 +193,7 @@ def fill_from(data: Path | None, task: AbsTask) -> bool:
     rows = read_sts("SICK-R (all)" if name == "SICK-R" else name, data)
     require_grades(name, rows)
     sentence1, sentence2, score = zip(*rows, strict=True)
-    columns = {"sentence1": sentence1, "sentence2": sentence2, "score": score}
+    columns = dict(zip((*_COLUMNS, "score"), (sentence1, sentence2, score), strict=True))
     task.dataset = DatasetDict({"test": Dataset.from_dict(columns)})
     task.data_loaded = True
     return True

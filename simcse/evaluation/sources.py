@@ -205,16 +205,13 @@ def _read_subset(folder: Path, task: str, subset: str) -> list[Row]:
 
 
 def _read_stsb(data: Path, *parts: str) -> list[Row]:
-    names = {part: data / "STS" / "STSBenchmark" / f"sts-{part}.csv" for part in parts}
-    return _read_parts("STS-B", names, (5, 6, 4))
+    files = {part: data / "STS" / "STSBenchmark" / f"sts-{part}.csv" for part in parts}
+    return _read_parts("STS-B", files, (5, 6, 4))
 
 
 def _read_sick(data: Path, *parts: str) -> list[Row]:
-    folder = data / "SICK"
-    columns = (1, 2, 3)
-    return _read_parts(
-        "SICK", parts, lambda part: folder / f"SICK_{part}.txt", columns, header=True
-    )
+    files = {part: data / "SICK" / f"SICK_{part}.txt" for part in parts}
+    return _read_parts("SICK", files, (1, 2, 3), header=True)
 
 
 def _read_parts(
