@@ -24,7 +24,6 @@ from simcse import distributed
 from simcse.config.settings import Config, Precision, TemperatureConfig
 from simcse.encoders import encoder
 from simcse.encoders.engines import whole_tensor
-from simcse.encoders.fast_dropout import FastDropout
 from simcse.encoders.mini_batches import Features, embed_in_mini_batches, mini_batches
 from simcse.errors import UserError, first_line
 from simcse.objectives import dino
@@ -134,7 +133,7 @@ class SelfTeacher(nn.Module):
         return loss
 
     def _embed(self, features: Features) -> Tensor:
-        with mixed_precision(features["input_ids"].device, self.precision), FastDropout():
+        with mixed_precision(features["input_ids"].device, self.precision):
             embeddings: Tensor = self.teacher(dict(features))[self.key]
         return embeddings.float()
 
