@@ -16,8 +16,9 @@ DEV := build hypothesis import-linter mypy pre-commit pytest pytest-xdist ruff t
 quickstart: .venv/installed
 	$(BIN)/python train.py
 
+# The end of its output lists what was skipped: how many tests, and why.
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -rs
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak --capture=no tests/test_survival.py
