@@ -16,19 +16,21 @@ DEV := build hypothesis import-linter mypy pre-commit pytest pytest-xdist ruff t
 quickstart: .venv/installed
 	$(BIN)/python train.py
 
+# The end of its output lists what was skipped: how many tests, and why.
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -rs
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak --capture=no tests/test_survival.py
 
-# WIKI is a text of one sentence a line, SENTEVAL a folder in SentEval's layout.
-WIKI ?= ../shared/data/corpus/wiki500k.txt.gz
-SENTEVAL ?= ../shared/data/senteval
+# The benchmarks take the docstrings of the installed packages, unless WIKI names a text of one
+# sentence a line; SENTEVAL, a folder in SentEval's layout, adds the sentences of STS to them.
+WIKI ?=
+SENTEVAL ?=
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/startup.py $(WIKI)
-	$(BIN)/python benchmarks/encoding.py $(WIKI) $(SENTEVAL) mini-bert
+	$(BIN)/python benchmarks/encoding.py $(WIKI) $(if $(SENTEVAL),--senteval $(SENTEVAL))
 	$(BIN)/python benchmarks/memory.py --largest 4096 --rounds 1
 	$(BIN)/python benchmarks/parts.py $(WIKI)
 	$(BIN)/python benchmarks/training.py $(WIKI)

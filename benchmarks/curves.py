@@ -1,12 +1,12 @@
 """How speed goes with batch size, length of the texts, size of the encoder and of the corpus.
 
-    python benchmarks/curves.py WIKI.txt [--rounds 3] [--steps 6] [--largest 1000000]
+    python benchmarks/curves.py [TEXT] [--rounds 3] [--steps 6] [--largest 1000000]
 
 Training throughput of both sides as benchmarks/training.py measures it (sentences of mean length a
 second; mean pooling, float32, our batches of like length), with one thing varied at a time from
 mini-bert, batch 64 and 32 tokens. Texts of more than 32 tokens are joined from one or more
-Wikipedia sentences, at random up to the length, for a BERT of mini-bert's size with random weights
-and 512 positions, batch 16. Encoders beyond mini-bert have random weights. Preparation is that of
+sentences, at random up to the length, for a BERT of mini-bert's size with random weights and 512
+positions, batch 16. Encoders beyond mini-bert have random weights. Preparation is that of
 benchmarks/startup.py; beyond the text's own sentences it goes on with the same ones, each with a
 number behind it. Writes results/curves.json, curves.md and curves.svg beside itself.
 """
@@ -14,6 +14,7 @@ number behind it. Writes results/curves.json, curves.md and curves.svg beside it
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from training import (
     WARM,
     Clock,
     Setting,
+    add_text,
     first_lines,
     ours,
     peer,
@@ -47,7 +49,7 @@ WORDS_A_TOKEN = 0.7  # of Wikipedia text with the shipped tokenizer, rounded dow
 def main() -> int:
     """Measure all four curves, print and write them."""
     parser = argparse.ArgumentParser(description="Speed over sizes.")
-    parser.add_argument("text", type=Path, help="one sentence a line, also .gz")
+    add_text(parser)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--largest", type=int, default=1_000_000, help="sentences to prepare")
@@ -113,7 +115,7 @@ def over_corpora(sentences: list[str], largest: int, rounds: int) -> Points:
     points: Points = {}
     count = 1000
     while count <= largest:
-        copies = (f"{sentence} {i}" for i in range(1, 10) for sentence in sentences)
+        copies = (f"{sentence} {i}" for i in itertools.count(1) for sentence in sentences)
         lines = [*sentences[:count], *(next(copies) for _ in range(count - len(sentences)))]
         rates: dict[str, list[float]] = {MAP: [], "ours": []}
         for _ in range(rounds if count <= 100_000 else 1):

@@ -1,11 +1,13 @@
 """Encoding throughput: this project's route against SentenceTransformer.encode.
 
-    python benchmarks/encoding.py WIKI.txt SENTEVAL MODEL [MODEL ...] [--rounds 4] [--texts 3000]
+    python benchmarks/encoding.py [TEXT] [--senteval FOLDER] [--model NAME] [--rounds 4]
+        [--texts 3000]
 
 Same model, texts, batch size 64, threads and process; in each round every way encodes all texts,
-one after the other. "mixed lengths" are distinct texts of one to six Wikipedia sentences, the worst
-case for nothing but its padding; "STS sentences" are distinct sentences of STS12, STS13 and STS-B;
-"STS pairs" are the same tasks' sentences as they stand, repeats and all. Vectors must agree to
+one after the other. "mixed lengths" are distinct texts of one to six sentences, the worst case for
+nothing but its padding. With a folder in SentEval's layout there are two more: "STS sentences" are
+distinct sentences of STS12, STS13 and STS-B; "STS pairs" are the same tasks' sentences as they
+stand, repeats and all. Vectors must agree to
 1e-5. The share of tokenising is its own time, the best of three, in that of the whole. Writes
 results/encoding.json and results/encoding.md.
 """
@@ -21,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from measure import Measured, quiet, write_results
 from sentence_transformers import SentenceTransformer
-from training import first_lines
+from training import add_text, first_lines
 
 from simcse.encoders.encoding import encode_by_length, token_ids
 from simcse.encoders.loading import load_model
@@ -34,15 +36,15 @@ PEER = "SentenceTransformer.encode"
 def main() -> int:
     """Run the rounds, check the vectors, print and write the tables."""
     parser = argparse.ArgumentParser(description="Encoding throughput against the peer's.")
-    parser.add_argument("text", type=Path, help="one sentence a line, also .gz")
-    parser.add_argument("senteval", type=Path)
-    parser.add_argument("models", nargs="+")
+    add_text(parser)
+    parser.add_argument("--senteval", type=Path, help="a folder in SentEval's layout")
+    parser.add_argument("--model", action="append", help="may be given several times")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--texts", type=int, default=3000)
     parsed = parser.parse_args()
     quiet()
     tables = {}
-    for name in parsed.models:
+    for name in parsed.model or ["mini-bert"]:
         model = load_model(name, "mean" if name == "mini-bert" else None, None)
         for title, texts in corpora(parsed.text, parsed.senteval, parsed.texts).items():
             heading = f"{Path(name).name or name}, {title} ({len(texts):,} texts)"
@@ -51,23 +53,22 @@ def main() -> int:
     return 0
 
 
-def corpora(wiki: Path, senteval: Path, count: int) -> dict[str, list[str]]:
+def corpora(path: Path | None, senteval: Path | None, count: int) -> dict[str, list[str]]:
     """Texts by what they are."""
     generator = np.random.default_rng(0)
-    sentences = first_lines(wiki, 4 * count)
+    sentences = first_lines(path, 4 * count)
     mixed, place = [], 0
     for size in generator.integers(1, 7, count):
         mixed.append(" ".join(sentences[place : place + size]))
         place += int(size)
+    found = {"mixed lengths": [text for text in mixed if text]}
+    if senteval is None:
+        return found
     tasks = [load_task(name, senteval) for name in ("STS12", "STS13", "STSB")]
     repeated = [text for task in tasks for text in task.texts()]
     chosen = [repeated[i] for i in generator.permutation(len(repeated))]
     distinct = list(dict.fromkeys(chosen))
-    return {
-        "mixed lengths": [text for text in mixed if text],
-        "STS sentences": distinct[:count],
-        "STS pairs": chosen[: 2 * count],
-    }
+    return {**found, "STS sentences": distinct[:count], "STS pairs": chosen[: 2 * count]}
 
 
 def measure(model: SentenceTransformer, texts: list[str], rounds: int) -> dict[str, Measured]:

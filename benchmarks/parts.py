@@ -1,12 +1,13 @@
 """Where a training step's time goes, and what each idea brings on its own.
 
-    python benchmarks/parts.py WIKI.txt [--steps 15] [--tried]
+    python benchmarks/parts.py [TEXT] [--steps 15] [--tried]
 
 A step is forward, backward, clipping and AdamW on ready batches: mini-bert, batch 64, two views, 32
 tokens at most, mean and CLS pooling. Ways take turns, step by step, on the same batches; each
-changes one thing in the step as it is (eager attention and torch.compile also have dropout as
-PyTorch does it). Then the profile of the step as it is. Writes results/parts.json and
-results/parts.md beside itself.
+changes one thing in the step as it is ("PyTorch alone" is training.cpu_kernels=false; the way with
+torch.compile has PyTorch's dropout). "Times CPU" is the median over the steps of the way's CPU time
+in that of the step as it is; on a machine with other work it is the steadier figure. Then the
+profile of the step as it is. Writes results/parts.json and results/parts.md beside itself.
 
 --tried measures instead what was not taken up, and two bounds on what more could be gained: a step
 whose attention has no dropout, so that PyTorch's fused kernel does it, and one without any dropout.
@@ -25,18 +26,17 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from measure import Measured, quiet, write_results
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from training import BATCH, WARM, Setting, first_lines, write_lines
+from training import BATCH, WARM, Setting, add_text, first_lines, write_lines
 
 from simcse.config.settings import Config, EncoderConfig
 from simcse.data.rows import load_training_data
 from simcse.encoders import encoder
+from simcse.encoders.cpu_dropout import Dropout
 from simcse.training.loop import backpropagate
 from simcse.training.loss import TrainingLoss
 from simcse.training.setup import batch_sampler, make_accelerator, view_collator
@@ -103,19 +103,23 @@ class Way:
         self.cpu.append(time.process_time() - cpu)
 
 
-def pytorchs_dropout() -> AbstractContextManager[Any]:
-    """Dropout and attention as PyTorch does them."""
-    return patch("simcse.training.loss.FastDropout", nullcontext)
+def pytorchs_dropout(loss: TrainingLoss) -> None:
+    """Dropout modules as PyTorch has them."""
+    for module in loss.modules():
+        if type(module) is Dropout:
+            module.__class__ = nn.Dropout
 
 
-def attention_without_dropout() -> AbstractContextManager[Any]:
+def pytorch_alone(loss: TrainingLoss) -> None:
+    """What ``training.cpu_kernels=false`` leaves."""
+    pytorchs_dropout(loss)
+    whole_last_layer(loss)
+
+
+def attention_without_dropout(loss: TrainingLoss) -> None:
     """Attention by PyTorch's fused kernel, which has no dropout on the CPU."""
-
-    def fused(*tensors: Tensor, **settings: Any) -> Tensor:
-        settings["dropout_p"] = 0.0
-        return functional.scaled_dot_product_attention(*tensors, **settings)
-
-    return patch("simcse.encoders.fast_dropout._attention", fused)
+    for layer in encoder.transformer_of(loss.model).model.encoder.layer:
+        layer.attention.self.dropout.p = 0.0
 
 
 @contextmanager
@@ -136,6 +140,7 @@ def eager_attention(loss: TrainingLoss) -> None:
 
 def compiled(loss: TrainingLoss) -> None:
     """The network through torch.compile, for any batch and length."""
+    pytorchs_dropout(loss)
     encoder.transformer_of(loss.model).model.compile(dynamic=True)
 
 
@@ -157,7 +162,7 @@ def whole_last_layer(loss: TrainingLoss) -> None:
 def main() -> int:
     """Measure, profile, print and write."""
     parser = argparse.ArgumentParser(description="Where a training step's time goes.")
-    parser.add_argument("text", type=Path, help="one sentence a line, also .gz")
+    add_text(parser)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--tried", action="store_true", help="what was not taken up instead")
     parsed = parser.parse_args()
@@ -200,8 +205,9 @@ def parts(config: Config, precision: str) -> dict[str, Way]:
     way = partial(Way, config, precision)
     ways = {
         AS_IS: way(),
-        "dropout and attention of PyTorch": way(during=pytorchs_dropout),
-        "the same, eager attention": way(during=pytorchs_dropout, change=eager_attention),
+        "PyTorch alone": way(change=pytorch_alone),
+        "dropout of PyTorch": way(change=pytorchs_dropout),
+        "eager attention": way(change=eager_attention),
         "a pass a view": way(change=pass_a_view),
         "AdamW not fused": way(fused=False),
         "clipping tensor by tensor": way(one_by_one=True),
@@ -215,10 +221,10 @@ def parts(config: Config, precision: str) -> dict[str, Way]:
 def tried(config: Config, precision: str) -> dict[str, Way]:
     """The step as it is, and with what was not taken up."""
     way = partial(Way, config, precision)
-    ways = {AS_IS: way(), "torch.compile": way(during=pytorchs_dropout, change=compiled)}
+    ways = {AS_IS: way(), "torch.compile": way(change=compiled)}
     if precision == "float32":
         ways["products of medium precision"] = way(during=coarse_products)
-    ways["bound: fused attention without dropout"] = way(during=attention_without_dropout)
+    ways["bound: fused attention without dropout"] = way(change=attention_without_dropout)
     ways["bound: no dropout"] = way(change=no_dropout)
     return ways
 
@@ -228,11 +234,17 @@ def compare(ways: dict[str, Way], batches: list[Ready]) -> dict[str, Measured]:
     for ready in batches:
         for way in ways.values():
             way.step(ready)
+    as_is = ways[AS_IS].cpu[WARM:]
     return {
         name: Measured(
             "ms a step",
             [1000 * s for s in way.seconds[WARM:]],
-            {"CPU ms": 1000 * statistics.median(way.cpu[WARM:])},
+            {
+                "CPU ms": 1000 * statistics.median(way.cpu[WARM:]),
+                "times CPU": statistics.median(
+                    cpu / other for cpu, other in zip(way.cpu[WARM:], as_is, strict=True)
+                ),
+            },
         )
         for name, way in ways.items()
     }

@@ -1,6 +1,6 @@
 """Start-up and preparation: seconds before the first step.
 
-    python benchmarks/startup.py WIKI.txt [--rounds 5] [--sentences 50000]
+    python benchmarks/startup.py [TEXT] [--rounds 5] [--sentences 50000]
 
 CPU seconds of whole commands (help, a wrong setting, an import) beside importing
 sentence-transformers, and sentences a second (by the clock) from a text file to token ids on disk:
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from datasets import load_dataset
 from measure import Measured, quiet, write_results
-from training import first_lines
+from training import add_text, first_lines
 
 from simcse.config.settings import DataConfig, EncoderConfig
 from simcse.data.rows import load_training_data
@@ -39,7 +39,7 @@ MAP = "datasets.map"
 def main() -> int:
     """Run the rounds, print and write the tables."""
     parser = argparse.ArgumentParser(description="Start-up and preparation.")
-    parser.add_argument("text", type=Path, help="one sentence a line, also .gz")
+    add_text(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sentences", type=int, default=50_000)
     parsed = parser.parse_args()

@@ -1,6 +1,6 @@
 """Training throughput: this project's trainer against sentence-transformers' own.
 
-    python benchmarks/training.py WIKI.txt [--rounds 3] [--steps 12] [--small]
+    python benchmarks/training.py [TEXT] [--rounds 3] [--steps 12] [--small]
 
 The peer is what a user would run instead: SentenceTransformerTrainer with
 MultipleNegativesRankingLoss on (text, text) pairs. Same encoder, pooling, sentences, batch size 64,
@@ -50,6 +50,7 @@ from transformers import (
 
 from simcse.config.reading import validate
 from simcse.config.settings import Config, EncoderConfig
+from simcse.data.docstrings import training_sentences
 from simcse.data.rows import load_training_data
 from simcse.encoders import encoder
 from simcse.encoders.encoding import token_ids
@@ -97,16 +98,16 @@ class Setting:
                 "objective": {"temperature": TEMPERATURE},
                 "training": {"batch_size": self.batch, **training},
                 "evaluation": {"every": 1_000_000},
+                "output": str(self.folder / "ours"),
             },
             "benchmark",
-            default_output=str(self.folder / "ours"),
         )
 
 
 def main() -> int:
     """Run the rounds, check, print and write the tables."""
     parser = argparse.ArgumentParser(description="Training throughput against the peer's.")
-    parser.add_argument("text", type=Path, help="one sentence a line, also .gz")
+    add_text(parser)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--small", action="store_true", help="the mini encoder alone")
@@ -328,11 +329,24 @@ def write_lines(lines: list[str], folder: Path) -> None:
     (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def first_lines(path: Path, count: int) -> list[str]:
-    """The first distinct lines of a text file."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        lines = dict.fromkeys(line.strip() for line in itertools.islice(file, 2 * count))
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """The text that a benchmark is about."""
+    parser.add_argument(
+        "text",
+        type=Path,
+        nargs="?",
+        help="one sentence a line, also .gz; default: the docstrings of the installed packages",
+    )
+
+
+def first_lines(path: Path | None, count: int) -> list[str]:
+    """The first distinct lines of a text file, or sentences of docstrings, in random order."""
+    if path is None:
+        lines = dict.fromkeys(training_sentences())
+    else:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as file:
+            lines = dict.fromkeys(line.strip() for line in itertools.islice(file, 2 * count))
     found = [line for line in lines if line][:count]
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 

@@ -248,7 +248,7 @@ def _local_rank() -> int:
 def _is_first_to_fail(store: Any) -> bool:
     try:
         return int(store.add("failed", 1)) == 1
-    except Exception:  # whoever held the store is gone
+    except RuntimeError:  # DistError among them: whoever held the store is gone
         return True
 
 

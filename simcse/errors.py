@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# What tells of a defect, here or in a library, rather than of a file or setting: `'keys'` or `not
+# subscriptable` alone would read like somebody's mistake.
+_DEFECTS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
+
 # How GPUs, their libraries and the CPU's allocator say so, in a RuntimeError.
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -38,8 +42,11 @@ class SaidElsewhereError(RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an exception's message, or its type's name where there is no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """First line of an exception's message; its type's name where it has none, or is a defect."""
+    said, name = next(iter(str(error).strip().splitlines()), ""), type(error).__name__
+    if not said:
+        return name
+    return f"{name}: {said}" if isinstance(error, _DEFECTS) else said
 
 
 @contextmanager

@@ -214,7 +214,7 @@ def senteval() -> Path:
     """The shared evaluation data; skips where it is not at hand."""
     folder = SHARED / "senteval"
     if not folder.is_dir():
-        pytest.skip("needs ../shared/data/senteval")
+        pytest.skip("extra: needs SentEval's files in ../shared/data/senteval")
     return folder
 
 

@@ -147,6 +147,23 @@ def test_weights_in_half_precision_are_equal_to_their_resolution(model):
     np.testing.assert_allclose(encode_by_length(half, texts, 8), alone, atol=limit)
 
 
+def test_a_model_that_our_batches_break_is_left_to_the_library_and_it_is_said(
+    model, monkeypatch, capsys
+):
+    def broken(*_):
+        raise TypeError("expected two")
+
+    monkeypatch.setattr("simcse.encoders.encoding.token_ids", broken)
+    texts = [f"{text} {i}" for i in range(4) for text in SENTENCES]
+    expected = model.encode(texts, batch_size=4)
+    capsys.readouterr()
+    np.testing.assert_allclose(encode_by_length(model, texts, 4), expected, atol=1e-6)
+    assert capsys.readouterr().err == (
+        "warning: the library encodes this model, in its own batches, which is slower: "
+        "TypeError: expected two\n"
+    )
+
+
 def test_models_without_a_fast_tokenizer(tiny):
     words = StaticEmbedding(Tokenizer.from_file(str(tiny / "tokenizer.json")), embedding_dim=8)
     model = SentenceTransformer(modules=[words])

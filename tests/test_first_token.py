@@ -157,7 +157,7 @@ def test_a_branch_that_starts_at_zero_keeps_its_gradient(tiny):
     assert assert_same(model.eval(), cuts, features) < 0.9
 
 
-def test_a_model_that_cannot_be_probed_is_left_alone(tiny, monkeypatch):
+def test_a_failure_is_not_hidden_and_leaves_the_model_as_it_was(tiny, monkeypatch):
     model = encoder.build(EncoderConfig(name=str(tiny), pooling="cls")).train()
     model[0].eval()
 
@@ -165,14 +165,16 @@ def test_a_model_that_cannot_be_probed_is_left_alone(tiny, monkeypatch):
         raise AssertionError("not like this")
 
     monkeypatch.setattr("simcse.encoders.first_token._try", refuse)
-    assert find_cuts(model) == []
+    with pytest.raises(AssertionError, match="not like this"):
+        find_cuts(model)
     assert model[1].training and not model[0].training
-    static = SentenceTransformer(
-        modules=[
-            StaticEmbedding(Tokenizer.from_file(str(tiny / "tokenizer.json")), embedding_dim=8)
-        ]
+
+
+def test_a_model_without_layers_has_nothing_to_cut(tiny):
+    tokenizer = Tokenizer.from_file(str(tiny / "tokenizer.json"))
+    assert (
+        find_cuts(SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)])) == []
     )
-    assert find_cuts(static) == []
 
 
 def test_each_of_two_towers(tiny):

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel
 from simcse.cli.main import main
 from simcse.config.settings import EncoderConfig, ObjectiveConfig
 from simcse.encoders import encoder
+from simcse.encoders.gate import Origin, failing_for
 from simcse.encoders.loading import load_model, load_trained
 from simcse.errors import UserError
 from simcse.training.teacher import load_teacher
@@ -293,3 +294,18 @@ def test_longest_inputs_end_with_the_learned_positions(tiny, tmp_path, caplog):
     expected = f"a longest input of 5,000 tokens, its encoder has {positions} positions"
     assert [expected in record.message for record in caplog.records] == [True]
     assert np.isfinite(loaded.encode(["word " * 6000])).all()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("missing_keys"), "KeyError: 'missing_keys'"),  # alone like a user's mistake
+        (RuntimeError(), "RuntimeError"),
+        (OSError("no such file\nat all"), "no such file"),
+    ],
+)
+def test_a_defect_while_loading_is_named_by_its_kind(error, reason, tiny):
+    origin = Origin("m", str(tiny), "", False)
+    with pytest.raises(UserError) as found, failing_for(origin):
+        raise error
+    assert str(found.value) == f"m cannot be loaded: {reason}"

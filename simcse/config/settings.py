@@ -425,6 +425,10 @@ class TrainingConfig(_Section):
     """Gradient norm is clipped to this; 0 turns clipping off."""
     precision: Precision = "float32"
     """Mixed precision of the forward pass; weights stay float32."""
+    cpu_kernels: bool = True
+    """On a CPU, draw dropout faster than PyTorch does; and with CLS pooling, on any device, leave
+    out of the last layer what only other tokens need (docs/performance.md). ``false`` turns both
+    off: the same results but for rounding, with other random numbers for dropout."""
     sharding: Literal["none", "full"] = "none"
     """Of several processes each holds the whole encoder (``none``: DistributedDataParallel), or a
     share of its weights, gradients and optimiser state, for encoders that do not fit (``full``:

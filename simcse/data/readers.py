@@ -444,9 +444,7 @@ def _from_hub(name: str, config: DataConfig, *, refresh: bool) -> Iterator[Sourc
     try:
         data = load_dataset(str(folder), split=config.split)
     except Exception as error:  # every kind of lookup and format error
-        raise UserError(
-            f"data.train: {name} cannot be read: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise UserError(f"data.train: {name} cannot be read: {first_line(error)}") from error
     yield _HubDataset(repository, config.split, data)
 
 

@@ -8,6 +8,7 @@ which this gives the same vectors for; others are encoded by the library.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import get_args
@@ -24,7 +25,7 @@ from simcse.config.settings import Role
 from simcse.data.tokens import first_ids, in_chunks
 from simcse.encoders.encoder import SENTENCE_EMBEDDING
 from simcse.encoders.first_token import cut, find_cuts
-from simcse.errors import UserError
+from simcse.errors import UserError, first_line
 
 _CHUNK = 10_000
 _WORTH_CUTTING = 1000  # texts; finding what can be left out costs as much as a hundred
@@ -190,7 +191,12 @@ def _tried(
         return None
     try:
         return embed(token_ids(model, _PROBE))
-    except Exception:  # whatever a model raises here, the library can encode with it
+    except Exception as error:  # the library can encode with such a model, but it is said
+        print(
+            "warning: the library encodes this model, in its own batches, which is slower: "
+            f"{first_line(error)}",
+            file=sys.stderr,
+        )
         return None
 
 

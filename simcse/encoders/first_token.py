@@ -45,8 +45,6 @@ def find_cuts(model: SentenceTransformer) -> list[nn.Module]:
     model.eval()
     try:
         return [module for route in encoder.routes(model) for module in _cuts_of(model, route)]
-    except Exception:  # whatever a model raises here: it worked without this, and goes on without
-        return []
     finally:
         for module, mode in modes.items():
             module.training = mode

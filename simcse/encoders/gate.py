@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from simcse.errors import UserError
+from simcse.errors import UserError, first_line
 from simcse.hub import failures
 
 logger = logging.getLogger("simcse")
@@ -145,7 +145,7 @@ def failing_for(origin: Origin) -> Iterator[None]:
     except Exception as error:
         if "trust_remote_code" in str(error) and not origin.trust_remote_code:
             raise _foreign_code(origin) from error
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = first_line(error)[:200]
         raise failures.failure(f"{origin.label} cannot be loaded: {reason}", error) from error
 
 

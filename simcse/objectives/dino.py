@@ -18,7 +18,6 @@ from simcse.config.settings import Number, Precision
 from simcse.config.settings import Temperature as Positive
 from simcse.encoders import encoder
 from simcse.encoders.engines import whole_tensor
-from simcse.encoders.fast_dropout import FastDropout
 from simcse.encoders.mini_batches import Features, embed_in_mini_batches
 from simcse.encoders.precision import mixed_precision
 from simcse.objectives.objective import Objective
@@ -214,7 +213,7 @@ class Dino(Objective):
         return loss
 
     def _embed(self, features: Features) -> Tensor:
-        with mixed_precision(features["input_ids"].device, self.precision), FastDropout():
+        with mixed_precision(features["input_ids"].device, self.precision):
             embeddings: Tensor = self.teacher(dict(features))[self.key]
         return embeddings.float()
 

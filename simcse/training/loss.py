@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from simcse import distributed
 from simcse.config.settings import Config
-from simcse.encoders import encoder, first_token
+from simcse.encoders import cpu_dropout, encoder, first_token
 from simcse.encoders.encoder import DOCUMENT, QUERY
 from simcse.encoders.engines import Engine
-from simcse.encoders.fast_dropout import FastDropout
 from simcse.encoders.mini_batches import Features, embed_in_mini_batches, mini_batches
 from simcse.encoders.precision import mixed_precision
 from simcse.errors import UserError, first_line
@@ -60,6 +59,8 @@ class TrainingLoss(nn.Module):
         self.model = model
         self.config = config
         self.key = encoder.training_key(model)
+        if config.training.cpu_kernels and model.device.type == "cpu":
+            cpu_dropout.install(model)
         self.teacher = None if teacher is None else np.load(teacher, mmap_mode="r")
         width = None if self.teacher is None else self.teacher.shape[1]
         self.objective = WeightedSum(model, config, width)
@@ -69,7 +70,8 @@ class TrainingLoss(nn.Module):
         self.dropouts = [view.dropout for view in config.views]
         # Where views hide tokens, the first one that is seen may be another.
         hides = any(view.cutoff for view in config.views)
-        self.cuts = [] if hides else first_token.find_cuts(model)
+        cutting = config.training.cpu_kernels and not hides
+        self.cuts = first_token.find_cuts(model) if cutting else []
         if config.training.activation_checkpointing:
             self._checkpoint_activations()
 
@@ -129,7 +131,7 @@ class TrainingLoss(nn.Module):
     @contextmanager
     def _in_effect(self, rate: float | None, cuts: Sequence[nn.Module]) -> Iterator[None]:
         """What holds for a pass, and again where activation checkpointing repeats parts of it."""
-        with first_token.cut(cuts), encoder.dropout(self.model, rate), FastDropout():
+        with first_token.cut(cuts), encoder.dropout(self.model, rate):
             yield
 
     def forward(self, embeddings: Tensor, features: Features) -> dict[str, Tensor]:
