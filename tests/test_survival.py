@@ -111,7 +111,7 @@ def _act_at(path, number, action=signal.SIGKILL):
     """Before the n-th call of a function send this process a signal, or fill a disk."""
     calls = []
     module, *inner, name = path.split(".")
-    owner = {m.__name__.removeprefix("simcse."): m for m in _MODULES}[module]
+    owner = {m.__name__.rpartition(".")[2]: m for m in _MODULES}[module]
     for part in inner:
         owner = getattr(owner, part)
     original = getattr(owner, name)
