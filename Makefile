@@ -11,7 +11,7 @@ install: .venv/installed
 	touch $@
 
 # The development tools of pyproject.toml's group "dev"; their versions are in constraints.txt.
-DEV := build hypothesis import-linter mypy pre-commit pytest pytest-xdist ruff types-pyyaml
+DEV := build hypothesis import-linter mypy packaging pre-commit pytest pytest-xdist ruff types-pyyaml
 
 quickstart: .venv/installed
 	$(BIN)/python train.py

@@ -50,7 +50,7 @@ from transformers import (
 
 from simcse.config.reading import validate
 from simcse.config.settings import Config, EncoderConfig
-from simcse.data.docstrings import training_sentences
+from simcse.data.documents import Documents, embedded_documents, sentences
 from simcse.data.rows import load_training_data
 from simcse.encoders import encoder
 from simcse.encoders.encoding import token_ids
@@ -335,14 +335,15 @@ def add_text(parser: argparse.ArgumentParser) -> None:
         "text",
         type=Path,
         nargs="?",
-        help="one sentence a line, also .gz; default: the docstrings of the installed packages",
+        help="one sentence a line, also .gz; default: the documents that come with the package",
     )
 
 
 def first_lines(path: Path | None, count: int) -> list[str]:
-    """The first distinct lines of a text file, or sentences of docstrings, in random order."""
+    """The first distinct lines of a text file, or of the shipped documents, in random order."""
     if path is None:
-        lines = dict.fromkeys(training_sentences())
+        documents = Documents(embedded_documents()).on("train")
+        lines = dict.fromkeys(s for document in documents for s in sentences(document.text, "en"))
     else:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8") as file:

@@ -9,8 +9,6 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from simcse.data import docstrings
-
 
 def test_every_dependency_is_pinned_to_one_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -28,7 +26,7 @@ def test_every_dependency_is_pinned_to_one_version():
     for requirement in map(Requirement, wanted + project["dependency-groups"]["dev"]):
         assert pins[requirement.name] in requirement.specifier, requirement.name
     assert pins["torch"] == "2.13.0"
-    assert project["project"]["name"] == docstrings.DISTRIBUTION
+    assert project["project"]["name"] == "simcse-trainer"
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def test_card_is_read_by_the_hubs_parser(exported, two_seeds, tiny, text_file):
         "sentence-similarity",
     )
     assert {"sentence-transformers", "simcse"} <= set(data.tags)
-    assert (data.license, data.language) == (None, None)  # neither mini-bert nor docstrings
+    assert (data.license, data.language) == (None, None)  # neither mini-bert nor python-docs
     assert data.base_model is None  # a local folder
     assert "widget" not in data.to_dict()
     [result] = data.eval_results

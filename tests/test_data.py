@@ -1,5 +1,6 @@
 import csv
 import gzip
+import hashlib
 import json
 import os
 import shlex
@@ -15,7 +16,6 @@ from transformers import AutoTokenizer
 
 from simcse.config.reading import load_config
 from simcse.config.settings import DataConfig
-from simcse.data import docstrings
 from simcse.data import rows as data_rows
 from simcse.data.readers import Wanted, find_sources, read_sentences
 from simcse.data.rows import load_training_data
@@ -88,9 +88,8 @@ def test_counts_and_distinct_rows(load, tmp_path):
     dataset, counts = load(path)
     assert (counts.rows, counts.empty, counts.duplicate, counts.truncated) == (3, 2, 1, 0)
     assert len(dataset) == 2
-    assert counts.sha256 == docstrings.fingerprint(
-        ["one two three", "one two three", "four five six"]
-    )
+    text = "one two three\none two three\nfour five six\n"
+    assert counts.sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert "3 rows with text, 2 empty (skipped), 1 duplicate (skipped)" in str(counts)
 
 

@@ -13,13 +13,21 @@ from hypothesis import strategies as st
 
 from simcse.cli.main import main
 from simcse.config.settings import Config, DataConfig
-from simcse.data.documents import Document, Documents, _sides, passages, sentences
+from simcse.data.documents import (
+    Document,
+    Documents,
+    _sides,
+    embedded_documents,
+    passages,
+    sentences,
+)
 from simcse.data.positives import Positives
-from simcse.data.rows import load_training_data
+from simcse.data.rows import _hash64, load_training_data
 from simcse.data.text_files import plain_text
 from simcse.encoders import encoder
 from simcse.errors import UserError
 from simcse.evaluation.documents import document_task, query_and_rest, too_few
+from simcse.evaluation.sources import load_task
 from simcse.training.setup import view_collator
 
 WORDS = [f"word{i}" for i in range(400)]
@@ -261,8 +269,6 @@ def test_held_out_text_is_never_trained_on(folder, tmp_path, tiny):
     model = encoder.build(Config().encoder.model_copy(update={"name": str(tiny)}))
     rows, _ = load_training_data(data, model.tokenizer, 0)
     trained = {h for row in rows["text_hash"] for h in row[1:]}
-    from simcse.data.rows import _hash64
-
     for side in ("dev", "test"):
         held = [s for d in Documents(data).on(side) for s in sentences(d.text, "en")]
         assert held and not trained & {_hash64(sentence) for sentence in held}
@@ -307,12 +313,17 @@ def test_from_a_folder_to_a_scored_model(folder, tmp_path, arguments, run, capsy
         (lambda d: (d / "a.txt").write_text("a\0b"), [], "a.txt: NUL character"),
         (lambda d: (d / "a.txt").write_text(" "), [], "data.train: no text in"),
         (
+            lambda d: (d / "a.txt").write_text("A line.\nAnother line.\n"),
+            [],
+            "is one document; for one sentence a line set data.form=sentences",
+        ),
+        (
             lambda d: [(d / f"{i}.txt").write_text(made_up(i)) for i in range(8)],
             ["data.held_out=0.01", "evaluation.dev=documents", "training.batch_size=2"],
             "data.held_out: 0.01 of the documents leaves none for dev; raise it",
         ),
         (
-            lambda d: (d / "a.txt").write_text(made_up(1)),
+            lambda d: [(d / f"{i}.txt").write_text(made_up(i)) for i in range(3)],
             ["data.held_out=0", "evaluation.tasks=documents"],
             "documents needs data.held_out above 0",
         ),
@@ -343,3 +354,32 @@ def test_text_that_changes_while_it_is_read_is_noticed(folder, tmp_path):
     (folder / "3.txt").write_text(made_up(77))
     with pytest.raises(UserError, match=r"the text has changed while it was read"):
         list(documents.on("train"))
+
+
+def test_the_shipped_documents_are_the_same_for_everybody(tmp_path, monkeypatch, tiny):
+    monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path))
+    documents = Documents(embedded_documents())
+    assert documents.counts() == {
+        "documents": 7577, "held out for dev": 361, "held out for test": 393,
+        "near-duplicates": 101,
+    }  # fmt: skip
+    task = load_task("python-docs", None)
+    assert (task.name, len(task.queries)) == ("python-docs", 393)
+    trained = DataConfig(max_rows=50)  # as sentences: none that is held out
+    model = encoder.build(Config().encoder.model_copy(update={"name": str(tiny)}))
+    rows, counts = load_training_data(trained, model.tokenizer, 0)
+    held_out = {s for d in documents.held_out("test") for s in sentences(d.text, "en")}
+    assert len(rows) == 50 and counts.rows > 20_000
+    assert not {h for row in rows["text_hash"] for h in row} & {_hash64(s) for s in held_out}
+
+
+def test_a_run_is_scored_later_on_what_it_held_out(folder, tmp_path, arguments, run, capsys):
+    words = [*arguments, f"data.train={folder}", "data.form=documents", "data.held_out=0.4"]
+    words += [f"data.cache={tmp_path}/c", "evaluation.tasks=documents"]
+    assert main(words) == 0, capsys.readouterr().err
+    trained = json.loads((run / "scores.json").read_text())["trained"]["documents"]
+    output = tmp_path / "later.json"
+    words = ["evaluate", str(run), "--tasks", "documents", "-o", str(output)]
+    assert main(words) == 0, capsys.readouterr().err
+    assert json.loads(output.read_text())["scores"]["documents"] == trained
+    assert main(["evaluate", "mini-bert", "--tasks", "documents"]) == 2

@@ -199,8 +199,8 @@ def test_forms_have_caches_of_their_own(load):
     assert len(load("f.csv", content, form="labelled")[0][0]["input_ids"]) == 1
 
 
-def test_docstrings_are_sentences():
-    with pytest.raises(UserError, match=r"docstrings are sentences; data\.form is pairs"):
+def test_shipped_documents_are_no_pairs():
+    with pytest.raises(UserError, match=r"python-docs are documents; data\.form is pairs"):
         config = DataConfig(form="pairs")
         load_training_data(config, AutoTokenizer.from_pretrained(MINI_BERT), 0)
 

@@ -3,7 +3,7 @@
     python docs/studies/temperature.py
 
 The gradient of InfoNCE with respect to the similarity of negative j is its share of the softmax,
-over the temperature. On 20 batches of 64 sentences (docstrings, dev modules; two dropout views by
+over the temperature. On 20 batches of 64 sentences (shipped documents, dev; two dropout views by
 mini-bert, mean pooling, seed 0) this takes those shares at temperatures from 0.005 to 2, prints a
 table and writes temperature.svg beside itself. Nothing is trained; it takes half a minute.
 """
@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from simcse.config.settings import EncoderConfig
-from simcse.data import docstrings
+from simcse.data.documents import Documents, embedded_documents, sentences
 from simcse.encoders import encoder
 from simcse.objectives import diagnostics, pair_logits
 
@@ -30,11 +30,13 @@ def main() -> None:
     """Measure, write the table and the plot."""
     torch.manual_seed(0)
     model = encoder.build(EncoderConfig()).train()
-    sentences = docstrings.retrieval_pairs("dev")[0][: BATCHES * BATCH]
+    documents = Documents(embedded_documents()).held_out("dev")
+    found = dict.fromkeys(s for document in documents for s in sentences(document.text, "en"))
+    texts = list(found)[: BATCHES * BATCH]
     views = []
     with torch.no_grad():
-        for start in range(0, len(sentences), BATCH):
-            batch = sentences[start : start + BATCH]
+        for start in range(0, len(texts), BATCH):
+            batch = texts[start : start + BATCH]
             two = [model(model.preprocess(batch))["sentence_embedding"] for _ in range(2)]
             views.append(two)
     rows = [measure(views, temperature) for temperature in TEMPERATURES]

@@ -127,8 +127,8 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--tasks",
         help="comma-separated: sts, transfer (all of those that --data holds), single ones such as "
-        "STS12, STSB, SICK-R, MR, TREC, pairs, docstrings, or any task or benchmark of mteb, with "
-        "mteb: in front of names that both have (default: sts with --data, else pairs,docstrings)",
+        "STS12, STSB, SICK-R, MR, TREC, pairs, python-docs, documents (those that a run held out), "
+        "or any task or benchmark of mteb, with mteb: in front of names that both have (default: sts with --data, else pairs,python-docs)",
     )
     evaluate.add_argument(
         "--against",

@@ -126,7 +126,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from simcse.evaluation.protocol import PROTOCOL
     from simcse.evaluation.scoring import is_hub_name, load_tasks, score_model
     from simcse.evaluation.table import collapse_lines, score_table
-    from simcse.reports.runs import save_scores
+    from simcse.reports.runs import finished_run, save_scores
 
     data = Path(parsed.data) if parsed.data else None
     if data is not None and not data.is_dir():
@@ -139,7 +139,9 @@ def evaluate(parsed: argparse.Namespace) -> None:
         overwrite=parsed.overwrite,
     )
     find_model(parsed.model)  # before any text is read
-    tasks = load_tasks(_task_words(parsed.tasks), data)
+    words = _task_words(parsed.tasks)
+    text = finished_run(Path(name))[1].data if words and "documents" in words else None
+    tasks = load_tasks(words, data, text)
     model = load_model(
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
     )

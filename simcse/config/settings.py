@@ -24,7 +24,7 @@ from pydantic import (
 
 Pooling = Literal["cls", "mean", "avg_first_last", "pooler"]
 TaskName = Literal[
-    "pairs", "docstrings", "documents",
+    "pairs", "python-docs", "documents",
     "STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "STSB-dev", "SICK-R",
     "MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC",
 ]  # fmt: skip
@@ -32,7 +32,7 @@ PositiveKind = Literal["dropout", "spans", "title"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Role = Literal["query", "document"]
 """Which side of a search a text is on: models with two encoders or prompts embed them apart."""
-DevTaskName = Literal["pairs", "docstrings", "documents", "STSB"]
+DevTaskName = Literal["pairs", "python-docs", "documents", "STSB"]
 HUB_NAME = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
 """A repository of the Hugging Face Hub: ``user/name``."""
 MTEB = "mteb:"
@@ -240,10 +240,11 @@ class DataConfig(_Section):
     """Training text."""
 
     train: Annotated[list[PathText], BeforeValidator(_list_from_one)] = Field(
-        default=["docstrings"], min_length=1
+        default=["python-docs"], min_length=1
     )
-    """``docstrings`` (sentences of the installed Python packages), files or globs of txt, csv, tsv,
-    jsonl or parquet (also .gz), or one Hub data set by name."""
+    """``python-docs`` (the library reference of Python, which comes with the package), files or
+    globs of txt, csv, tsv, jsonl or parquet (also .gz), folders of documents, or one Hub data set
+    by name."""
     form: Literal["sentences", "pairs", "nli", "labelled", "documents"] = "sentences"
     """``sentences``: one text a row, its positive is itself. ``pairs``: anchor, positive, and any
     number of hard negatives. ``nli``: premise, hypothesis, label; becomes triplets. ``labelled``:
@@ -447,8 +448,9 @@ class EvaluationConfig(_Section):
     data: PathText | None = None
     """Folder in SentEval's layout (it holds ``STS/`` and ``SICK/``), for the STS tasks."""
     dev: DevTaskName = "pairs"
-    """Chooses the best checkpoint: the embedded pairs, retrieval on the docstrings' dev modules, or
-    the dev part of STS-B."""
+    """Chooses the best checkpoint: the embedded pairs, retrieval among held-out documents (of the
+    training text, ``documents``, or of the shipped ones, ``python-docs``), or the dev part of
+    STS-B."""
     every: Count = 250
     """Steps between two dev scores, each with a checkpoint."""
     tasks: Annotated[list[ScoredTask], BeforeValidator(_task_list)] = ["pairs"]
@@ -466,7 +468,7 @@ class EvaluationConfig(_Section):
     @model_validator(mode="after")
     def _folder_given(self) -> EvaluationConfig:
         names = [name for name in (*self.tasks, self.dev) if not name.startswith(MTEB)]
-        sts = [name for name in names if name not in ("pairs", "docstrings", "documents")]
+        sts = [name for name in names if name not in ("pairs", "python-docs", "documents")]
         if sts and self.data is None:
             raise ValueError(
                 f"{', '.join(dict.fromkeys(sts))} needs data=FOLDER, a folder in SentEval's layout"

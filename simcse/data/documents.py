@@ -23,7 +23,7 @@ from sentencex import segment
 
 from simcse.caches import cache_folder, cached
 from simcse.config.settings import DataConfig
-from simcse.data.readers import Source, Wanted, all_sources
+from simcse.data.readers import EMBEDDED_TEXT, Source, Wanted, all_sources
 from simcse.errors import UserError
 
 Side = Literal["train", "dev", "test"]
@@ -50,6 +50,11 @@ class Document:
         """64 bits of a hash of its words, whatever stands between them."""
         words = " ".join(_words(self))
         return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big")
+
+
+def embedded_documents(held_out: float = 0.1) -> DataConfig:
+    """The documents that come with the package, as data of their own."""
+    return DataConfig(train=[EMBEDDED_TEXT], form="documents", held_out=held_out)
 
 
 def read_documents(sources: Iterable[Source], config: DataConfig) -> Iterator[Document]:
@@ -105,6 +110,11 @@ class Documents:
         self.near_duplicates: int = counts["near_duplicates"]
         """Documents that are held out, or not, together with another one."""
         table = np.load(path)  # (documents, 2)
+        if len(table) == 1:
+            raise UserError(
+                f"data.train: {', '.join(config.train)} is one document; for one sentence a line "
+                "set data.form=sentences, else name the folder or the files of several documents"
+            )
         self.keys, self.sides = table[:, 0], table[:, 1].astype(np.int64)
 
     def on(self, side: Side) -> Iterator[Document]:

@@ -1,4 +1,4 @@
-"""Reads text from files, the Hub and the docstrings, naming the place of every mistake.
+"""Reads text from files and the Hub, naming the place of every mistake.
 
 Each source yields ``(place, fields)``, the wanted columns of a row; the place, such as
 ``file:line``, is for error messages. Text streams: no source is held in memory.
@@ -23,7 +23,6 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from simcse.config.settings import COLUMNS, DataConfig
-from simcse.data import docstrings
 from simcse.data.text_files import (
     DOCUMENT_SUFFIXES,
     MOST_CHARACTERS,
@@ -34,7 +33,8 @@ from simcse.errors import UserError, first_line
 from simcse.hub import failures
 from simcse.hub.snapshots import snapshot
 
-EMBEDDED_TEXT = "docstrings"
+EMBEDDED_TEXT = "python-docs"
+_EMBEDDED_FILE = Path(__file__).parent.parent / "assets" / "python-docs.jsonl.gz"
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 # A longer line is a binary file or a whole corpus without line breaks, never a sentence.
 MAX_CHARACTERS = 1_000_000
@@ -163,17 +163,6 @@ def read_sentences(
         raise UserError(f"{path}: no such file")
     wanted = Wanted(columns=(column,) if column else ())
     return (text for _, (text,) in _File(path, suffix or _suffix(path)).read(wanted))
-
-
-@dataclass(frozen=True)
-class _Docstrings:
-    def identity(self) -> list[object]:
-        return [EMBEDDED_TEXT, docstrings.fingerprint(docstrings.training_sentences())]
-
-    def read(self, wanted: Wanted) -> Fields:
-        if wanted.form != "sentences":
-            raise UserError(f"data.train: docstrings are sentences; data.form is {wanted.form}")
-        return ((EMBEDDED_TEXT, (sentence,)) for sentence in docstrings.training_sentences())
 
 
 @dataclass(frozen=True)
@@ -368,7 +357,7 @@ def sound_text(place: str, text: str, most: int = MAX_CHARACTERS) -> str:
     return text
 
 
-Source = _Docstrings | _HubDataset | _File | _DocumentFiles
+Source = _HubDataset | _File | _DocumentFiles
 
 
 def all_sources(config: DataConfig) -> list[Source]:
@@ -385,7 +374,9 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
         UserError: Nothing matches, or the Hub cannot be reached.
     """
     if name == EMBEDDED_TEXT:
-        yield _Docstrings()
+        if config.form not in ("documents", "sentences"):
+            raise UserError(f"data.train: {name} are documents; data.form is {config.form}")
+        yield _File(_EMBEDDED_FILE, ".jsonl")
         return
     path = Path(name)
     is_document = config.form == "documents" and path.suffix.lower() in DOCUMENT_SUFFIXES

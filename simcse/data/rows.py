@@ -21,9 +21,9 @@ from transformers import PreTrainedTokenizerBase
 
 from simcse.caches import cache_folder, cached
 from simcse.config.settings import DataConfig
-from simcse.data.documents import Documents, passages
+from simcse.data.documents import Documents, embedded_documents, passages, sentences
 from simcse.data.forms import Row, rows_of
-from simcse.data.readers import Source, Wanted, all_sources
+from simcse.data.readers import EMBEDDED_TEXT, Fields, Source, Wanted, all_sources, find_sources
 from simcse.data.tokens import first_ids, in_chunks
 from simcse.errors import UserError
 
@@ -91,7 +91,7 @@ def load_training_data(
 
     def make(temporary: Path) -> dict[str, Any]:
         found: Counter[str] = Counter()
-        rows = _passages(documents, found) if documents else _read(sources, config, found)
+        rows = _passages(documents, found) if documents else _read(config, found)
         return asdict(_tokenize(rows, found, tokenizer, config, temporary))
 
     counts = TextCounts(**cached(path, make))
@@ -115,16 +115,26 @@ def texts_of(config: DataConfig, rows: Dataset) -> Iterator[str]:
     Only for ``form: sentences``: one text a row.
     """
     wanted = set(np.asarray(rows.with_format("numpy")["row_hash"][:]).tolist())
-    for row in _read(all_sources(config), config, Counter()):
+    for row in _read(config, Counter()):
         digest = _row_hash([_hash64(row.texts[0])], 0)
         if digest in wanted:
             wanted.remove(digest)  # a repeat of the row was skipped
             yield row.texts[0]
 
 
-def _read(sources: list[Source], config: DataConfig, found: Counter[str]) -> Iterator[Row]:
-    fields = chain.from_iterable(source.read(Wanted.of(config)) for source in sources)
+def _read(config: DataConfig, found: Counter[str]) -> Iterator[Row]:
+    fields = chain.from_iterable(_fields(name, config) for name in config.train)
     return rows_of(fields, config.form, found, config.incomplete)
+
+
+def _fields(name: str, config: DataConfig) -> Fields:
+    if name == EMBEDDED_TEXT:  # as sentences: those of the documents that are not held out
+        for document in Documents(embedded_documents(config.held_out)).on("train"):
+            for sentence in sentences(document.text, "en"):
+                yield document.place, (sentence,)
+        return
+    for source in find_sources(name, config):
+        yield from source.read(Wanted.of(config))
 
 
 def _passages(documents: Documents, found: Counter[str]) -> Iterator[Row]:
@@ -211,7 +221,9 @@ def _cache_key(
         CACHE_VERSION,
         [s.identity() for s in sources],
         [config.form, config.incomplete, asdict(Wanted.of(config))],
-        [config.held_out, config.passage, config.language] if config.form == "documents" else [],
+        [config.held_out, config.passage, config.language]
+        if config.form == "documents" or EMBEDDED_TEXT in config.train
+        else [],
         config.max_length,
         backend.to_str(),
     ]

@@ -11,17 +11,18 @@ FEW = 50
 """With fewer documents next to nothing can be told; a run says so."""
 
 
-def document_task(config: DataConfig, side: Side) -> RetrievalTask:
+def document_task(config: DataConfig, side: Side, name: str = "documents") -> RetrievalTask:
     """The test on one side's documents.
 
     Args:
         config: Documents, with a share held out.
         side: ``dev`` or ``test``.
+        name: Of the task.
 
     Raises:
         UserError: Unreadable input, or no document of this side that can be split in two.
     """
-    name = "documents" if side == "test" else f"documents-{side}"
+    name = name if side == "test" else f"{name}-{side}"
     halves = [query_and_rest(document, config) for document in Documents(config).held_out(side)]
     pairs = [half for half in halves if half is not None]
     if not pairs:

@@ -26,7 +26,7 @@ PROTOCOL = (
     "embeddings normalised, uniformity over pairs of distinct sentences with t = 2; "
     "transfer: SentEval's splits, scikit-learn's logistic regression, C by cross-validation, not "
     "comparable with SentEval's own classifier; "
-    "docstrings: summary line against the rest of its docstring, held-out modules"
+    "documents, python-docs: a held-out document's title, or first sentence, against its rest"
 )
 
 

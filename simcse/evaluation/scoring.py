@@ -41,7 +41,7 @@ def load_tasks(
     Args:
         names: Our tasks and groups, in any case, and tasks or benchmarks of mteb; ``mteb:`` in
             front of names that both have. ``None`` takes ``sts`` where there is data, else
-            ``pairs`` and ``docstrings``.
+            ``pairs`` and ``python-docs``.
         data: Folder in SentEval's layout.
         text: The training text; for ``documents``.
 
@@ -49,7 +49,7 @@ def load_tasks(
         UserError: An unknown task, or a file that is missing or malformed.
     """
     if names is None:
-        names = ["sts"] if data else ["pairs", "docstrings"]
+        names = ["sts"] if data else ["pairs", "python-docs"]
     own = [_OURS[name.lower()] for name in names if name.lower() in _OURS]
     others = [name.removeprefix(MTEB) for name in names if name.lower() not in _OURS]
     # mteb has a task STSB too, a Chinese one.

@@ -1,4 +1,4 @@
-"""Reads the tasks: STS in SentEval's layout, the embedded pairs, the docstrings."""
+"""Reads the tasks: STS in SentEval's layout, the embedded pairs, documents."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import get_args
 import numpy as np
 
 from simcse.config.settings import TASK_ALIASES, DataConfig, TaskName
-from simcse.data import docstrings
+from simcse.data.documents import embedded_documents
+from simcse.data.readers import EMBEDDED_TEXT
 from simcse.errors import UserError
 from simcse.evaluation.documents import document_task
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
 from simcse.evaluation.names import GROUPS, STS, check_size, mteb_name, nearest
-from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, Task
+from simcse.evaluation.tasks import GeometryTask, PairTask, Task
 from simcse.evaluation.transfer import READERS, load_transfer
 
 PAIRS_FILE = Path(__file__).parent.parent / "assets" / "pairs.tsv"
@@ -80,8 +81,8 @@ def load_task(name: str, data: Path | None, text: DataConfig | None = None) -> T
     name = TASK_ALIASES.get(name, name)
     if name == "pairs":
         return _pair_task("pairs", read_pairs())
-    if name == "docstrings":
-        return RetrievalTask("docstrings", *docstrings.retrieval_pairs("test"))
+    if name == EMBEDDED_TEXT:
+        return document_task(embedded_documents(), "test", name)
     if name == "documents":
         if text is None or text.form != "documents":
             raise UserError(f"task {name}: needs the config of a run with data.form=documents")
@@ -140,13 +141,13 @@ def is_here(name: str, data: Path | None) -> bool:
 
 
 def load_dev_task(name: str, data: Path | None, text: DataConfig | None = None) -> Task:
-    """What chooses checkpoints: ``pairs``, or the dev part of documents, docstrings or STS-B.
+    """What chooses checkpoints: ``pairs``, or the dev part of documents or STS-B.
 
     Raises:
         UserError: As :func:`load_task`.
     """
-    if name == "docstrings":
-        return RetrievalTask("docstrings-dev", *docstrings.retrieval_pairs("dev"))
+    if name == EMBEDDED_TEXT:
+        return document_task(embedded_documents(), "dev", name)
     if name == "documents" and text is not None:
         return document_task(text, "dev")
     return load_task("STSB-dev" if name == "STSB" else name, data)

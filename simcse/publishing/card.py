@@ -195,7 +195,7 @@ def _mteb_data(scores: Scores) -> list[str]:
 
 
 def _languages(config: Config) -> list[str]:
-    """Of the training text: as the config says; docstrings are English."""
+    """Of the training text: as the config says; the shipped documents are English."""
     return config.hub.language or (["en"] if config.data.train == [EMBEDDED_TEXT] else [])
 
 
