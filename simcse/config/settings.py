@@ -198,6 +198,8 @@ def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
         yield key, value
     elif isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(name, str):
+                yield key or name, name
             yield from _texts(inner, f"{key}.{name}" if key else str(name))
 
 
