@@ -22,7 +22,7 @@ from simcse.encoders.loading import load_model
 from simcse.errors import UserError
 from simcse.evaluation.protocol import Evaluation
 from simcse.evaluation.protocol import evaluate as evaluate_tasks
-from simcse.evaluation.scoring import is_hub_name, load_tasks, score_model
+from simcse.evaluation.scoring import is_hub_name, plan_tasks, score_model
 from simcse.inference.model import SimCSE
 from simcse.reports.runs import Run, load_runs
 from simcse.terminal import quiet_libraries
@@ -90,7 +90,7 @@ def evaluate(
     if folder is not None and not folder.is_dir():
         raise UserError(f"data {folder}: no such folder")
     with quiet_libraries(), tempfile.TemporaryDirectory() as scratch:
-        wanted = load_tasks(at_commas(tasks) if isinstance(tasks, str) else tasks, folder)
+        wanted = plan_tasks(at_commas(tasks) if isinstance(tasks, str) else tasks, folder).load()
         name, hub_name = "model", None
         if isinstance(model, str | Path):
             name = str(model)

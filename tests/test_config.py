@@ -54,7 +54,7 @@ def test_resolved_config_reads_back_equal(write):
 
 def test_overrides_are_yaml_and_may_have_dashes():
     config = load_config(
-        "quickstart",
+        "unsup_wiki_mini",
         ["--training.batch_size=128", "data.train=[a.txt, b.txt]", "encoder.dropout=null"],
     )
     assert config.training.batch_size == 128
@@ -66,12 +66,12 @@ def test_overrides_are_yaml_and_may_have_dashes():
     "name", ["*.txt", "data/*.txt", "a: b.txt", "run #1.txt", "2026-11-22", "a, b.txt", "- x"]
 )
 def test_text_of_an_override_is_taken_as_it_stands(name):
-    assert load_config("quickstart", [f"data.train={name}"]).data.train == [name]
+    assert load_config("unsup_wiki_mini", [f"data.train={name}"]).data.train == [name]
     assert load_config("quickstart", [f"output={name}"]).output == name
 
 
 def test_quotes_and_lists_of_an_override_are_yaml():
-    config = load_config("quickstart", ["output='null'", "data.train=[a, 'b c']"])
+    config = load_config("unsup_wiki_mini", ["output='null'", "data.train=[a, 'b c']"])
     assert config.output == "null"
     assert config.data.train == ["a", "b c"]
     with pytest.raises(UserError, match=r"argument data\.train: not valid YAML"):
@@ -348,7 +348,7 @@ def test_an_override_changes_one_setting_of_a_short_section(
         ("objective: [mlm, info_nce, {mlm: 2}]", "objective.terms: mlm is named twice"),
         ("objective: {temperature: {minimum: 2, maximum: 1}}", "minimum 2.0 is above maximum 1.0"),
         (
-            "{objective: {terms: distill_l2, teacher: x}, data: {duplicates: keep}}",
+            "{objective: {terms: distill_l2, teacher: x}, data: {train: t, duplicates: keep}}",
             "objective.teacher needs data.duplicates=drop, got keep",
         ),
     ],

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simcse.cli.main import main
+from simcse.config.reading import load_config
 from simcse.config.settings import Config, DataConfig
 from simcse.data.documents import (
     Document,
@@ -360,12 +361,12 @@ def test_the_shipped_documents_are_the_same_for_everybody(tmp_path, monkeypatch,
     monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path))
     documents = Documents(embedded_documents())
     assert documents.counts() == {
-        "documents": 7577, "held out for dev": 361, "held out for test": 393,
+        "documents": 7577, "held out for dev": 360, "held out for test": 394,
         "near-duplicates": 101,
     }  # fmt: skip
     task = load_task("python-docs", None)
-    assert (task.name, len(task.queries)) == ("python-docs", 393)
-    trained = DataConfig(max_rows=50)  # as sentences: none that is held out
+    assert (task.name, len(task.queries)) == ("python-docs", 394)
+    trained = DataConfig(max_rows=50, form="sentences")  # as sentences: none that is held out
     model = encoder.build(Config().encoder.model_copy(update={"name": str(tiny)}))
     rows, counts = load_training_data(trained, model.tokenizer, 0)
     held_out = {s for d in documents.held_out("test") for s in sentences(d.text, "en")}
@@ -383,3 +384,16 @@ def test_a_run_is_scored_later_on_what_it_held_out(folder, tmp_path, arguments, 
     assert main(words) == 0, capsys.readouterr().err
     assert json.loads(output.read_text())["scores"]["documents"] == trained
     assert main(["evaluate", "mini-bert", "--tasks", "documents"]) == 2
+
+
+def test_the_form_is_told_by_what_there_is(folder, text_file):
+    def form(train):
+        return DataConfig(train=train).form
+
+    assert DataConfig().form == form(["python-docs"]) == "documents"
+    assert form([str(folder)]) == form(["notes.md", str(folder)]) == "documents"
+    assert form([str(text_file)]) == form(["user/dataset"]) == form(["*.csv"]) == "sentences"
+    assert form([str(folder), str(text_file)]) == "sentences"
+    assert DataConfig(train=[str(folder)], form="sentences").form == "sentences"
+    with pytest.raises(UserError, match=r"documents needs data.form=documents, got sentences; for"):
+        load_config("quickstart", [f"data.train={text_file}"])

@@ -141,7 +141,9 @@ def test_a_mistake_raises_one_line(trained, call, expected):
 
 def test_overrides_as_a_mapping_are_those_of_the_command_line(tmp_path):
     values = {**SHORT, "output": tmp_path, "objective.temperature": 0.1, "data.train": "a,b.txt"}
+    values["data.form"] = "documents"
     words = [f"output={tmp_path}", "objective.temperature=0.1", "data.train=a,b.txt"]
+    words.append("data.form=documents")
     assert load_config("quickstart", values) == load_config("quickstart", [*IN_WORDS, *words])
     assert load_config() == load_config("quickstart")
 

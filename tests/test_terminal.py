@@ -91,7 +91,7 @@ def test_a_command_that_is_terminated_leaves_no_scratch_file(tiny, tmp_path):
     code = (
         "import os, signal, sys; from simcse.cli.main import main; "
         "from simcse.inference import streaming; "
-        "streaming.NpyFile.write = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        "streaming.npy.write_array_header_1_0 = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
         "signal.signal(signal.SIGTERM, signal.SIG_DFL); sys.exit(main(sys.argv[1:]))"
     )
     (tmp_path / "texts.txt").write_text("one\ntwo\n")

@@ -25,8 +25,9 @@ from simcse.cli.main import main
 from simcse.config.reading import load_config
 from simcse.encoders import encoder
 from simcse.files import files_in, locked
+from simcse.objectives import InfoNCE
 from simcse.sealing import MANIFEST, seal
-from simcse.training import loop, loss, setup
+from simcse.training import loop, setup
 from simcse.training import run as run_module
 from simcse.training.progress import Progress
 
@@ -502,13 +503,13 @@ def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
         read.append(load(*args))
         return read[0]
 
-    def broken(anchor, *_):
+    def broken(self, anchor, positive):
         loss = anchor.sum() * 0 + 1
         return loss * float("nan") if len(batches) == 14 else loss
 
     monkeypatch.setattr(loop, "backpropagate", spy)
     monkeypatch.setattr(run_module, "load_training_data", reads)
-    monkeypatch.setattr(loss, "info_nce", broken)
+    monkeypatch.setattr(InfoNCE, "forward", broken)
     assert main([*arguments, "training.steps=20"]) == 2
     message = capsys.readouterr().err
     found = re.search(

@@ -18,7 +18,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The arguments of a command; those of a config's settings are in ``words``.
 
     Raises:
-        UserError: A setting is given without a value.
+        UserError: A setting is given without a value, or another argument is empty.
         SystemExit: Unknown or missing arguments, once they are named; or ``--help``.
     """
     takes_settings = arguments[:1] in (["train"], ["prefetch"])
@@ -29,6 +29,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         extra = [word for word in extra if word.startswith("-")]
     if extra:
         _Parser().error(f"unrecognized argument: {extra[0]}{_hint(extra[0], words)}")
+    if empty := [name for name, value in vars(parsed).items() if value == ""]:
+        raise UserError(f"argument {empty[0]}: is empty; name something or leave it out")
     parsed.arguments = arguments
     return parsed
 
@@ -128,7 +130,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--tasks",
         help="comma-separated: sts, transfer (all of those that --data holds), single ones such as "
         "STS12, STSB, SICK-R, MR, TREC, pairs, python-docs, documents (those that a run held out), "
-        "or any task or benchmark of mteb, with mteb: in front of names that both have (default: sts with --data, else pairs,python-docs)",
+        "or any task or benchmark of mteb, with mteb: in front of names that both have (default: "
+        "sts with --data, else pairs,python-docs)",
     )
     evaluate.add_argument(
         "--against",

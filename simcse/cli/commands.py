@@ -124,7 +124,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from simcse.encoders.loading import DEFAULT_MODEL, find_model, load_model
     from simcse.evaluation import paper_results
     from simcse.evaluation.protocol import PROTOCOL
-    from simcse.evaluation.scoring import is_hub_name, load_tasks, score_model
+    from simcse.evaluation.scoring import is_hub_name, plan_tasks, score_model
     from simcse.evaluation.table import collapse_lines, score_table
     from simcse.reports.runs import finished_run, save_scores
 
@@ -138,10 +138,9 @@ def evaluate(parsed: argparse.Namespace) -> None:
         [name, parsed.data],
         overwrite=parsed.overwrite,
     )
+    plan = plan_tasks(_task_words(parsed.tasks), data)
     find_model(parsed.model)  # before any text is read
-    words = _task_words(parsed.tasks)
-    text = finished_run(Path(name))[1].data if words and "documents" in words else None
-    tasks = load_tasks(words, data, text)
+    tasks = plan.load(finished_run(Path(name))[1].data if "documents" in plan.ours else None)
     model = load_model(
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
     )

@@ -198,7 +198,20 @@ def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
         yield key, value
     elif isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(name, str):
+                yield key or name, name
             yield from _texts(inner, f"{key}.{name}" if key else str(name))
+
+
+EMBEDDED_TEXT = "python-docs"
+"""The documents that come with the package."""
+
+
+def _holds_documents(name: object) -> bool:
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    path = Path(name)
+    return name == EMBEDDED_TEXT or path.suffix.lower() in (".md", ".markdown") or path.is_dir()
 
 
 COLUMNS: dict[str, tuple[int, int | None, str]] = {
@@ -249,7 +262,8 @@ class DataConfig(_Section):
     """``sentences``: one text a row, its positive is itself. ``pairs``: anchor, positive, and any
     number of hard negatives. ``nli``: premise, hypothesis, label; becomes triplets. ``labelled``:
     text and label (or group id); rows that share it are positives. ``documents``: files or folders
-    of txt and md, or tables with a title (if any) and a text; see ``positives``."""
+    of txt and md, or tables with a title (if any) and a text; see ``positives``. Where it is left
+    out: ``documents`` for ``python-docs``, folders and Markdown, else ``sentences``."""
     columns: Annotated[list[str], BeforeValidator(_list_from_one)] = []
     """Columns of the form, in its order; needed where the names do not tell."""
     names: Annotated[list[str], BeforeValidator(_list_from_one)] = []
@@ -290,6 +304,15 @@ class DataConfig(_Section):
     """Longest training input in tokens, special tokens included; encoding is not bound by it."""
     cache: PathText | None = None
     """Folder of the tokenised text; ``null`` uses the user's cache folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _form_by_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("form") is not None:
+            return values
+        names = _list_from_one(values.get("train", EMBEDDED_TEXT))
+        known = isinstance(names, list) and all(map(_holds_documents, names))
+        return {**values, "form": "documents" if known else "sentences"}
 
     @model_validator(mode="after")
     def _columns_fit(self) -> DataConfig:
@@ -543,7 +566,10 @@ class Config(_Section):
     def _data_fits(self) -> Config:
         form = self.data.form
         if form != "documents" and "documents" in (*self.evaluation.tasks, self.evaluation.dev):
-            raise ValueError(f"evaluation: documents needs data.form=documents, got {form}")
+            raise ValueError(
+                f"evaluation: documents needs data.form=documents, got {form}; for other forms set "
+                "evaluation.dev and evaluation.tasks, such as pairs"
+            )
         held_out = "documents" in (*self.evaluation.tasks, self.evaluation.dev)
         if held_out and not self.data.held_out:
             raise ValueError("evaluation: documents needs data.held_out above 0")

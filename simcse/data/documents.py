@@ -22,12 +22,13 @@ from scipy.sparse.csgraph import connected_components
 from sentencex import segment
 
 from simcse.caches import cache_folder, cached
-from simcse.config.settings import DataConfig
-from simcse.data.readers import EMBEDDED_TEXT, Source, Wanted, all_sources
+from simcse.config.settings import EMBEDDED_TEXT, DataConfig
+from simcse.data.readers import Source, Wanted, all_sources
 from simcse.errors import UserError
 
 Side = Literal["train", "dev", "test"]
-SIDES: tuple[Side, ...] = ("train", "dev", "test")
+HELD_OUT: tuple[Side, ...] = ("dev", "test")
+SIDES: tuple[Side, ...] = ("train", *HELD_OUT)
 MOST_HELD_OUT = 5_000
 """Documents of a side that are scored, those with the lowest hashes."""
 _VERSION = 1

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset
 
-from simcse.config.settings import COLUMNS, DataConfig
+from simcse.config.settings import COLUMNS, EMBEDDED_TEXT, DataConfig
 from simcse.data.text_files import (
     DOCUMENT_SUFFIXES,
     MOST_CHARACTERS,
@@ -33,7 +33,6 @@ from simcse.errors import UserError, first_line
 from simcse.hub import failures
 from simcse.hub.snapshots import snapshot
 
-EMBEDDED_TEXT = "python-docs"
 _EMBEDDED_FILE = Path(__file__).parent.parent / "assets" / "python-docs.jsonl.gz"
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 # A longer line is a binary file or a whole corpus without line breaks, never a sentence.

@@ -20,10 +20,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from simcse.caches import cache_folder, cached
-from simcse.config.settings import DataConfig
-from simcse.data.documents import Documents, embedded_documents, passages, sentences
+from simcse.config.settings import EMBEDDED_TEXT, DataConfig
+from simcse.data.documents import HELD_OUT, Documents, embedded_documents, passages, sentences
 from simcse.data.forms import Row, rows_of
-from simcse.data.readers import EMBEDDED_TEXT, Fields, Source, Wanted, all_sources, find_sources
+from simcse.data.readers import Fields, Source, Wanted, all_sources, find_sources
 from simcse.data.tokens import first_ids, in_chunks
 from simcse.errors import UserError
 
@@ -128,10 +128,18 @@ def _read(config: DataConfig, found: Counter[str]) -> Iterator[Row]:
 
 
 def _fields(name: str, config: DataConfig) -> Fields:
-    if name == EMBEDDED_TEXT:  # as sentences: those of the documents that are not held out
-        for document in Documents(embedded_documents(config.held_out)).on("train"):
+    if name == EMBEDDED_TEXT:  # as sentences: those that no held-out document has
+        documents = Documents(embedded_documents(config.held_out))
+        held_out = {
+            sentence
+            for side in HELD_OUT
+            for document in documents.on(side)
+            for sentence in sentences(document.text, "en")
+        }
+        for document in documents.on("train"):
             for sentence in sentences(document.text, "en"):
-                yield document.place, (sentence,)
+                if sentence not in held_out:
+                    yield document.place, (sentence,)
         return
     for source in find_sources(name, config):
         yield from source.read(Wanted.of(config))

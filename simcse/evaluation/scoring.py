@@ -33,20 +33,40 @@ class TaskList:
     """Tasks of a group that the folder does not hold."""
 
 
-def load_tasks(
-    names: Sequence[str] | None, data: Path | None, text: DataConfig | None = None
-) -> TaskList:
-    """Read our tasks, and find mteb's.
+@dataclass(frozen=True)
+class TaskPlan:
+    """Names of tasks, found but not read yet."""
+
+    ours: list[str]
+    mteb: list[Any]
+    data: Path | None
+    missing: list[str]
+
+    def load(self, text: DataConfig | None = None) -> TaskList:
+        """Read our tasks.
+
+        Args:
+            text: The training text; for ``documents``.
+
+        Raises:
+            UserError: A file is missing or malformed.
+        """
+        ours = [load_task(name, self.data, text) for name in self.ours]
+        geometry = load_geometry(self.data, dev_only=False)
+        return TaskList([*ours, geometry], self.mteb, self.data, self.missing)
+
+
+def plan_tasks(names: Sequence[str] | None, data: Path | None) -> TaskPlan:
+    """Find our tasks, and mteb's, by their names.
 
     Args:
         names: Our tasks and groups, in any case, and tasks or benchmarks of mteb; ``mteb:`` in
             front of names that both have. ``None`` takes ``sts`` where there is data, else
             ``pairs`` and ``python-docs``.
         data: Folder in SentEval's layout.
-        text: The training text; for ``documents``.
 
     Raises:
-        UserError: An unknown task, or a file that is missing or malformed.
+        UserError: An unknown task, or a group of which the folder holds none.
     """
     if names is None:
         names = ["sts"] if data else ["pairs", "python-docs"]
@@ -55,13 +75,12 @@ def load_tasks(
     # mteb has a task STSB too, a Chinese one.
     others = ["STSBenchmark" if name in ("STSB", "STS-B") else name for name in others]
     found, missing = task_names(own, data)
-    ours = [load_task(name, data, text) for name in found]
     theirs: list[Any] = []
     if others:  # it takes seconds to import
         from simcse.evaluation.mteb_tasks import find_tasks
 
         theirs = find_tasks(others)
-    return TaskList([*ours, load_geometry(data, dev_only=False)], theirs, data, missing)
+    return TaskPlan(found, theirs, data, missing)
 
 
 def score_model(
@@ -78,7 +97,7 @@ def score_model(
 
     Args:
         model: The model.
-        tasks: From :func:`load_tasks`.
+        tasks: From :meth:`TaskPlan.load`.
         batch_size: Texts a forward pass.
         name: What mteb's result files call a model without a Hub name.
         mteb_folder: Where these files go.

@@ -9,9 +9,8 @@ from typing import get_args
 
 import numpy as np
 
-from simcse.config.settings import TASK_ALIASES, DataConfig, TaskName
+from simcse.config.settings import EMBEDDED_TEXT, TASK_ALIASES, DataConfig, TaskName
 from simcse.data.documents import embedded_documents
-from simcse.data.readers import EMBEDDED_TEXT
 from simcse.errors import UserError
 from simcse.evaluation.documents import document_task
 from simcse.evaluation.lines import parse_lines, read_lines, spaced

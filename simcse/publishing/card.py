@@ -16,8 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling as AnyPoo
 from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
 from torch import nn
 
-from simcse.config.settings import Config, Pooling
-from simcse.data.readers import EMBEDDED_TEXT
+from simcse.config.settings import EMBEDDED_TEXT, Config, Pooling
 from simcse.encoders import encoder
 from simcse.encoders.encoder import EMBEDDED_ENCODER
 from simcse.evaluation.hub_results import is_commit, model_index

@@ -8,7 +8,7 @@ from simcse.config.settings import Config
 from simcse.data.readers import find_sources
 from simcse.encoders import encoder
 from simcse.errors import UserError
-from simcse.evaluation.scoring import load_tasks
+from simcse.evaluation.scoring import plan_tasks
 from simcse.evaluation.sources import load_dev_task
 from simcse.training.teacher import load_teacher
 
@@ -32,8 +32,8 @@ def prefetch(config: Config) -> None:
         print(f"teacher  {_named(config.objective.teacher, config.objective.teacher_revision)}")
     data = Path(config.evaluation.data) if config.evaluation.data else None
     try:
-        load_dev_task(config.evaluation.dev, data)
-        tasks = load_tasks(config.evaluation.tasks, data)
+        load_dev_task(config.evaluation.dev, data, config.data)
+        tasks = plan_tasks(config.evaluation.tasks, data).load(config.data)
     except UserError as error:
         raise UserError(f"{error} (evaluation data are yours; all else is here)") from error
     if tasks.mteb:

@@ -34,7 +34,7 @@ from simcse.environment import environment
 from simcse.errors import UserError, naming_memory
 from simcse.evaluation.documents import too_few
 from simcse.evaluation.protocol import PROTOCOL, Evaluation, Scores
-from simcse.evaluation.scoring import TaskList, load_tasks, score_model
+from simcse.evaluation.scoring import TaskList, plan_tasks, score_model
 from simcse.evaluation.sources import load_dev_task, load_geometry
 from simcse.evaluation.table import collapse_lines, score_table
 from simcse.evaluation.tasks import RetrievalTask
@@ -269,7 +269,7 @@ def prepare(config: Config) -> Prepared:
             f"training.batch_size: {config.training.batch_size} is more than "
             f"the {len(rows)} training rows"
         )
-    tasks = load_tasks(config.evaluation.tasks, data, config.data)
+    tasks = plan_tasks(config.evaluation.tasks, data).load(config.data)
     if tasks.mteb:
         from simcse.evaluation.mteb_tasks import check_at_hand
 
