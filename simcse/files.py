@@ -6,6 +6,7 @@ nothing else is taken for a leftover, and nothing else is removed.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -131,7 +132,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("r+b") as file:  # Windows flushes only what it may write
             os.fsync(file.fileno())
         give_usual_mode(temporary)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except IsADirectoryError as error:
+            raise UserError(f"{path}: is a folder; move it away") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -148,21 +152,45 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def filling(folder: Path) -> Iterator[Path]:
+def filling(folder: Path, *, keeps_old: bool = False) -> Iterator[Path]:
     """A temporary folder whose files move into ``folder`` when the block ends without an error.
 
     Each is flushed and moved whole, so a full disk or a kill leaves no half-written file there.
+
+    Args:
+        folder: What is filled.
+        keeps_old: A file that is there already gets a name that ends in ``.old``.
+
+    Raises:
+        UserError: A folder inside is a link, so what is behind it is somebody else's.
     """
     with scratch_folder(folder) as temporary:
         yield temporary
         names = files_in(temporary)
+        for parent in {folder / inner for name in names for inner in Path(name).parents}:
+            if parent != folder and parent.is_symlink():
+                raise UserError(f"{parent}: is a link; move it away")
         for name in names:
             with (temporary / name).open("r+b") as file:
                 os.fsync(file.fileno())
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if keeps_old and (folder / name).exists():
+                keep_old(folder / name, temporary / name)
             (temporary / name).replace(folder / name)
         sync_folder(folder)
+
+
+def keep_old(path: Path, new: Path) -> None:
+    """Give a file another name, unless a new one with the same content takes its place."""
+    if path.is_dir() or path.read_bytes() != new.read_bytes():
+        old = next(
+            name
+            for number in itertools.count()
+            if not (name := path.with_name(f"{path.name}.old{number or ''}")).exists()
+        )
+        path.rename(old)
+        print(f"warning: {path} was there already; it is {old.name} now", flush=True)
 
 
 def files_in(folder: Path) -> list[str]:

@@ -138,6 +138,9 @@ def test_all_mistakes_at_once_with_paths(write):
             "yaml:3: not valid YAML: the key 'training' ",
         ),
         ("training: {steps: 3, steps: 4}", "the key 'steps' is given twice"),
+        ("training: {steps: 010}", "010 would be another number in YAML"),
+        ("training: {batch_size: 1:30}", "1:30 would be another number in YAML"),
+        ("data: {form: pairs, columns: [a, a]}", "columns: one is named twice in a, a"),
         ("seed: 2026-13-45", "not valid YAML: a value that cannot be read: month must be in 1..12"),
         ("training: {steps: 1" + "0" * 5000 + "}", "cannot be read: Exceeds the limit"),
         ("views: " + "[" * 3000 + "]" * 3000, "not valid YAML: nested too deeply"),
@@ -374,3 +377,10 @@ def test_no_setting_takes_text_that_no_file_can_hold(bad):
         with pytest.raises(UserError) as error:
             load_config("quickstart", [f"{key}={bad}"])
         assert "\n" not in str(error.value) and key.rpartition(".")[2] in str(error.value)
+
+
+def test_a_file_of_megabytes_is_no_config(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("# x\n" * 300_000)
+    with pytest.raises(UserError, match=r"mine\.yaml: more than 1,000,000 bytes; is this a config"):
+        load_config(str(path))

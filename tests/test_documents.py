@@ -312,6 +312,22 @@ def test_from_a_folder_to_a_scored_model(folder, tmp_path, arguments, run, capsy
         (lambda d: None, [], "holds no .txt, .md, .markdown; tables"),
         (lambda d: (d / "a.txt").write_bytes(b"\xff\xfe"), [], "a.txt: not UTF-8 text (byte 0)"),
         (lambda d: (d / "a.txt").write_text("a\0b"), [], "a.txt: NUL character"),
+        (lambda d: (d / "a.md").write_text("---\ntitle: a\0b\n---\nText."), [], "NUL character"),
+        (
+            lambda d: [(d / f"{i}.md").write_text(made_up(i)) for i in range(3)],
+            ["data.columns=[text]"],
+            "is text, which has no columns",
+        ),
+        (
+            lambda d: [(d / f"{i}.txt").write_text(made_up(i) * (i > 0)) for i in range(3)],
+            ["data.incomplete=refuse"],
+            "0.txt: empty text; data.incomplete=skip leaves it out",
+        ),
+        (
+            lambda d: None,
+            ["data.form=sentences", "data.passage=3"],
+            "passage has no meaning with form sentences",
+        ),
         (lambda d: (d / "a.txt").write_text(" "), [], "data.train: no text in"),
         (
             lambda d: (d / "a.txt").write_text("A line.\nAnother line.\n"),
@@ -397,3 +413,16 @@ def test_the_form_is_told_by_what_there_is(folder, text_file):
     assert DataConfig(train=[str(folder)], form="sentences").form == "sentences"
     with pytest.raises(UserError, match=r"documents needs data.form=documents, got sentences; for"):
         load_config("quickstart", [f"data.train={text_file}"])
+
+
+def test_encoding_counts_and_what_has_no_text_is_counted(tmp_path):
+    root = tmp_path / "d"
+    root.mkdir()
+    for number in range(4):
+        (root / f"{number}.txt").write_text(f"Caf\u00e9 {made_up(number)}", encoding="latin-1")
+    (root / "empty.md").write_text("```\nonly code\n```\n")
+    documents = Documents(config_for(root, tmp_path, encoding="latin-1", held_out=0.0))
+    assert documents.counts()["without text (skipped)"] == 1
+    assert all(d.text.startswith("Caf\u00e9") for d in documents.on("train"))
+    with pytest.raises(UserError, match=r"0\.txt: not UTF-8 text \(byte 3\); set data\.encoding"):
+        Documents(config_for(root, tmp_path))

@@ -172,3 +172,35 @@ def test_a_killed_export_is_no_obstacle(two_seeds, tmp_path, one_picture, capsys
     assert main(["export", run, str(tmp_path / "models")]) == 2
     assert "models: is there already; name a folder that is new or empty" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "models").iterdir()] == [".mine"]
+
+
+def test_a_users_file_in_an_unfinished_run_is_kept(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").write_text("the user's")
+    for number in range(3):  # the same again changes nothing, as after a kill
+        with filling(run, keeps_old=True) as scratch:
+            (scratch / "model.safetensors").write_text("ours")
+        assert (run / "model.safetensors").read_text() == "ours"
+        assert (run / "model.safetensors.old").read_text() == "the user's"
+        assert len(list(run.iterdir())) == 2, number
+    assert "is model.safetensors.old now" in capsys.readouterr().out
+
+
+def test_nothing_is_written_behind_a_link(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "1_Pooling").symlink_to(tmp_path / "mine")
+    with (
+        pytest.raises(UserError, match="1_Pooling: is a link; move it away"),
+        filling(tmp_path / "run") as scratch,
+    ):
+        (scratch / "1_Pooling").mkdir()
+        (scratch / "1_Pooling" / "config.json").write_text("{}")
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "scores.json").mkdir()
+    with pytest.raises(UserError, match=r"scores\.json: is a folder; move it away"):
+        write_atomically(tmp_path / "scores.json", "{}")

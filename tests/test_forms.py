@@ -220,3 +220,15 @@ def test_rows_keep_their_places():
     counts: Counter[str] = Counter()
     [row] = rows_of(fields, "pairs", counts, "refuse")
     assert (row.place, row.texts, counts["empty"]) == ("f:1", ("a", "b"), 1)
+
+
+def test_pairs_by_their_names(load):
+    reversed_names = "positive,anchor\nthe positive,the anchor\n"
+    rows, _ = load("r.csv", reversed_names, form="pairs")
+    straight, _ = load("s.csv", "anchor,positive\nthe anchor,the positive\n", form="pairs")
+    assert rows[0]["input_ids"] == straight[0]["input_ids"]
+    for names in ("id,text", "text,label"):
+        with pytest.raises(UserError, match="choose columns"):
+            load("n.csv", f"{names}\na,b\n", form="pairs")
+    with pytest.raises(UserError, match="choose columns"):  # within a minute
+        load("w.csv", ",".join(f"c{i}" for i in range(100_000)) + "\n", form="pairs")

@@ -245,3 +245,11 @@ def test_a_swept_objective_has_the_defaults_of_each(config):
     configs = load_sweep(config, ["objective.terms=info_nce,clip"])
     temperatures = [resolve(found).objective.temperature for found in configs.values()]
     assert [found.schedule for found in temperatures] == ["fixed", "learnable"]
+
+
+def test_a_sweep_has_an_end():
+    words = [
+        f"training.{key}=1,2,3,4,5,6,7,8" for key in ("steps", "log_every", "epochs", "warmup")
+    ]
+    with pytest.raises(UserError, match=r"--sweep: 4,096 combinations; allowed are 1,000"):
+        combinations(words)

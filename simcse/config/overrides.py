@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ Override = tuple[str, Any]
 
 # They say where the results go and how they are compared, which all runs of a sweep share.
 _NEVER_SWEPT = ("output", "seeds", "evaluation", "hub")
+_MOST_RUNS = 1_000  # of a sweep
 _LONGEST_NAME = 200  # characters of a folder's name; file systems allow 255 bytes
 
 
@@ -88,6 +90,8 @@ def combinations(words: Sequence[str]) -> dict[str, list[str]]:
         for key, leaf in zip(swept, leaves, strict=True)
     }
     found: dict[str, list[str]] = {}
+    if (count := math.prod(map(len, choices))) > _MOST_RUNS:
+        raise UserError(f"--sweep: {count:,} combinations; allowed are {_MOST_RUNS:,}")
     for pairs in itertools.product(*choices):
         name = ",".join(f"{labels[k]}={_in_a_name(v)}" for k, v in pairs if k in labels)
         if name in found or len(name) > _LONGEST_NAME:

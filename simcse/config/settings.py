@@ -317,6 +317,13 @@ class DataConfig(_Section):
     @model_validator(mode="after")
     def _columns_fit(self) -> DataConfig:
         least, most, what = COLUMNS[self.form]
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"columns: one is named twice in {', '.join(self.columns)}")
+        own = {"positives": {"spans": 1.0}, "passage": 10, "language": "en"}
+        if self.form != "documents":
+            for name, default in own.items():
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name} has no meaning with form {self.form}")
         if self.columns and not least <= len(self.columns) <= (most or len(self.columns)):
             raise ValueError(f"columns: form {self.form} takes {what}, got {len(self.columns)}")
         return self

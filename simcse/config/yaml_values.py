@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from simcse.errors import UserError, first_line
+
+_LARGEST = 1_000_000  # of a config; PyYAML takes minutes for more
 
 
 def read_values(path: Path) -> Any:
@@ -17,6 +20,8 @@ def read_values(path: Path) -> Any:
         UserError: It is not UTF-8 text or not YAML; with the line.
     """
     try:
+        if path.stat().st_size > _LARGEST:
+            raise UserError(f"{path}: more than {_LARGEST:,} bytes; is this a config?")
         return parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
@@ -51,6 +56,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _printable_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    if re.fullmatch(r"[-+]?0[0-9_]+|.*:.*", str(node.value)):  # octal and base 60 of YAML 1.1
+        raise ValueError(f"{node.value} would be another number in YAML; write it without 0 or :")
     value = loader.construct_yaml_int(node)
     str(value)  # raises where it is too long to be shown in a message
     return value

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,8 +58,10 @@ def embedded_documents(held_out: float = 0.1) -> DataConfig:
     return DataConfig(train=[EMBEDDED_TEXT], form="documents", held_out=held_out)
 
 
-def read_documents(sources: Iterable[Source], config: DataConfig) -> Iterator[Document]:
-    """All documents that have text.
+def read_documents(
+    sources: Iterable[Source], config: DataConfig, skipped: Counter[str]
+) -> Iterator[Document]:
+    """All documents that have text; the others are counted in ``skipped``.
 
     Raises:
         UserError: Unreadable or malformed input, with its place.
@@ -69,6 +71,10 @@ def read_documents(sources: Iterable[Source], config: DataConfig) -> Iterator[Do
             title, text = fields if len(fields) > 1 else ("", *fields)
             if text.strip():
                 yield Document(place, " ".join(title.split()), text)
+            elif config.incomplete == "refuse":
+                raise UserError(f"{place}: empty text; data.incomplete=skip leaves it out")
+            else:
+                skipped["without text (skipped)"] += 1
 
 
 def sentences(text: str, language: str) -> list[str]:
@@ -102,12 +108,13 @@ class Documents:
         parts = [
             _VERSION,
             [source.identity() for source in self.sources],
-            [config.columns, config.names, config.quotes, config.held_out],
+            [asdict(Wanted.of(config)), config.held_out, config.incomplete],
         ]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
         folder = Path(config.cache) if config.cache else cache_folder() / "documents"
         path = folder / f"{key}.npy"
         counts = cached(path, self._split)
+        self.skipped: dict[str, int] = counts["skipped"]
         self.near_duplicates: int = counts["near_duplicates"]
         """Documents that are held out, or not, together with another one."""
         table = np.load(path)  # (documents, 2)
@@ -125,7 +132,8 @@ class Documents:
             UserError: They are no longer those that were split.
         """
         wanted, number = SIDES.index(side), 0
-        for number, document in enumerate(read_documents(self.sources, self.config), 1):
+        documents = read_documents(self.sources, self.config, Counter())
+        for number, document in enumerate(documents, 1):
             if number > len(self.keys) or document.key != self.keys[number - 1]:
                 raise UserError(f"{document.place}: the text has changed while it was read")
             if self.sides[number - 1] == wanted:
@@ -151,6 +159,7 @@ class Documents:
             "held out for dev": count[1],
             "held out for test": count[2],
             "near-duplicates": self.near_duplicates,
+            **self.skipped,
         }
 
     def _split(self, path: Path) -> dict[str, Any]:
@@ -158,7 +167,8 @@ class Documents:
         pairs: list[tuple[int, int]] = []
         index = MinHashLSH(threshold=_SIMILAR, num_perm=_PERMUTATIONS)
         first: dict[int, int] = {}
-        for number, document in enumerate(read_documents(self.sources, self.config)):
+        skipped: Counter[str] = Counter()
+        for number, document in enumerate(read_documents(self.sources, self.config, skipped)):
             key = document.key
             keys.append(key)
             if key in first:
@@ -172,7 +182,7 @@ class Documents:
         sides, together = _sides(keys, pairs, self.config.held_out)
         with path.open("wb") as file:
             np.save(file, np.stack([np.array(keys, dtype=np.uint64), sides], axis=1))
-        return {"near_duplicates": together}
+        return {"near_duplicates": together, "skipped": skipped}
 
 
 def _sides(

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from simcse.data.text_files import (
     DOCUMENT_SUFFIXES,
     MOST_CHARACTERS,
     document_files,
+    plain_text,
     read_document,
 )
 from simcse.errors import UserError, first_line
@@ -75,9 +77,10 @@ class Wanted:
             UserError: A column is missing or there twice, or the names do not tell which ones are
                 meant.
         """
-        if twice := [name for name in self.columns or found if found.count(name) > 1]:
+        count = Counter(found)
+        if twice := [name for name in self.columns or found if count[name] > 1]:
             raise UserError(f"{place}: two columns are called {twice[0][:60]!r}")
-        if missing := [name for name in self.columns if name not in found]:
+        if missing := [name for name in self.columns if name not in count]:
             raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(found)}")
         if self.columns:
             return list(self.columns)
@@ -91,7 +94,11 @@ class Wanted:
             usual = [next((n for n in names if n in found), None) for names in _USUAL[self.form]]
             if None not in usual:
                 return [name for name in usual if name is not None]
-        elif len(found) == least or (self.form == "pairs" and _are_triplets(found)):
+        elif self.form == "pairs" and (
+            _are_triplets(found) or tuple(found[::-1]) in _ANCHOR_POSITIVE
+        ):
+            return found if _are_triplets(found) else found[::-1]
+        elif len(found) == least and not (least > 1 and _NO_TEXT & set(found)):
             return found
         raise UserError(
             f"{place}: choose columns (data.columns, or --column), {what}, of {_shown(found)}"
@@ -133,6 +140,9 @@ _USUAL = {
 # Names by which tables call the text of a document.
 _BODY = ("text", "body", "content", "document")
 
+# Of two columns these are hardly one of a pair.
+_NO_TEXT = {"id", "idx", "index", "label", "score", "positive", "anchor"}
+
 _ANCHOR_POSITIVE = (("anchor", "positive"), ("sent0", "sent1"), ("query", "positive"))
 
 
@@ -172,10 +182,13 @@ class _DocumentFiles:
         return [value for path in self.paths for value in _File(path, "").identity()]
 
     def read(self, wanted: Wanted) -> Fields:
+        if wanted.columns:
+            raise UserError(f"data.columns: {self.paths[0]} is text, which has no columns")
         for path in self.paths:
-            title, text = read_document(path)
-            sound_text(str(path), text, wanted.most_characters)
-            yield str(path), (title, text)
+            text = sound_text(
+                str(path), read_document(path, wanted.encoding), wanted.most_characters
+            )
+            yield str(path), ("", text) if path.suffix.lower() == ".txt" else plain_text(text)
 
 
 @dataclass(frozen=True)
@@ -391,13 +404,7 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
     elif path.is_file():
         yield _File(path, _suffix(path))
     elif glob.has_magic(name):
-        files = sorted(
-            Path(match)
-            for match in glob.glob(name, recursive=True)  # noqa: PTH207 (Path.glob: relative only)
-            if Path(match).is_file()
-        )
-        if not files:
-            raise UserError(f"data.train: no file matches {name}")
+        files = _matches(name)
         if is_document:
             yield _DocumentFiles(tuple(files))
         else:
@@ -408,6 +415,16 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
         raise UserError(f"data.train: {name}: no such file")
     else:
         yield from _from_hub(name, config, refresh=refresh)
+
+
+def _matches(pattern: str) -> list[Path]:
+    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob: relative only)
+    files = sorted(path for path in map(Path, found) if not path.is_dir())
+    if not files:
+        raise UserError(f"data.train: no file matches {pattern}")
+    if broken := [path for path in files if not path.exists()]:
+        raise UserError(f"data.train: {broken[0]}: a link to nothing")
+    return files
 
 
 def is_from_hub(name: str) -> bool:

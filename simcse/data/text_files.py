@@ -27,19 +27,21 @@ def document_files(folder: Path) -> list[Path]:
     )
 
 
-def read_document(path: Path) -> tuple[str, str]:
-    """Title, which plain text does not have, and text.
+def read_document(path: Path, encoding: str) -> str:
+    """All of a file.
 
     Raises:
-        UserError: Not UTF-8 text, or too much of it.
+        UserError: Not text in this encoding, or too much of it.
     """
     if path.stat().st_size > 4 * MOST_CHARACTERS:
         raise UserError(f"{path}: more than {4 * MOST_CHARACTERS:,} bytes in one document")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    return plain_text(text) if path.suffix.lower() != ".txt" else ("", text)
+        shown = "UTF-8" if encoding == "utf-8" else encoding
+        raise UserError(
+            f"{path}: not {shown} text (byte {error.start}); set data.encoding"
+        ) from error
 
 
 def plain_text(markdown: str) -> tuple[str, str]:

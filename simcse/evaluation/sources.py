@@ -199,6 +199,8 @@ def _read_subset(folder: Path, task: str, subset: str) -> list[Row]:
             raise UserError(
                 f"{pairs_file}:{number}: expected two sentences with a tab between"
             ) from error
+        if not (sentence1.strip() and sentence2.strip()):
+            raise UserError(f"{pairs_file}:{number}: a sentence is empty")
         rows.append((sentence1, sentence2, value))
     check_size(f"{task} {subset}", len(rows), grades_file)
     return rows
@@ -232,6 +234,8 @@ def _read_table(path: Path, columns: tuple[int, int, int], *, header: bool = Fal
 
     def parse(line: str) -> Row:
         fields = line.split("\t")
+        if not (fields[first].strip() and fields[second].strip()):
+            raise ValueError("a sentence is empty")
         return fields[first], fields[second], _grade(fields[grade])
 
     return list(parse_lines(path, parse, "a sentence pair with its score", header=header))

@@ -176,7 +176,7 @@ def _finish(
     minutes: float | None,
 ) -> None:
     """Export the model, which has the weights of the best checkpoint, and score it."""
-    with filling(run) as folder:
+    with filling(run, keeps_old=True) as folder:
         encoder.save(encoder.exported(model), folder)
         model_files = files_in(folder)
     # Scored as its users will load it: from disk, without mixed precision.
