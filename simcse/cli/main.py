@@ -125,7 +125,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
     if extra:  # --training.batch_size=128 means the same as training.batch_size=128
         parsed.words += extra
-    if empty := [name for name, value in vars(parsed).items() if value == ""]:
+    lists = ("seeds", "tasks")  # whose commands say what may be in them
+    if empty := [name for name, text in vars(parsed).items() if text == "" and name not in lists]:
         raise UserError(f"argument {empty[0]}: is empty; name something or leave it out")
     return parsed
 

@@ -223,7 +223,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             f"argument {override!r}: expected key=value, such as training.batch_size=128"
         )
     if not text.strip():
-        raise UserError(f"argument {key}: no value; null unsets a setting, '' is an empty text")
+        shown = key if key.isprintable() else repr(key)
+        raise UserError(f"argument {shown}: no value; null unsets a setting, '' is an empty text")
     value = _override_value(key, text)
     if key == "objective" and isinstance(value, str | list):
         key = "objective.terms"
