@@ -410,6 +410,12 @@ def test_a_table_of_one_column_may_hold_any_character(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text; shortened\nx\ny; z\n")
     assert list(read_sentences(path)) == ["x", "y; z"]
+    path.write_text("text; shortened\ny; z\n")  # as a table of two columns would look
+    with pytest.raises(
+        UserError, match=r"or name the column if it is one \(data.columns, or --col"
+    ):
+        list(read_sentences(path))
+    assert list(read_sentences(path, "text; shortened")) == ["y; z"]
 
 
 def test_text_in_another_encoding(tmp_path):

@@ -1,6 +1,7 @@
 """What is not whole does not come in: weights, tokenizer, folder; and never by making it up."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -282,6 +283,14 @@ def test_every_setting_that_makes_embeddings_is_in_the_fingerprint(stored):
         known.add(encoder.fingerprint(model))
     model.tokenizer.truncation_side = "left"
     assert len(known | {encoder.fingerprint(model)}) == 4
+
+
+@pytest.mark.parametrize("name", ["config.json", "modules.json", "model.safetensors"])
+def test_a_pipe_in_a_models_folder_is_not_waited_for(plain, name):
+    (plain / name).unlink(missing_ok=True)
+    os.mkfifo(plain / name)
+    with pytest.raises(UserError, match=f"{name} is a pipe or device; expected a file"):
+        load_model(str(plain))
 
 
 def test_longest_inputs_end_with_the_learned_positions(tiny, tmp_path, caplog):

@@ -10,6 +10,8 @@ from conftest import SENTENCES, make_encoder, make_masked_encoder
 from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
 from simcse import SimCSE
@@ -431,3 +433,17 @@ def test_two_towers_embed_queries_and_corpus_apart(tiny, tmp_path):
     np.testing.assert_allclose(
         simcse.similarity(SENTENCES[0], SENTENCES), list(expected.values()), atol=1e-5
     )
+
+
+def test_a_static_embedding_is_used_but_cuts_no_texts(tiny, tmp_path, capsys):
+    words = StaticEmbedding(Tokenizer.from_file(str(tiny / "tokenizer.json")), embedding_dim=8)
+    SentenceTransformer(modules=[words]).save(str(tmp_path / "static"))
+    simcse = SimCSE(tmp_path / "static", device="cpu")
+    expected = simcse.model.encode(SENTENCES, normalize_embeddings=True)
+    np.testing.assert_allclose(simcse.encode(SENTENCES), expected, atol=1e-6)
+    with pytest.raises(UserError, match="max_length: StaticEmbedding cuts no texts"):
+        simcse.encode(SENTENCES, max_length=5)
+    assert main(["train", "quickstart", f"encoder.name={tmp_path / 'static'}"]) == 2
+    message = capsys.readouterr().err
+    assert "begins with the module StaticEmbedding; only models that begin with" in message
+    assert message.count("\n") == 1

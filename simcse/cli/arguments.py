@@ -29,7 +29,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         extra = [word for word in extra if word.startswith("-")]
     if extra:
         _Parser().error(f"unrecognized argument: {extra[0]}{_hint(extra[0], words)}")
-    if empty := [name for name, value in vars(parsed).items() if value == ""]:
+    lists = ("seeds", "tasks")  # whose commands say what may be in them
+    if empty := [name for name, text in vars(parsed).items() if text == "" and name not in lists]:
         raise UserError(f"argument {empty[0]}: is empty; name something or leave it out")
     parsed.arguments = arguments
     return parsed

@@ -338,13 +338,16 @@ def _refuse_other_separator(
     """
     if wanted.separator is not None or len(row) != 1 or (len(header) != 1 and not wanted.names):
         return
+    if list(header) == list(wanted.columns):  # the user says that it is one column
+        return
     for character in ";\t|,":
         count = row[0].count(character)
         if count and count == (len(header) - 1 if wanted.names else header[0].count(character)):
             value = "'\"\\t\"'" if character == "\t" else f"'{character}'"  # for a shell and YAML
             raise UserError(
                 f"{place}: one field, {row[0][:60]!r}, which {character!r} seems to separate; set "
-                f"data.separator={value} in the config (without it a comma in csv, a tab in tsv)"
+                f"data.separator={value} in the config, or name the column if it is one "
+                "(data.columns, or --column)"
             )
 
 

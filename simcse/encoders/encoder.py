@@ -135,6 +135,7 @@ def with_pooling(
     Raises:
         UserError: The encoder cannot be loaded, or has no dropout or pooler as asked for.
     """
+    gate.check_files(origin)
     with gate.failing_for(origin):
         settings = AutoConfig.from_pretrained(
             origin.path, trust_remote_code=origin.trust_remote_code

@@ -69,6 +69,7 @@ def load_sentence_model(
     Raises:
         UserError: It cannot be had or is not sound.
     """
+    check_files(origin)
     with failing_for(origin):
         _check_modules(origin)
     with _admitting(origin) as made_up:
@@ -205,6 +206,17 @@ def _check_weights(origin: Origin, network: nn.Module, info: Mapping[str, Any]) 
         {"missing": missing - pooler, "unexpected": unexpected, "of another shape": shapes},
     )
     return pooler
+
+
+def check_files(origin: Origin) -> None:
+    """Refuse a folder that the libraries would wait in: they read whatever is there.
+
+    Raises:
+        UserError: A pipe or device is in the model's folder.
+    """
+    for path in Path(origin.path).rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{origin.label}: {path} is a pipe or device; expected a file")
 
 
 def _check_layers(origin: Origin) -> None:

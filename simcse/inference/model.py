@@ -340,7 +340,11 @@ class SimCSE:
             raise UserError(
                 f"max_length: {max_length} is out of range; this encoder allows 3 to {limit}"
             )
-        self.model.max_seq_length = max_length
+        try:
+            self.model.max_seq_length = max_length
+        except AttributeError as error:  # of a bag of words, such as StaticEmbedding
+            first = type(self.model[0]).__name__
+            raise UserError(f"max_length: {first} cuts no texts; leave it out") from error
         try:
             yield
         finally:
