@@ -14,10 +14,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
+
+import yaml
 
 from simcse.config.describe import Setting, settings_text
 from simcse.config.reading import json_schema, load_config, load_sweep
-from simcse.config.settings import MTEB, Config, at_commas
+from simcse.config.settings import MTEB, Config, OwnKind, OwnTest, at_commas
+from simcse.config.yaml_values import parse_yaml, yaml_problem
 from simcse.errors import UserError
 from simcse.terminal import silence_libraries, visible
 
@@ -139,7 +143,9 @@ def evaluate(parsed: argparse.Namespace) -> None:
         overwrite=parsed.overwrite,
     )
     find_model(parsed.model)  # before any text is read
-    tasks = load_tasks(_task_words(parsed.tasks), data)
+    own = [_own_test(word) for word in parsed.own or ()]
+    words = _task_words(parsed.tasks)
+    tasks = load_tasks([*(words or ()), *own] if words or own else None, data)
     model = load_model(
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
     )
@@ -293,6 +299,24 @@ def _task_words(text: str | None) -> list[str] | None:
     if not words:
         raise UserError("--tasks: name at least one task")
     return words
+
+
+def _own_test(word: str) -> OwnTest:
+    """A word of ``--own``: the short form, or settings in YAML.
+
+    Raises:
+        UserError: It is neither.
+    """
+    from simcse.evaluation.own import own_test
+
+    try:
+        test = own_test(parse_yaml(word) if word.lstrip().startswith("{") else word)
+    except yaml.YAMLError as error:
+        raise UserError(f"--own {word}: not valid YAML: {yaml_problem(error)}") from error
+    if not isinstance(test, OwnTest):
+        kinds = ", ".join(get_args(OwnKind))
+        raise UserError(f"--own {word}: expected KIND:PATH, with one of the kinds {kinds}")
+    return test
 
 
 def _score_file(path: Path, inputs: list[str | None], *, overwrite: bool) -> Path:
