@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.distributed
@@ -58,7 +59,7 @@ def train(config: Config) -> Run:
 
 def evaluate(
     model: str | Path | SimCSE | SentenceTransformer | Callable[[list[str]], np.ndarray],
-    tasks: str | Sequence[str] | None = None,
+    tasks: str | Sequence[str | Mapping[str, Any]] | None = None,
     data: str | Path | None = None,
     *,
     batch_size: int = 128,
@@ -71,7 +72,8 @@ def evaluate(
     Args:
         model: Run folder, model folder or Hub name; a loaded model; or any function from texts to
             embeddings of shape ``(texts, dim)``.
-        tasks: Names as for ``--tasks``, in a list or with commas between them.
+        tasks: Names as for ``--tasks``, in a list or with commas between them; tests on your own
+            data as for ``--own``, such as ``graded:pairs.csv`` or a mapping of its settings.
         data: Folder in SentEval's layout.
         batch_size: Texts a forward pass.
         pooling: For a plain encoder by name only.

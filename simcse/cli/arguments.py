@@ -135,6 +135,14 @@ def make_parser() -> argparse.ArgumentParser:
         "sts with --data, else pairs,python-docs)",
     )
     evaluate.add_argument(
+        "--own",
+        nargs="+",
+        metavar="KIND:PATH",
+        help="tests on your own data, instead of the default tasks or beside those of --tasks: "
+        "graded:FILE, pairs:FILE, retrieval:FOLDER, labelled:FILE, or settings such as "
+        "'{kind: graded, file: FILE, columns: [a, b, grade]}' (docs/own_tests.md)",
+    )
+    evaluate.add_argument(
         "--against",
         metavar="NAME",
         help="print published scores beside it: a model or a group such as bert-base-unsup",

@@ -14,10 +14,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
+
+import yaml
 
 from simcse.config.describe import Setting, settings_text
 from simcse.config.reading import json_schema, load_config, load_sweep
-from simcse.config.settings import MTEB, Config, at_commas
+from simcse.config.settings import MTEB, Config, OwnKind, OwnTest, at_commas
+from simcse.config.yaml_values import parse_yaml, yaml_problem
 from simcse.errors import UserError
 from simcse.terminal import silence_libraries, visible
 
@@ -138,7 +142,9 @@ def evaluate(parsed: argparse.Namespace) -> None:
         [name, parsed.data],
         overwrite=parsed.overwrite,
     )
-    plan = plan_tasks(_task_words(parsed.tasks), data)
+    own = [_own_test(word) for word in parsed.own or ()]
+    words = _task_words(parsed.tasks)
+    plan = plan_tasks([*(words or ()), *own] if words or own else None, data)
     find_model(parsed.model)  # before any text is read
     tasks = plan.load(finished_run(Path(name))[1].data if "documents" in plan.ours else None)
     model = load_model(
@@ -294,6 +300,24 @@ def _task_words(text: str | None) -> list[str] | None:
     if not words:
         raise UserError("--tasks: name at least one task")
     return words
+
+
+def _own_test(word: str) -> OwnTest:
+    """A word of ``--own``: the short form, or settings in YAML.
+
+    Raises:
+        UserError: It is neither.
+    """
+    from simcse.evaluation.own import own_test
+
+    try:
+        test = own_test(parse_yaml(word) if word.lstrip().startswith("{") else word)
+    except yaml.YAMLError as error:
+        raise UserError(f"--own {word}: not valid YAML: {yaml_problem(error)}") from error
+    if not isinstance(test, OwnTest):
+        kinds = ", ".join(get_args(OwnKind))
+        raise UserError(f"--own {word}: expected KIND:PATH, with one of the kinds {kinds}")
+    return test
 
 
 def _score_file(path: Path, inputs: list[str | None], *, overwrite: bool) -> Path:

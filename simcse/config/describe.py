@@ -97,8 +97,9 @@ def _section(field: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any] 
 
 def _kind(field: dict[str, Any]) -> str:
     """A field's type and bounds, such as ``number above 0``."""
-    if "anyOf" in field:
-        return " or ".join(_kind(option) for option in field["anyOf"])
+    for union in ("anyOf", "oneOf"):
+        if union in field:
+            return " or ".join(_kind(option) for option in field[union])
     if "enum" in field:
         return ", ".join(map(str, field["enum"]))
     if "pattern" in field and "title" in field:

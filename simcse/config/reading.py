@@ -14,7 +14,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -29,6 +29,7 @@ _PACKAGE = Path(__file__).parent.parent
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 _SUFFIXES_OF_TEXT = {".txt", ".csv", ".tsv", ".jsonl", ".parquet"}
+_NOT_KEYS = ("[key]", "[name]", "[own]")  # pydantic's mark of a key, and tags of a union's members
 _BOUNDS = {
     "ge": "minimum",
     "gt": "exclusiveMinimum",
@@ -213,10 +214,14 @@ def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -
         prefix: Of their keys.
     """
     for item in error.errors():
-        place = prefix + ".".join(str(part) for part in item["loc"] if part != "[key]")
+        unknown = item["type"] == "extra_forbidden"  # whose last part is the user's own
+        where, last = item["loc"][:-1], item["loc"][-1:]
+        location = [part for part in where if part not in _NOT_KEYS]
+        location += [part for part in last if unknown or part not in _NOT_KEYS]
+        place = prefix + ".".join(map(str, location))
         place = place if place.isprintable() else repr(place)
-        if item["type"] == "extra_forbidden":
-            yield f"{place}: unknown key{_nearest(model, item['loc'])}"
+        if unknown:
+            yield f"{place}: unknown key{_nearest(model, location)}"
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"])
             yield f"{place}: {message}" if place else message
@@ -229,15 +234,23 @@ def _rule(message: str) -> str:
     return message[0].lower() + message[1:]
 
 
-def _nearest(section: type[BaseModel], location: tuple[int | str, ...]) -> str:
+def _nearest(section: type[BaseModel], location: Sequence[int | str]) -> str:
     for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        section = annotation
+        if isinstance(part, str):  # else an item of a list
+            inner = _section_in(section.model_fields[part].annotation)
+            if inner is None:
+                return ""
+            section = inner
     name, names = str(location[-1]), list(section.model_fields)
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.6) or nearest_settings(name)
     return f" (did you mean {' or '.join(near)}?)" if near else f" (allowed: {', '.join(names)})"
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation holds, such as that of ``list[ViewConfig]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def nearest_settings(name: str) -> list[str]:

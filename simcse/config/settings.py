@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -17,10 +17,14 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     WithJsonSchema,
     model_validator,
 )
+
+from simcse.errors import UserError
 
 Pooling = Literal["cls", "mean", "avg_first_last", "pooler"]
 TaskName = Literal[
@@ -33,6 +37,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Role = Literal["query", "document"]
 """Which side of a search a text is on: models with two encoders or prompts embed them apart."""
 DevTaskName = Literal["pairs", "python-docs", "documents", "STSB"]
+OwnKind = Literal["graded", "pairs", "retrieval", "labelled"]
 HUB_NAME = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
 """A repository of the Hugging Face Hub: ``user/name``."""
 MTEB = "mteb:"
@@ -89,30 +94,26 @@ def at_commas(text: str) -> list[str]:
 def _scored_task(name: str) -> str:
     if name not in get_args(TaskName) and not re.fullmatch(f"{MTEB}.*\\S.*", name):
         near = difflib.get_close_matches(name, get_args(TaskName), n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"{MTEB}NAME is a task of mteb"
+        others = f"{MTEB}NAME is a task of mteb, {'|'.join(get_args(OwnKind))}:FILE one of your own"
+        hint = f"did you mean {' or '.join(near)}?" if near else others
         raise ValueError(
             f"unknown task {name!r} ({hint}; allowed: {', '.join(get_args(TaskName))})"
         )
     return name
 
 
-ScoredTask = Annotated[
-    str,
-    AfterValidator(_scored_task),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"enum": get_args(TaskName)},
-                {"type": "string", "pattern": f"^{MTEB}", "title": f"{MTEB}NAME"},
-            ]
-        }
-    ),
-]
-"""A task of ours, or one of mteb with its prefix."""
+_OWN_AS_TEXT = {
+    "type": "string",
+    "pattern": f"^({'|'.join(get_args(OwnKind))}):.",
+    "title": "KIND:FILE",
+}
+_MTEB_AS_TEXT = {"type": "string", "pattern": f"^{MTEB}", "title": f"{MTEB}NAME"}
 
 
 def _task_list(value: object) -> object:
     value = at_commas(value) if isinstance(value, str) else value
+    if isinstance(value, dict | OwnTest):
+        return [value]
     return [TASK_ALIASES.get(str(n), n) for n in value] if isinstance(value, list) else value
 
 
@@ -203,6 +204,8 @@ def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
             yield from _texts(inner, f"{key}.{name}" if key else str(name))
 
 
+Separator = Annotated[str, Field(pattern=r"^[^\r\n\"]$")]
+Encoding = Literal["utf-8", "latin-1", "cp1252"]
 EMBEDDED_TEXT = "python-docs"
 """The documents that come with the package."""
 
@@ -220,8 +223,114 @@ COLUMNS: dict[str, tuple[int, int | None, str]] = {
     "nli": (3, 3, "three columns: premise, hypothesis, label"),
     "labelled": (2, 2, "two columns: text, label"),
     "documents": (1, 2, "one column or two: text, or title and text"),
+    # Of the user's own tests.
+    "scored": (3, 3, "three columns: text, text, grade or label"),
+    "corpus": (2, 3, "_id and text, with or without title"),
 }
 """Fewest and most columns of a form, in words."""
+
+
+class OwnTest(_Section):
+    """A test on the user's own data."""
+
+    kind: OwnKind
+    """``graded`` (two texts and a grade), ``pairs`` (two texts and whether they mean the same),
+    ``retrieval`` (a folder in BEIR's layout), ``labelled`` (text and label); docs/own_tests.md."""
+    file: PathText
+    """A csv, tsv, jsonl or parquet file (also .gz); for ``retrieval`` the folder."""
+    name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    """What scores are called by; ``null`` is the kind and the name of the file."""
+    columns: Annotated[list[str], BeforeValidator(_list_from_one)] = []
+    """Its columns, in the order of the kind; needed where the names do not tell."""
+    names: Annotated[list[str], BeforeValidator(_list_from_one)] = []
+    """Names of the columns of a csv or tsv file that has no header."""
+    quotes: bool = True
+    """Whether quotes enclose fields of a csv or tsv file."""
+    separator: Separator | None = None
+    """The character between the fields of a csv or tsv file, where it is another than usual."""
+    encoding: Encoding = "utf-8"
+    """Character encoding of the file."""
+
+    @property
+    def title(self) -> str:
+        """What its scores are called by."""
+        return self.name or f"{self.kind}:{Path(self.file).absolute().name}"
+
+    @property
+    def form(self) -> str:
+        """Key of :data:`COLUMNS`."""
+        return "scored" if self.kind in ("graded", "pairs") else self.kind
+
+    @model_validator(mode="after")
+    def _is_its_own(self) -> OwnTest:
+        if self.kind == "retrieval":
+            if self.columns or self.names:
+                raise ValueError("columns: a retrieval test has those of BEIR's layout")
+        elif self.columns and len(self.columns) != COLUMNS[self.form][0]:
+            what = COLUMNS[self.form][2]
+            raise ValueError(f"columns: {self.kind} takes {what}, got {len(self.columns)}")
+        name = self.title.lower()
+        taken = (*get_args(TaskName), *TASK_ALIASES, *_TAKEN)
+        if name in map(str.lower, taken) or name.startswith((MTEB, "average of ")):
+            raise ValueError(
+                f"name: {self.name} is the name of another test; choose one of its own"
+            )
+        return self
+
+
+# Names under which scores stand beside those of tasks.
+_TAKEN = ("sts", "transfer", "geometry", "python-docs-dev", "documents-dev")
+
+
+def own_test_from_text(value: object) -> object:
+    """``graded:pairs.csv`` as the mapping that it is short for."""
+    if isinstance(value, str):
+        kind, colon, file = value.partition(":")
+        if colon and kind in get_args(OwnKind):
+            return {"kind": kind, "file": file}
+    return value
+
+
+def check_titles(tests: Iterable[object]) -> None:
+    """Make sure that no two tests of the user's own would be scored under one name.
+
+    Raises:
+        UserError: They would.
+    """
+    found: dict[str, OwnTest] = {}
+    for test in tests:
+        if isinstance(test, OwnTest) and found.setdefault(test.title, test) != test:
+            raise UserError(f"two tests are called {test.title!r}; give one of them another name")
+
+
+def _is_own_test(value: object) -> str:
+    return "[own]" if isinstance(value, dict | OwnTest) else "[name]"
+
+
+# Tags in brackets, as pydantic's own "[key]", are left out of messages.
+ScoredTask = Annotated[
+    Annotated[
+        str,
+        AfterValidator(_scored_task),
+        WithJsonSchema({"anyOf": [{"enum": get_args(TaskName)}, _MTEB_AS_TEXT, _OWN_AS_TEXT]}),
+        Tag("[name]"),
+    ]
+    | Annotated[OwnTest, Tag("[own]")],
+    Discriminator(_is_own_test),
+    BeforeValidator(own_test_from_text),
+]
+"""A task of ours, one of mteb with its prefix, or a test on the user's own data."""
+DevTask = Annotated[
+    Annotated[
+        DevTaskName,
+        WithJsonSchema({"anyOf": [{"enum": get_args(DevTaskName)}, _OWN_AS_TEXT]}),
+        Tag("[name]"),
+    ]
+    | Annotated[OwnTest, Tag("[own]")],
+    Discriminator(_is_own_test),
+    BeforeValidator(own_test_from_text),
+]
+"""What may choose checkpoints."""
 
 
 class EncoderConfig(_Section):
@@ -270,10 +379,10 @@ class DataConfig(_Section):
     """Names of the columns of csv and tsv files that have no header."""
     quotes: bool = True
     """Whether quotes enclose fields of csv and tsv files; ``false`` takes them as they stand."""
-    separator: Annotated[str, Field(pattern=r"^[^\r\n\"]$")] | None = None
+    separator: Separator | None = None
     """The character between the fields of csv and tsv files, such as ``;``; ``null`` is a comma in
     csv and a tab in tsv files."""
-    encoding: Literal["utf-8", "latin-1", "cp1252"] = "utf-8"
+    encoding: Encoding = "utf-8"
     """Character encoding of txt, csv, tsv and jsonl files."""
     incomplete: Literal["skip", "refuse"] = "skip"
     """Rows of which a text or a label is empty and others are not: counted and left out, or refused
@@ -477,16 +586,17 @@ class EvaluationConfig(_Section):
 
     data: PathText | None = None
     """Folder in SentEval's layout (it holds ``STS/`` and ``SICK/``), for the STS tasks."""
-    dev: DevTaskName = "pairs"
+    dev: DevTask = "pairs"
     """Chooses the best checkpoint: the embedded pairs, retrieval among held-out documents (of the
-    training text, ``documents``, or of the shipped ones, ``python-docs``), or the dev part of
-    STS-B."""
+    training text, ``documents``, or of the shipped ones, ``python-docs``), the dev part of STS-B,
+    or a test of your own (``graded:FILE``)."""
     every: Count = 250
     """Steps between two dev scores, each with a checkpoint."""
     tasks: Annotated[list[ScoredTask], BeforeValidator(_task_list)] = ["pairs"]
     """Scored before and after training, with the best checkpoint; none of them chooses anything.
     ``mteb:NAME`` is any task or benchmark of mteb; ``evaluation.tasks=pairs,mteb:STS13`` names
-    two."""
+    two. ``graded:FILE``, ``pairs:FILE``, ``retrieval:FOLDER`` and ``labelled:FILE`` are tests of
+    your own, short for ``{kind: graded, file: FILE}`` (docs/own_tests.md)."""
     raw_poolings: Annotated[list[Pooling], BeforeValidator(_list_from_one)] = [
         "cls", "mean", "avg_first_last",
     ]  # fmt: skip
@@ -497,7 +607,9 @@ class EvaluationConfig(_Section):
 
     @model_validator(mode="after")
     def _folder_given(self) -> EvaluationConfig:
-        names = [name for name in (*self.tasks, self.dev) if not name.startswith(MTEB)]
+        tests = (*self.tasks, self.dev)
+        check_titles(tests)
+        names = [test for test in tests if isinstance(test, str) and not test.startswith(MTEB)]
         sts = [name for name in names if name not in ("pairs", "python-docs", "documents")]
         if sts and self.data is None:
             raise ValueError(

@@ -57,6 +57,8 @@ class Wanted:
     separator: str | None = None
     """Between the fields of csv and tsv files; ``None`` goes by the file's name."""
     encoding: str = "utf-8"
+    settings: str = "data."
+    """Before the names of settings in messages."""
 
     @classmethod
     def of(cls, config: DataConfig) -> Wanted:
@@ -84,35 +86,46 @@ class Wanted:
             raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(found)}")
         if self.columns:
             return list(self.columns)
-        least, _, what = COLUMNS[self.form]
-        if self.form == "documents":
-            texts = found if len(found) == 1 else [name for name in _BODY if name in found]
-            if texts:
-                has_title = "title" in found and texts[0] != "title"
-                return ["title", texts[0]] if has_title else [texts[0]]
-        elif self.form in _USUAL:
-            usual = [next((n for n in names if n in found), None) for names in _USUAL[self.form]]
-            if None not in usual:
-                return [name for name in usual if name is not None]
-        elif self.form == "pairs" and (
-            _are_triplets(found) or tuple(found[::-1]) in _ANCHOR_POSITIVE
-        ):
-            return found if _are_triplets(found) else found[::-1]
-        elif len(found) == least and not (least > 1 and _NO_TEXT & set(found)):
-            return found
+        if usual := self._usual(found):
+            return usual
+        option = ", or --column" if self.settings == "data." else ""
         raise UserError(
-            f"{place}: choose columns (data.columns, or --column), {what}, of {_shown(found)}"
+            f"{place}: choose columns ({self.settings}columns{option}), {COLUMNS[self.form][2]}, of "
+            f"{_shown(found)}"
         )
 
+    def _usual(self, found: list[str]) -> list[str]:
+        """The columns that names tell; empty where they do not."""
+        least = COLUMNS[self.form][0]
+        if self.form == "documents":
+            texts = found if len(found) == 1 else [name for name in _BODY if name in found]
+            title = ["title"] if "title" in found and texts[:1] != ["title"] else []
+            return [*title, texts[0]] if texts else []
+        if self.form == "corpus":
+            known = [name for name in ("_id", "title", "text") if name in found]
+            return known if {"_id", "text"} <= set(found) else []
+        if self.form in _USUAL:
+            usual = [next((n for n in names if n in found), "") for names in _USUAL[self.form]]
+            by_order = found if self.form == "scored" and len(found) == least else []
+            return usual if all(usual) else by_order
+        if self.form == "pairs" and _are_triplets(found):
+            return found
+        if self.form == "pairs" and tuple(found[::-1]) in _ANCHOR_POSITIVE:
+            return found[::-1]
+        return found if len(found) == least and not (least > 1 and _NO_TEXT & set(found)) else []
+
     def fields(self, place: str, values: Sequence[object]) -> tuple[str, tuple[str, ...]]:
-        """Place and text of the chosen columns; a label may be a number.
+        """Place and text of the chosen columns; a label, a grade or an id may be a number.
 
         Raises:
             UserError: A value is not text.
         """
+        last = len(values) - 1 if self.form in _USUAL else None
+        numeric = 0 if self.form == "corpus" else last
+        types = (int, float) if self.form == "scored" else int
         texts = []
         for position, value in enumerate(values):
-            if isinstance(value, int) and self.form in _USUAL and position == len(values) - 1:
+            if position == numeric and isinstance(value, types):
                 value = str(value)
             if value is not None and not isinstance(value, str):
                 raise UserError(f"{place}: expected text, found {type(value).__name__}")
@@ -135,6 +148,11 @@ def _shown(names: Iterable[str]) -> str:
 _USUAL = {
     "nli": (("premise", "sentence1"), ("hypothesis", "sentence2"), ("label", "gold_label")),
     "labelled": (("text", "sentence"), ("label", "group", "id")),
+    "scored": (
+        ("sentence1", "text1"),
+        ("sentence2", "text2"),
+        ("grade", "score", "similarity_score", "label"),
+    ),
 }
 
 # Names by which tables call the text of a document.
@@ -168,10 +186,23 @@ def read_sentences(
     Raises:
         UserError: Missing, undecodable or malformed file, with its line.
     """
+    wanted = Wanted(columns=(column,) if column else ())
+    return (text for _, (text,) in source_of(path, suffix).read(wanted))
+
+
+def source_of(path: Path, suffix: str | None = None) -> Source:
+    """One file.
+
+    Args:
+        path: txt, csv, tsv, jsonl or parquet; all but parquet also with .gz.
+        suffix: Read it as a file that ends in this.
+
+    Raises:
+        UserError: It is missing, or of another kind.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    wanted = Wanted(columns=(column,) if column else ())
-    return (text for _, (text,) in _File(path, suffix or _suffix(path)).read(wanted))
+    return _File(path, suffix or _suffix(path))
 
 
 @dataclass(frozen=True)
@@ -224,7 +255,7 @@ class _File:
             return
         try:
             with self._open() as file:
-                lines = self._lines(file, wanted.encoding)
+                lines = self._lines(file, wanted)
                 if self.suffix == ".txt":
                     wanted.choose(str(self.path), ["text"])
                     yield from ((place, (line,)) for place, line in lines)
@@ -240,8 +271,8 @@ class _File:
             return gzip.open(self.path, "rb")  # type: ignore[return-value]
         return self.path.open("rb")
 
-    def _lines(self, file: IO[bytes], encoding: str) -> Iterator[tuple[str, str]]:
-        number = 0
+    def _lines(self, file: IO[bytes], wanted: Wanted) -> Iterator[tuple[str, str]]:
+        number, encoding = 0, wanted.encoding
         while line := file.readline(_LONGEST):
             number += 1
             place = f"{self.path}:{number}"
@@ -253,7 +284,7 @@ class _File:
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{place}: not {encoding.upper()} text (byte {error.start} of the line); "
-                    "data.encoding in the config names another"
+                    f"{wanted.settings}encoding in the config names another"
                 ) from error
             yield place, sound_text(place, text).rstrip("\r\n")
 
@@ -300,13 +331,13 @@ class _File:
                     _refuse_other_separator(place, header, row, wanted)
                 is_first = False
                 if row and len(row) != len(header):
-                    what = "data.names has" if wanted.names else "the header has"
+                    what = f"{wanted.settings}names has" if wanted.names else "the header has"
                     raise UserError(f"{place}: {len(row)} fields, {what} {len(header)}")
                 yield place, tuple(row[index] if row else "" for index in indexes)
         except csv.Error as error:
             raise UserError(
                 f"{self.path}:{start}: not valid csv in the row that starts here: {error} (where "
-                "quotes are part of the text: data.quotes=false)"
+                f"quotes are part of the text: {wanted.settings}quotes=false)"
             ) from error
 
     def _read_parquet(self, wanted: Wanted) -> Fields:
@@ -346,8 +377,8 @@ def _refuse_other_separator(
             value = "'\"\\t\"'" if character == "\t" else f"'{character}'"  # for a shell and YAML
             raise UserError(
                 f"{place}: one field, {row[0][:60]!r}, which {character!r} seems to separate; set "
-                f"data.separator={value} in the config, or name the column if it is one "
-                "(data.columns, or --column)"
+                f"{wanted.settings}separator={value} in the config, or name the column if it is "
+                f"one ({wanted.settings}columns)"
             )
 
 

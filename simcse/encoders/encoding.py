@@ -16,6 +16,7 @@ from typing import get_args
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -118,6 +119,11 @@ def encoder_of(model: SentenceTransformer, role: Role | None) -> Callable[..., n
         None: model.encode,
     }[role]
     return method
+
+
+def embeds_by_role(model: SentenceTransformer) -> bool:
+    """Whether queries and documents may get other embeddings: by two towers, or by prompts."""
+    return any((model.prompts or {}).values()) or any(isinstance(part, Router) for part in model)
 
 
 def token_ids(model: SentenceTransformer, texts: Sequence[str]) -> list[np.ndarray]:

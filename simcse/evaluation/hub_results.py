@@ -23,12 +23,13 @@ _MTEB_URL = "https://github.com/embeddings-benchmark/mteb"
 def model_index(scores: Scores) -> list[EvalResult]:
     """Every score but the geometry, as a fraction, for the metadata of a card.
 
-    Averages over tasks are left out: they are no data set's result.
+    Averages over tasks are left out, which are no data set's result, and tests on the user's own
+    data, which are no benchmark.
     """
     results = []
     for task, values in scores.items():
         name = task.removeprefix(MTEB)
-        if name.startswith("average of "):
+        if name.startswith("average of ") or "own" in values:
             continue
         dataset, _, revision = str(values.get("dataset", "")).partition(" at ")
         for key in [key for key in _SHOWN if math.isfinite(values.get(key, math.nan))]:

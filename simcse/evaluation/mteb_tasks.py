@@ -148,12 +148,16 @@ def find_tasks(words: Sequence[str]) -> list[AbsTask]:
             try:
                 matches = list(mteb.get_benchmark(word).tasks)
             except KeyError:
-                known = [name for cls in TASK_LIST if (name := cls.metadata.name)]
-                known += [benchmark.name for benchmark in mteb.get_benchmarks()]
-                known += [*get_args(TaskName), *GROUPS]
+                known = [*known_names(), *get_args(TaskName), *GROUPS]
                 raise UserError(f"task {word!r}: unknown{nearest(word, known)}") from None
         tasks |= {task.metadata.name: task for task in matches}
     return list(tasks.values())
+
+
+def known_names() -> list[str]:
+    """Names of mteb's tasks and benchmarks."""
+    names = [name for cls in TASK_LIST if (name := cls.metadata.name)]
+    return [*names, *(benchmark.name for benchmark in mteb.get_benchmarks())]
 
 
 def check_at_hand(tasks: Sequence[AbsTask], data: Path | None) -> None:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from simcse.config.settings import MTEB, TASK_ALIASES, DataConfig, TaskName
-from simcse.encoders.encoding import encode_by_length
+from simcse.config.settings import (
+    MTEB,
+    TASK_ALIASES,
+    DataConfig,
+    OwnTest,
+    Role,
+    TaskName,
+    check_titles,
+)
+from simcse.encoders.encoding import embeds_by_role, encode_by_length
 from simcse.evaluation.names import GROUPS
+from simcse.evaluation.own import own_task, own_test
 from simcse.evaluation.protocol import EmbeddingCache, Evaluation, evaluate
 from simcse.evaluation.sources import load_geometry, load_task, task_names
 from simcse.evaluation.tasks import Task
@@ -32,12 +42,19 @@ class TaskList:
     missing: list[str]
     """Tasks of a group that the folder does not hold."""
 
+    @property
+    def own_data(self) -> dict[str, str]:
+        """Names of the tests on the user's own data, to the hash of the data."""
+        facts = {task.name: getattr(task, "facts", {}) for task in self.ours}
+        return {name: values["dataset"] for name, values in facts.items() if "own" in values}
+
 
 @dataclass(frozen=True)
 class TaskPlan:
     """Names of tasks, found but not read yet."""
 
     ours: list[str]
+    own: list[OwnTest]
     mteb: list[Any]
     data: Path | None
     missing: list[str]
@@ -52,17 +69,21 @@ class TaskPlan:
             UserError: A file is missing or malformed.
         """
         ours = [load_task(name, self.data, text) for name in self.ours]
+        ours += [own_task(test) for test in self.own]
         geometry = load_geometry(self.data, dev_only=False)
         return TaskList([*ours, geometry], self.mteb, self.data, self.missing)
 
 
-def plan_tasks(names: Sequence[str] | None, data: Path | None) -> TaskPlan:
+def plan_tasks(
+    names: Sequence[str | Mapping[str, Any] | OwnTest] | None, data: Path | None
+) -> TaskPlan:
     """Find our tasks, and mteb's, by their names.
 
     Args:
         names: Our tasks and groups, in any case, and tasks or benchmarks of mteb; ``mteb:`` in
-            front of names that both have. ``None`` takes ``sts`` where there is data, else
-            ``pairs`` and ``python-docs``.
+            front of names that both have; tests of the user's own, such as ``graded:pairs.csv`` or
+            the settings of an :class:`~simcse.config.settings.OwnTest`. ``None`` takes ``sts``
+            where there is data, else ``pairs`` and ``python-docs``.
         data: Folder in SentEval's layout.
 
     Raises:
@@ -70,17 +91,21 @@ def plan_tasks(names: Sequence[str] | None, data: Path | None) -> TaskPlan:
     """
     if names is None:
         names = ["sts"] if data else ["pairs", "python-docs"]
-    own = [_OURS[name.lower()] for name in names if name.lower() in _OURS]
-    others = [name.removeprefix(MTEB) for name in names if name.lower() not in _OURS]
+    entries = [own_test(name) for name in names]
+    check_titles(entries)
+    tests = {entry.title: entry for entry in entries if isinstance(entry, OwnTest)}
+    words = [entry for entry in entries if isinstance(entry, str)]
+    ours_by_name = [_OURS[word.lower()] for word in words if word.lower() in _OURS]
+    others = [word.removeprefix(MTEB) for word in words if word.lower() not in _OURS]
     # mteb has a task STSB too, a Chinese one.
     others = ["STSBenchmark" if name in ("STSB", "STS-B") else name for name in others]
-    found, missing = task_names(own, data)
+    found, missing = task_names(ours_by_name, data)
     theirs: list[Any] = []
     if others:  # it takes seconds to import
         from simcse.evaluation.mteb_tasks import find_tasks
 
         theirs = find_tasks(others)
-    return TaskPlan(found, theirs, data, missing)
+    return TaskPlan(found, list(tests.values()), theirs, data, missing)
 
 
 def score_model(
@@ -107,9 +132,11 @@ def score_model(
     Raises:
         UserError: A data set of mteb is not at hand, or the embeddings are not sound.
     """
-    encode = EmbeddingCache(
-        lambda texts: encode_by_length(model, texts, batch_size, show_progress=show_progress)
-    )
+
+    def embed(texts: list[str], role: Role | None = None) -> np.ndarray:
+        return encode_by_length(model, texts, batch_size, show_progress=show_progress, role=role)
+
+    encode = EmbeddingCache(embed, embed if embeds_by_role(model) else None)
     evaluation = evaluate(encode, tasks.ours)
     if not tasks.mteb:
         return evaluation

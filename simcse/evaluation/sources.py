@@ -9,12 +9,13 @@ from typing import get_args
 
 import numpy as np
 
-from simcse.config.settings import EMBEDDED_TEXT, TASK_ALIASES, DataConfig, TaskName
+from simcse.config.settings import EMBEDDED_TEXT, TASK_ALIASES, DataConfig, OwnTest, TaskName
 from simcse.data.documents import embedded_documents
 from simcse.errors import UserError
 from simcse.evaluation.documents import document_task
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
 from simcse.evaluation.names import GROUPS, STS, check_size, mteb_name, nearest
+from simcse.evaluation.own import own_task
 from simcse.evaluation.tasks import GeometryTask, PairTask, Task
 from simcse.evaluation.transfer import READERS, load_transfer
 
@@ -97,7 +98,8 @@ def load_task(name: str, data: Path | None, text: DataConfig | None = None) -> T
         return load_transfer(name, data)
     rows = read_sts(name, data)
     # mteb's task of that name has 9,927 pairs: all of SICK.
-    return _pair_task(name, rows, f"SentEval, {len(rows):,}" if name == "SICK-R" else None)
+    facts = {"source": f"SentEval, {len(rows):,}"} if name == "SICK-R" else {}
+    return _pair_task(name, rows, facts)
 
 
 def read_sts(name: str, data: Path) -> list[Row]:
@@ -139,12 +141,16 @@ def is_here(name: str, data: Path | None) -> bool:
     return (data / "STS" / ("STSBenchmark" if name == "STSB" else f"{name}-en-test")).is_dir()
 
 
-def load_dev_task(name: str, data: Path | None, text: DataConfig | None = None) -> Task:
-    """What chooses checkpoints: ``pairs``, or the dev part of documents or STS-B.
+def load_dev_task(name: str | OwnTest, data: Path | None, text: DataConfig | None = None) -> Task:
+    """What chooses checkpoints.
+
+    ``pairs``, the dev part of documents or STS-B, or a test on the user's own data.
 
     Raises:
         UserError: As :func:`load_task`.
     """
+    if isinstance(name, OwnTest):
+        return own_task(name)
     if name == EMBEDDED_TEXT:
         return document_task(embedded_documents(), "dev", name)
     if name == "documents" and text is not None:
@@ -256,6 +262,6 @@ def _columns(rows: list[Row]) -> tuple[list[str], list[str], np.ndarray]:
     return [*map(spaced, sentence1)], [*map(spaced, sentence2)], np.array(grades)
 
 
-def _pair_task(name: str, rows: list[Row], source: str | None = None) -> PairTask:
+def _pair_task(name: str, rows: list[Row], facts: Mapping[str, str] | None = None) -> PairTask:
     require_grades(name, rows)
-    return PairTask(name, *_columns(rows), source)
+    return PairTask(name, *_columns(rows), facts or {})

@@ -189,7 +189,62 @@ def spearman_statistic(similarity: np.ndarray, grade: np.ndarray) -> Statistic:
     return statistic
 
 
-def recall_statistic(rank: np.ndarray, at: int = 10) -> Statistic:
-    """Share of resampled queries whose document is among the first ``at``."""
-    hits = (rank <= at).astype(np.float64)
-    return lambda counts: float((hits * counts).sum() / counts.sum())
+def mean_statistic(values: np.ndarray) -> Statistic:
+    """Mean of resampled items, such as the recall of queries or whether a label was right."""
+    return lambda counts: float((values * counts).sum() / counts.sum())
+
+
+def average_precision_statistic(similarity: np.ndarray, label: np.ndarray) -> Statistic:
+    """Average precision of resampled pairs: the precision at each similarity, by recall gained.
+
+    Args:
+        similarity: Cosines, shape ``(pairs,)``; equal ones are one threshold.
+        label: 1 for pairs that mean the same, else 0.
+    """
+    order, last = _thresholds(similarity)
+
+    def statistic(counts: np.ndarray) -> float:
+        hits, seen = _found(counts, label, order, last)
+        if hits[-1] == 0:
+            return math.nan
+        gained = np.diff(hits, prepend=0)
+        return float((gained * hits / np.maximum(seen, 1)).sum() / hits[-1])
+
+    return statistic
+
+
+def f1_by_threshold(
+    similarity: np.ndarray, label: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """F1 of calling every pair the same whose similarity is at or above a threshold.
+
+    Args:
+        similarity: As for :func:`average_precision_statistic`.
+        label: Likewise.
+        counts: How often each pair occurs, shape ``(pairs,)``.
+
+    Returns:
+        The thresholds, falling, each a similarity of the pairs; and the F1 at each.
+    """
+    order, last = _thresholds(similarity)
+    hits, seen = _found(counts, label, order, last)
+    return similarity[order][last], 2 * hits / np.maximum(seen + hits[-1], 1)
+
+
+def best_f1_statistic(similarity: np.ndarray, label: np.ndarray) -> Statistic:
+    """Highest F1 of resampled pairs over all thresholds."""
+    return lambda counts: float(f1_by_threshold(similarity, label, counts)[1].max())
+
+
+def _thresholds(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order of falling similarity, and in it the last place of each distinct one."""
+    order = np.argsort(-similarity, kind="stable")
+    return order, np.flatnonzero(np.diff(similarity[order], append=-math.inf))
+
+
+def _found(
+    counts: np.ndarray, label: np.ndarray, order: np.ndarray, last: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs at or above each threshold: those labelled 1, and all."""
+    ordered = counts[order]
+    return np.cumsum(ordered * label[order])[last], np.cumsum(ordered)[last]

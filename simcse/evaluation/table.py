@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from simcse.evaluation.names import MTEB, MTEB_STS, STS, TRANSFER
 from simcse.evaluation.protocol import Scores
+from simcse.evaluation.statistics import Difference
 
 # Scores in [-1, 1] are printed ×100, as the papers do; geometry is printed as it is.
 _PERCENT = {
     "cosine_spearman": "cosine Spearman",
+    "ndcg_at_10": "nDCG@10",
     "recall_at_10": "recall@10",
+    "recall_at_100": "recall@100",
+    "mrr_at_10": "MRR@10",
+    "average_precision": "average precision",
+    "best_f1": "best F1",
     "accuracy": "accuracy",
+    "knn_accuracy": "kNN accuracy",
+    "v_measure": "V-measure of k-means",
     "f1": "F1",
     "main_score": "main score",
 }
 _PLAIN = {
+    "best_f1_threshold": "threshold of best F1",
     "alignment": "alignment ↓",
     "uniformity": "uniformity ↓",
     "mean_cosine": "mean cosine",
@@ -30,16 +40,44 @@ LABELS = {**_PERCENT, **_PLAIN}
 """Keys of the scores that tables show, with their names."""
 
 
-def score_table(columns: Mapping[str, Scores]) -> str:
-    """One row a score, one column a model or stage; Spearman, recall and accuracy ×100."""
+def score_table(
+    columns: Mapping[str, Scores],
+    differences: Mapping[tuple[str, str], Difference] | None = None,
+) -> str:
+    """One row for each score, one column for each model; all but the geometry ×100.
+
+    Args:
+        columns: Scores by model; the last one has all rows.
+        differences: By task and score, after minus before, for two columns more.
+    """
     columns = {name: with_averages(scores) for name, scores in columns.items()}
-    first = next(iter(columns.values()))
-    rows = [["task", "score", *columns]]
-    for task, key in shown_scores(first):
+    *_, last = columns.values()
+    rows = [
+        ["task", "score", *columns, *(("after - before", "95% interval") if differences else ())]
+    ]
+    for task, key in shown_scores(last):
         values = [column.get(task, {}).get(key) for column in columns.values()]
         cells = ["" if value is None else cell(key, value) for value in values]
-        rows.append([task_label(task, first[task]), LABELS[key], *cells])
+        if differences:
+            difference = differences.get((task, key))
+            cells += difference_cells(key, difference)[:2] if difference else ["", ""]
+        rows.append([task_label(task, last[task]), LABELS[key], *cells])
     return aligned(rows, left=2)
+
+
+def difference_cells(key: str, difference: Difference) -> list[str]:
+    """Difference, interval and p-value as they are printed."""
+    if math.isnan(difference.p):
+        return [signed(key, difference.difference), "no spread", "–"]
+    interval = f"{signed(key, difference.low)} to {signed(key, difference.high)}"
+    p = "< 0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
+    return [signed(key, difference.difference), interval, p]
+
+
+def signed(key: str, value: float) -> str:
+    """A difference of scores as it is printed."""
+    text = cell(key, value)
+    return text if text.startswith("-") else f"+{text}"
 
 
 def with_averages(scores: Scores) -> Scores:

@@ -5,7 +5,7 @@ A task lists the texts it needs and scores their embeddings; it never sees a mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,11 +13,23 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from simcse.config.settings import Role
 from simcse.errors import UserError
-from simcse.evaluation import geometry
+from simcse.evaluation import geometry, ranking
+from simcse.evaluation.ranking import Judgements
 
-Lookup = Callable[[Sequence[str]], np.ndarray]
-"""Embeddings of texts as the model gives them, float32, shape ``(texts, dim)``, not normalised."""
+
+class Lookup(Protocol):
+    """Embeddings of texts as the model gives them."""
+
+    def __call__(self, texts: Sequence[str], role: Role | None = None) -> np.ndarray:
+        """Float32, shape ``(texts, dim)``, not normalised.
+
+        Args:
+            texts: In any order; repeats are embedded once.
+            role: Side of a search that they are on, for models that embed the two apart.
+        """
+
 
 BAND_EDGES = np.linspace(-1, 1, 41)
 """Bin edges of the similarity histograms."""
@@ -30,8 +42,9 @@ class Result:
     scores: dict[str, Any]
     """Scores and counts, plain JSON values."""
     items: dict[str, np.ndarray] = field(default_factory=dict)
-    """One value for each pair or query, shape ``(items,)``, for paired tests:
-    ``similarity`` and ``grade``, or ``rank``."""
+    """One value for each pair, query or example, shape ``(items,)``, for paired tests:
+    ``similarity`` and ``grade`` or ``label``, ``rank``, or the key of a score that is a mean over
+    items, such as ``accuracy``."""
 
 
 class Task(Protocol):
@@ -64,8 +77,9 @@ class PairTask:
     sentence1: list[str]
     sentence2: list[str]
     grades: np.ndarray
-    source: str | None = None
-    """Named with the score where another text goes by the same name."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Kept with the scores: ``source``, where another text goes by the same name; of a test on the
+    user's own data ``own`` and ``dataset``."""
     metric: str = "cosine_spearman"
 
     def texts(self) -> list[str]:
@@ -78,18 +92,17 @@ class PairTask:
         Raises:
             UserError: All similarities are equal, so that there is no rank correlation.
         """
-        similarity = _similarity(embed, self.sentence1, self.sentence2)
+        similarity = cosines(embed, self.sentence1, self.sentence2)
         if np.ptp(similarity) < 1e-6:  # what different batches leave of equal float32 embeddings
             raise UserError(
                 f"{self.name}: all similarities are equal ({similarity[0]:.6f}): the embeddings "
                 "are constant"
             )
-        scores: dict[str, Any] = {
+        scores = {
             "cosine_spearman": float(spearmanr(similarity, self.grades).statistic),
             "pairs": len(self.grades),
+            **self.facts,
         }
-        if self.source:
-            scores["source"] = self.source
         return Result(scores, {"similarity": similarity, "grade": self.grades})
 
 
@@ -107,17 +120,78 @@ class RetrievalTask:
         return self.queries + self.documents
 
     def score(self, embed: Lookup) -> Result:
-        """``recall_at_10`` and ``mrr`` (mean reciprocal rank) in [0, 1]; ties count against."""
-        similarity = _unit(embed, self.queries) @ _unit(embed, self.documents).T
-        own = np.diagonal(similarity)[:, None]
-        # Summing in another order moves equal similarities apart by some 1e-16.
-        rank = (similarity >= own - 1e-12).sum(axis=1)
+        """As :meth:`ranked`, by cosine."""
+        return self.ranked(ranking.cosine_rows(embed(self.queries), embed(self.documents)))
+
+    def bm25(self) -> Result:
+        """As :meth:`ranked`, by BM25: no model."""
+        return self.ranked(ranking.bm25_rows(self.queries, self.documents))
+
+    def ranked(self, rows: Iterable[np.ndarray]) -> Result:
+        """``recall_at_10``, ``mrr_at_10`` and ``mrr`` (mean reciprocal rank), in [0, 1].
+
+        Args:
+            rows: Scores of each query with all documents; ties count against the relevant one.
+        """
+        own = [{number: 1} for number in range(len(self.queries))]
+        rank = np.concatenate(ranking.relevant_ranks(rows, own))
         scores = {
             "recall_at_10": float((rank <= 10).mean()),
+            "mrr_at_10": float(np.where(rank <= 10, 1 / rank, 0).mean()),
             "mrr": float((1 / rank).mean()),
             "queries": len(self.queries),
         }
         return Result(scores, {"rank": rank})
+
+
+@dataclass(frozen=True)
+class JudgedRetrievalTask:
+    """Queries with any number of relevant documents each, graded, in one corpus (BEIR's layout)."""
+
+    name: str
+    queries: list[str]
+    documents: list[str]
+    judgements: list[Judgements]
+    """Of each query, at least one."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """As of :class:`PairTask`."""
+    metric: str = "ndcg_at_10"
+
+    def texts(self) -> list[str]:
+        """None: both sides are embedded when they are scored, each in its role."""
+        return []
+
+    def score(self, embed: Lookup) -> Result:
+        """As :meth:`ranked`, by cosine."""
+        return self.ranked(
+            ranking.cosine_rows(embed(self.queries, "query"), embed(self.documents, "document"))
+        )
+
+    def bm25(self) -> Result:
+        """As :meth:`ranked`, by BM25: no model."""
+        return self.ranked(ranking.bm25_rows(self.queries, self.documents))
+
+    def ranked(self, rows: Iterable[np.ndarray]) -> Result:
+        """``ndcg_at_10``, ``mrr_at_10``, ``recall_at_10`` and ``recall_at_100``, in [0, 1].
+
+        Each is a mean over queries, whose values are the items.
+
+        Args:
+            rows: As for :meth:`RetrievalTask.ranked`.
+        """
+        ranks = ranking.relevant_ranks(rows, self.judgements)
+        grades = [np.fromiter(judged.values(), dtype=np.int64) for judged in self.judgements]
+        items = {
+            "ndcg_at_10": np.array(
+                [ranking.ndcg(*query, 10) for query in zip(ranks, grades, strict=True)]
+            ),
+            "mrr_at_10": np.array([ranking.reciprocal_rank(rank, 10) for rank in ranks]),
+            "recall_at_10": np.array([ranking.recall(rank, 10) for rank in ranks]),
+            "recall_at_100": np.array([ranking.recall(rank, 100) for rank in ranks]),
+        }
+        scores: dict[str, Any] = {key: float(values.mean()) for key, values in items.items()}
+        scores |= {"queries": len(self.queries), "documents": len(self.documents), **self.facts}
+        return Result(scores, items)
 
 
 @dataclass(frozen=True)
@@ -168,7 +242,7 @@ class GeometryTask:
                 "dim": everything.shape[1],
                 "singular_values": [float(f"{value:.4g}") for value in values.tolist()],
                 "bands": similarity_bands(
-                    _similarity(embed, self.sentence1, self.sentence2), self.grades
+                    cosines(embed, self.sentence1, self.sentence2), self.grades
                 ),
             }
         )
@@ -199,20 +273,17 @@ def similarity_bands(similarity: np.ndarray, grades: np.ndarray) -> dict[str, di
     return bands
 
 
-def _unit(embed: Lookup, texts: list[str]) -> np.ndarray:
-    # In float64: float32 makes ties of near-equal similarities.
-    normalised: np.ndarray = geometry.unit(torch.from_numpy(embed(texts))).numpy()
-    return normalised
-
-
-def _similarity(embed: Lookup, sentence1: list[str], sentence2: list[str]) -> np.ndarray:
+def cosines(embed: Lookup, sentence1: list[str], sentence2: list[str]) -> np.ndarray:
     """Cosines of pairs, shape ``(pairs,)``, as 1 - d²/2.
 
     Computed in float64 and rounded to float32. Unlike a dot product that is exactly 1 for every
     pair that is the same to the tokenizer, of which STS12 has many: otherwise the noise of other
     batches (1e-7 in an embedding) would break their ties.
     """
-    difference = _unit(embed, sentence1) - _unit(embed, sentence2)
+    left, right = (
+        geometry.unit(torch.from_numpy(embed(side))).numpy() for side in (sentence1, sentence2)
+    )
+    difference = left - right
     similarity = 1 - np.einsum("ij,ij->i", difference, difference) / 2
     rounded: np.ndarray = similarity.astype(np.float32).astype(np.float64)
     return rounded

@@ -206,6 +206,9 @@ def without_folders(config: Config, made_from: dict[str, Any]) -> dict[str, Any]
         name if name in from_hub else Path(name).name for name in config.data.train
     ]
     del values["data"]["cache"]
+    for test in (values["evaluation"]["dev"], *values["evaluation"]["tasks"]):
+        if isinstance(test, dict):  # of the user's own
+            test["file"] = Path(test["file"]).name
     if config.evaluation.data is not None:
         values["evaluation"]["data"] = Path(config.evaluation.data).name
     if not made_from["encoder_commit"]:

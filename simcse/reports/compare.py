@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
 from simcse.errors import UserError
+from simcse.evaluation.change import paired_difference
 from simcse.evaluation.statistics import (
-    Difference,
-    paired_bootstrap,
     pooled_std,
-    recall_statistic,
     seeds_needed,
     smallest_detectable,
-    spearman_statistic,
     summarize,
     welch,
 )
-from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
+from simcse.evaluation.table import (
+    LABELS,
+    aligned,
+    cell,
+    difference_cells,
+    shown_scores,
+    signed,
+    task_label,
+)
 from simcse.reports.runs import Run, RunSet, other_test, setting_differences
 
 MANY = 100_000
@@ -54,10 +55,10 @@ def _models(a: Run, b: Run, common: list[tuple[str, str]]) -> list[str]:
     for task, key in common:
         left, right = float(a.scores[task][key]), float(b.scores[task][key])
         name = task_label(task, a.scores[task])
-        if difference := _paired(a, b, task, key):
-            cells = _difference_cells(key, difference)
+        if difference := paired_difference(a.items, b.items, task, key):
+            cells = difference_cells(key, difference)
         else:
-            unpaired[name] = cells = [_signed(key, right - left), "", ""]
+            unpaired[name] = cells = [signed(key, right - left), "", ""]
         rows.append([name, LABELS[key], cell(key, left), cell(key, right), *cells])
     lines = [
         aligned(rows, left=2),
@@ -89,7 +90,7 @@ def _seeds(a: RunSet, b: RunSet, common: list[tuple[str, str]]) -> list[str]:
             if needed is not None:
                 planning[1] = f"over {MANY:,}" if needed > MANY else f"{needed:,}"
         name = task_label(task, a.runs[0].scores[task])
-        rows.append([name, LABELS[key], *means, *_difference_cells(key, difference), *planning])
+        rows.append([name, LABELS[key], *means, *difference_cells(key, difference), *planning])
     return [
         aligned(rows, left=2),
         "",
@@ -112,34 +113,6 @@ def _common(a: Run, b: Run) -> tuple[list[tuple[str, str]], list[str]]:
         reason = f" ({'; '.join(left_out)})" if left_out else ""
         raise UserError(f"{a.name} and {b.name} have no test in common{reason}")
     return common, left_out
-
-
-def _paired(a: Run, b: Run, task: str, key: str) -> Difference | None:
-    kind = {"cosine_spearman": "similarity", "recall_at_10": "rank"}.get(key)
-    values = [run.items[f"{task}.{kind}"] for run in (a, b) if f"{task}.{kind}" in run.items]
-    if len(values) < 2:
-        return None
-    if kind == "rank":
-        left, right = map(recall_statistic, values)
-    else:
-        grades = [run.items[f"{task}.grade"] for run in (a, b)]
-        if not np.array_equal(grades[0], grades[1]):
-            raise UserError(f"{task}: {a.name} and {b.name} were scored on other pairs")
-        left, right = map(spearman_statistic, values, grades)
-    return paired_bootstrap(left, right, len(values[0]))
-
-
-def _difference_cells(key: str, difference: Difference) -> list[str]:
-    if math.isnan(difference.p):
-        return [_signed(key, difference.difference), "no spread", "–"]
-    interval = f"{_signed(key, difference.low)} to {_signed(key, difference.high)}"
-    p = "< 0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
-    return [_signed(key, difference.difference), interval, p]
-
-
-def _signed(key: str, value: float) -> str:
-    text = cell(key, value)
-    return text if text.startswith("-") else f"+{text}"
 
 
 def _runs(runs: RunSet) -> str:

@@ -7,9 +7,16 @@ figures, cards and comparisons use; other keys are allowed.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from simcse.evaluation.table import LABELS
 from simcse.evaluation.tasks import BAND_EDGES
@@ -94,14 +101,44 @@ def _scores(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 TaskScores = Annotated[dict[str, dict[str, Any]], AfterValidator(_scores)]
 
 
+Metric = Literal["cosine_spearman", "recall_at_10", "ndcg_at_10", "average_precision", "accuracy"]
+"""What may stand for a task."""
+
+
 class Dev(Record):
     """The score that chose the checkpoint."""
 
     task: str
-    metric: Literal["cosine_spearman", "recall_at_10"]
+    metric: Metric
     best: Number
     best_step: Count
     steps: Count
+
+
+class Change(Record):
+    """One score before and after training, and its difference with interval."""
+
+    before: Number
+    after: Number
+    difference: Number
+    low: Number
+    high: Number
+    p: Number
+
+
+class TaskChanges(Record):
+    """See :data:`simcse.evaluation.change.Changes`."""
+
+    metric: Metric
+    pooling: str
+    items: Count
+    scores: dict[str, Change]
+
+    @model_validator(mode="after")
+    def _has_its_metric(self) -> Self:
+        if self.metric not in self.scores:
+            raise ValueError(f"no {self.metric}")
+        return self
 
 
 class RunScores(Record):
@@ -109,6 +146,9 @@ class RunScores(Record):
 
     raw: dict[str, TaskScores]
     trained: TaskScores
+    bm25: TaskScores = {}
+    """Of retrieval tasks."""
+    changes: dict[str, TaskChanges] = {}
     dev: Dev
     minutes: Number | None = None
 

@@ -54,10 +54,10 @@ def write_report(sets: Sequence[RunSet], folder: Path, *, overwrite: bool = Fals
         ],
         head=["task", "score", *(_heading(runs) for runs in sets)],
         rows=_score_rows(sets),
-        score_note="Spearman, recall and accuracy ×100. Several seeds: mean ± standard deviation "
-        "[95% confidence interval of the mean]. One seed shows no spread, and its difference from "
-        "another run may be the seed's. Checkpoints were chosen on the dev task; no test score "
-        "chose anything.",
+        score_note="All but the geometry and thresholds ×100. Several seeds: mean ± standard "
+        "deviation [95% confidence interval of the mean]. One seed shows no spread, and its "
+        "difference from another run may be the seed's. Checkpoints were chosen on the dev task; "
+        "no test score chose anything.",
         pictures=figures,
         settings=_settings(sets),
         version=__version__,

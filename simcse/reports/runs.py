@@ -39,6 +39,7 @@ EVALUATION_FOLDER = "evaluation"
 SUMMARY_FILE = "summary.json"
 ENVIRONMENT_FILE = "environment.json"
 RAW_SCORES_FILE = "raw_scores.json"
+RAW_ITEMS_FILE = "raw_scores.npz"
 RESULT_FILES = (SCORES_FILE, ITEMS_FILE, LOG_FILE, ENVIRONMENT_FILE, RAW_SCORES_FILE)
 """What a finished run's manifest names beside the files of the model."""
 
@@ -376,7 +377,7 @@ def _load(path: Path) -> Run:
         values = read_json(path, EvaluatedScores)
         name = Path(values["model"]).absolute().name
         scores = with_averages(values["scores"])
-        return Run(name, folder, scores, _items(path, values), {}, None, None, [])
+        return Run(name, folder, scores, read_items(path, values), {}, None, None, [])
     values, config = finished_run(folder)
     log_path = folder / LOG_FILE
     try:
@@ -384,12 +385,21 @@ def _load(path: Path) -> Run:
     except ValueError as error:
         raise UserError(f"{log_path}: damaged ({first_line(error)})") from error
     return Run(
-        folder.name, folder, with_averages(values["trained"]), _items(path, values), values["raw"],
-        values["dev"], config, log,
+        folder.name, folder, with_averages(values["trained"]), read_items(path, values),
+        values["raw"], values["dev"], config, log,
     )  # fmt: skip
 
 
-def _items(scores: Path, values: dict[str, Any]) -> Items:
+def read_items(scores: Path, values: dict[str, Any]) -> Items:
+    """The single items that :func:`save_scores` wrote beside scores.
+
+    Args:
+        scores: The file of the scores.
+        values: What it holds.
+
+    Raises:
+        UserError: They are missing, damaged, or of other scores.
+    """
     path = items_file(scores)
     if not path.is_file():
         raise UserError(f"{path}: missing; {scores.name} beside it needs it")

@@ -7,12 +7,11 @@ made with another config is never touched.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,17 @@ from simcse.config.reading import differences, read_config, settings_digest, to_
 from simcse.config.settings import Config
 from simcse.data.readers import is_from_hub
 from simcse.data.rows import TextCounts, load_training_data
-from simcse.encoders import encoder, gate
+from simcse.encoders import encoder
 from simcse.encoders.loading import load_trained
 from simcse.environment import environment
 from simcse.errors import UserError, naming_memory
+from simcse.evaluation.change import changes, differences_of, verdict_line, worse_lines
 from simcse.evaluation.documents import too_few
-from simcse.evaluation.protocol import PROTOCOL, Evaluation, Scores
-from simcse.evaluation.scoring import TaskList, plan_tasks, score_model
+from simcse.evaluation.protocol import PROTOCOL, Scores
+from simcse.evaluation.scoring import TaskList, plan_tasks
 from simcse.evaluation.sources import load_dev_task, load_geometry
 from simcse.evaluation.table import collapse_lines, score_table
-from simcse.evaluation.tasks import RetrievalTask
+from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask
 from simcse.files import (
     check_parent,
     files_in,
@@ -48,12 +48,11 @@ from simcse.files import (
     write_atomically,
 )
 from simcse.objectives.terms import SHIPPED, asks_for, describe, needs, resolve
-from simcse.reports.records import MadeFrom, RawScores
+from simcse.reports.records import MadeFrom
 from simcse.reports.runs import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
-    EVALUATION_FOLDER,
-    RAW_SCORES_FILE,
+    RAW_ITEMS_FILE,
     RESULT_FILES,
     SCORES_FILE,
     finished_run,
@@ -78,6 +77,7 @@ from simcse.training.setup import (
     view_collator,
 )
 from simcse.training.teacher import teacher_embeddings
+from simcse.training.untrained import Untrained, score_in, score_untrained, take_over
 
 _START_ROWS = 4096  # to fit a student's map to its teacher's width
 
@@ -94,6 +94,19 @@ class Prepared:
     loss: TrainingLoss
     teacher: str | None
     """Tells the teacher's embeddings from any other's."""
+
+    @property
+    def scored(self) -> TaskList:
+        """What a model is scored on: the tasks, and the dev task where it is not one of them."""
+        ours = [*self.tasks.ours]
+        if all(task.name != self.dev.task.name for task in ours):
+            ours.insert(0, self.dev.task)
+        return replace(self.tasks, ours=ours)
+
+    def reported(self, scores: Scores) -> Scores:
+        """Without those of a dev task that is no test."""
+        tests = {task.name for task in self.tasks.ours}
+        return {k: v for k, v in scores.items() if k in tests or k != self.dev.task.name}
 
 
 def train(config: Config, command: list[str], twin: Path | None = None) -> None:
@@ -121,9 +134,8 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
             prepared = prepare(config)
             with distributed.first():
                 _open_folder(run, config, prepared, command)
-            if distributed.is_first() and twin and not (run / RAW_SCORES_FILE).is_file():
-                text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
-                write_atomically(run / RAW_SCORES_FILE, text)
+            if distributed.is_first() and twin:
+                take_over(twin, run)
             _train_in(run, config, prepared, stop)
 
 
@@ -143,7 +155,7 @@ def _train_in(
     prepared: Prepared,
     stop: StopSignals,
 ) -> None:
-    raw = distributed.from_first(lambda: _raw_scores(run, config, prepared.tasks))
+    before = distributed.from_first(lambda: score_untrained(run, config, prepared.scored))
     checkpoint = distributed.from_first(
         lambda: newest_checkpoint(run / CHECKPOINTS, lambda line: print(f"warning: {line}"))
     )
@@ -162,7 +174,7 @@ def _train_in(
     )
     if distributed.is_first():
         minutes = None if checkpoint else round((time.monotonic() - started) / 60, 2)
-        _finish(run, config, prepared, model, raw, position, minutes)
+        _finish(run, config, prepared, model, before, position, minutes)
     distributed.wait()
 
 
@@ -171,7 +183,7 @@ def _finish(
     config: Config,
     prepared: Prepared,
     model: SentenceTransformer,
-    raw: dict[str, Scores],
+    before: Untrained,
     position: Position,
     minutes: float | None,
 ) -> None:
@@ -181,13 +193,19 @@ def _finish(
         model_files = files_in(folder)
     # Scored as its users will load it: from disk, without mixed precision.
     result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
-    evaluation = _score(result, prepared.tasks, config, run)
+    evaluation = score_in(run, result, prepared.scored, config)
+    metrics = {task.name: task.metric for task in prepared.scored.ours}
+    searches = [
+        t for t in prepared.tasks.ours if isinstance(t, RetrievalTask | JudgedRetrievalTask)
+    ]
     write_atomically(run / CONFIG_FILE, to_yaml(config))  # whatever became of it meanwhile
     scores = {
         "protocol": PROTOCOL,
         "settings": settings_digest(read_config(run / CONFIG_FILE)),
-        "raw": raw,
-        "trained": evaluation.scores,
+        "raw": {pooling: prepared.reported(scores) for pooling, scores in before.scores.items()},
+        "bm25": {task.name: task.bm25().scores for task in searches},
+        "trained": prepared.reported(evaluation.scores),
+        "changes": changes(before.scores, before.items, evaluation, metrics),
         "dev": {
             "task": prepared.dev.task.name,
             "metric": prepared.dev.task.metric,
@@ -198,7 +216,7 @@ def _finish(
         "minutes": minutes,
     }
     save_scores(run / SCORES_FILE, scores, evaluation.items)
-    seal(run, [*model_files, *RESULT_FILES])  # from here on the run is finished
+    seal(run, [*model_files, *RESULT_FILES, RAW_ITEMS_FILE])  # from here on the run is finished
     remove_all(run / CHECKPOINTS)
     print_scores(scores)
     print(f"model and scores are in {run}")
@@ -238,17 +256,24 @@ def dry_run(config: Config) -> None:
 
 
 def print_scores(scores: dict[str, Any]) -> None:
-    """Print the table of a finished run."""
+    """Print the table of a finished run, what became worse first, and the verdict last."""
     columns: dict[str, Scores] = {f"raw {pooling}": raw for pooling, raw in scores["raw"].items()}
+    if scores.get("bm25"):
+        columns["BM25"] = scores["bm25"]
     columns["trained"] = scores["trained"]
-    dev = scores["dev"]
-    print(f"\n{score_table(columns)}\n")
+    dev, found = scores["dev"], scores.get("changes", {})
+    for line in worse_lines(found, dev["task"]):
+        print(line)
+    print(f"\n{score_table(columns, differences_of(found))}\n")
     for line in collapse_lines({"trained": scores["trained"]}):
         print(line)
     print(
         f"best of {dev['task']} ({dev['metric']} {100 * dev['best']:.2f}) "
         f"at step {dev['best_step']} of {dev['steps']}"
     )
+    # The dev task chose the checkpoint, so that it says nothing of an improvement.
+    if tests := {task: change for task, change in found.items() if task in scores["trained"]}:
+        print(verdict_line(tests))
 
 
 def prepare(config: Config) -> Prepared:
@@ -405,10 +430,11 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
             "same folder"
         )
     start = {"encoder": encoder.fingerprint(prepared.model), "teacher": prepared.teacher}
+    start |= {f"evaluation: {name}": data for name, data in prepared.scored.own_data.items()}
     if path.is_file():
         before = read_json(path, MadeFrom)
         for name, hashed in start.items():
-            if before["start"][name] != hashed:
+            if before["start"].get(name) != hashed:
                 raise UserError(
                     f"{name}: it has changed since {run} was started; bring it back, or start anew "
                     "with output=FOLDER"
@@ -451,48 +477,6 @@ def _from_hub(config: Config) -> list[str]:
     if teacher is not None and not Path(encoder.source_of(teacher)).exists():
         found.append(teacher)
     return found
-
-
-def _raw_scores(run: Path, config: Config, tasks: TaskList) -> dict[str, Scores]:
-    """Scores of the untrained encoder with each pooling, computed once per run folder.
-
-    They are bound to the settings by a hash, since no manifest names them before the run is
-    finished; scores that somebody edited, or copied from another run, are computed again.
-    """
-    path = run / RAW_SCORES_FILE
-    if path.is_file():
-        try:
-            found = read_json(path, RawScores)
-            if found["made_from"] == _made_from(config, found["scores"]):
-                return dict(found["scores"])
-        except UserError:
-            pass  # cut short, or no scores
-        print(f"warning: {path}: not what was written there; computed again", flush=True)
-    poolings: dict[str, str | None] = {name: name for name in config.evaluation.raw_poolings}
-    if poolings and gate.stores_modules(encoder.origin_of(config.encoder)):
-        poolings = {"own": None}
-    scores: dict[str, Scores] = {}
-    for name, pooling in poolings.items():
-        raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
-        model = encoder.build(raw)
-        scores[name] = _score(model, tasks, config, run).scores
-    record = {"made_from": _made_from(config, scores), "scores": scores}
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
-    return scores
-
-
-def _score(model: SentenceTransformer, tasks: TaskList, config: Config, run: Path) -> Evaluation:
-    folder = run / EVALUATION_FOLDER / "mteb"
-    with naming_memory("while scoring", "evaluation.batch_size"):
-        return score_model(
-            model, tasks, config.evaluation.batch_size, name=run.name, mteb_folder=folder
-        )
-
-
-def _made_from(config: Config, scores: dict[str, Scores]) -> str:
-    """SHA-256 of the untrained encoder's scores with the settings, among which no seed matters."""
-    unseeded = config.model_copy(update={"seed": 0})
-    return hashlib.sha256(json.dumps([settings_digest(unseeded), scores]).encode()).hexdigest()
 
 
 def step_seconds(
