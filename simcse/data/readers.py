@@ -89,9 +89,9 @@ class Wanted:
         if usual := self._usual(found):
             return usual
         option = ", or --column" if self.settings == "data." else ""
+        what = COLUMNS[self.form][2]
         raise UserError(
-            f"{place}: choose columns ({self.settings}columns{option}), {COLUMNS[self.form][2]}, of "
-            f"{_shown(found)}"
+            f"{place}: choose columns ({self.settings}columns{option}), {what}, of {_shown(found)}"
         )
 
     def _usual(self, found: list[str]) -> list[str]:
@@ -102,7 +102,7 @@ class Wanted:
             title = ["title"] if "title" in found and texts[:1] != ["title"] else []
             return [*title, texts[0]] if texts else []
         if self.form == "corpus":
-            known = [name for name in ("_id", "title", "text") if name in found]
+            known: list[str] = [name for name in ("_id", "title", "text") if name in found]
             return known if {"_id", "text"} <= set(found) else []
         if self.form in _USUAL:
             usual = [next((n for n in names if n in found), "") for names in _USUAL[self.form]]
