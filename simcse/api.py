@@ -6,15 +6,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch.distributed
+from pydantic import ConfigDict, Field, ValidationError, validate_call
 from sentence_transformers import SentenceTransformer
 
 from simcse import distributed
@@ -31,7 +34,31 @@ from simcse.training import several
 
 _COMMAND = ["python", "simcse.train"]  # what a run's environment.json has for its command
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def _typed(function: Callable[P, T]) -> Callable[P, T]:
+    """Arguments of another type are a :class:`UserError`, as other mistakes are."""
+    rules = ConfigDict(arbitrary_types_allowed=True, strict=True)
+    checked = validate_call(config=rules)(function)
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return checked(*args, **kwargs)
+        except ValidationError as error:
+            item = error.errors()[0]
+            first = item["loc"][0]
+            where = names[first] if isinstance(first, int) else first
+            got = type(item["input"]).__name__
+            raise UserError(f"{function.__name__}: {where}: {item['msg']}, got {got}") from None
+
+    return call
+
+
+@_typed
 def train(config: Config) -> Run:
     """Train and score a model, as ``simcse train`` does; resumes or returns what is in the folder.
 
@@ -52,17 +79,24 @@ def train(config: Config) -> Run:
     if config.output is None:
         raise UserError("output: name the run folder, or take the config from load_config")
     launched = "LOCAL_RANK" in os.environ and not torch.distributed.is_initialized()
-    with quiet_libraries(), distributed.session() if launched else nullcontext():
+    learning = (torch.inference_mode(False), torch.enable_grad())  # whatever the caller is in
+    with (
+        learning[0],
+        learning[1],
+        quiet_libraries(),
+        distributed.session() if launched else nullcontext(),
+    ):
         several.train(config, _COMMAND)
         return load_runs(Path(config.output)).best
 
 
+@_typed
 def evaluate(
     model: str | Path | SimCSE | SentenceTransformer | Callable[[list[str]], np.ndarray],
     tasks: str | Sequence[str | Mapping[str, Any]] | None = None,
     data: str | Path | None = None,
     *,
-    batch_size: int = 128,
+    batch_size: Annotated[int, Field(gt=0)] = 128,
     pooling: Pooling | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,

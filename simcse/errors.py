@@ -49,9 +49,15 @@ def first_line(error: BaseException) -> str:
     return f"{name}: {said}" if isinstance(error, _DEFECTS) else said
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, on a GPU or here."""
+    known = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    return known or isinstance(error, MemoryError)
+
+
 @contextmanager
 def naming_memory(place: str, *settings: str) -> Iterator[None]:
-    """Turn a want of memory into a line that names the settings to lower.
+    """Turn running out of memory into a line that names the settings to lower.
 
     Raises:
         UserError: Memory did not suffice, on a GPU or here.
@@ -59,8 +65,7 @@ def naming_memory(place: str, *settings: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
-        if not known:
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"out of memory {place}; lower {' or '.join(settings)} ({first_line(error)[:200]})"

@@ -181,6 +181,16 @@ def filling(folder: Path, *, keeps_old: bool = False) -> Iterator[Path]:
         sync_folder(folder)
 
 
+def check_outside(output: Path, folder: Path, what: str) -> None:
+    """Refuse an output folder that is another command's, or lies in it.
+
+    Raises:
+        UserError: It is; ``what`` says whose.
+    """
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{output}: is in {what} {folder}; name a folder elsewhere")
+
+
 def keep_old(path: Path, new: Path) -> None:
     """Give a file another name, unless a new one with the same content takes its place."""
     if path.is_dir() or path.read_bytes() != new.read_bytes():

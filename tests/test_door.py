@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SENTENCES
 from datasets import Dataset, DatasetDict
 from mteb.abstasks.sts import AbsTaskSTS
@@ -370,3 +371,47 @@ def test_tasks_of_mteb_are_checked_before_training(config, tmp_path, monkeypatch
 def test_tasks_are_named_with_commas_or_as_a_list(text):
     found = load_config("quickstart", [f"evaluation.tasks={text}"]).evaluation.tasks
     assert found == ["pairs", "mteb:MTEB(eng, v2)"]
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: train("quickstart"), "train: config: Input should be"),
+        (lambda: evaluate(None), "evaluate: model: "),
+        (
+            lambda: evaluate("mini-bert", batch_size=0),
+            "evaluate: batch_size: Input should be greater",
+        ),
+        (lambda: evaluate("mini-bert", tasks=5), "evaluate: tasks: "),
+        (lambda: evaluate("mini-bert", data=5), "evaluate: data: "),
+        (lambda: evaluate("mini-bert", "pairs", pooling="median"), "pooling"),
+        (lambda: evaluate(lambda texts: [[1j] for _ in texts], "pairs"), "returned complex128"),
+        (lambda: evaluate(lambda texts: [[1], [1, 2]], "pairs"), "encode returned no array"),
+    ],
+)
+def test_arguments_of_another_type_are_named(call, expected):
+    with pytest.raises(UserError, match=re.escape(expected)):
+        call()
+
+
+def test_a_function_may_give_tensors_that_learn():
+    torch.manual_seed(0)
+    weight = torch.randn(1, 8, requires_grad=True)
+
+    def encode(texts):
+        return (torch.tensor([[float(len(text))] for text in texts]) @ weight).bfloat16() + weight
+
+    assert np.isfinite(evaluate(encode, "pairs").value("pairs"))
+
+
+def test_it_trains_wherever_it_is_called(config, tmp_path):
+    with torch.inference_mode():
+        run = train(in_folder(config, tmp_path / "run"))
+    assert run.scores
+
+
+def test_nothing_is_written_into_the_folder_that_is_read(trained, capsys):
+    for words in (["export", trained.folder, trained.folder / "out"],
+                  ["report", trained.folder, "-o", trained.folder]):  # fmt: skip
+        assert main([str(word) for word in words]) == 2
+        assert "is in the run folder" in capsys.readouterr().err

@@ -51,17 +51,67 @@ class Other:
 """
 
 
+FAILING = """
+import torch
+from simcse.objectives import Objective
+
+class Plain(Objective):
+    def forward(self, anchor, positive):
+        return (anchor - positive).square().mean()
+
+class GivesNone(Plain):
+    def forward(self, anchor):
+        pass
+
+class GivesRows(Plain):
+    def forward(self, anchor, positive):
+        return anchor.sum(dim=1)
+
+class GivesDetached(Plain):
+    def forward(self, anchor):
+        return anchor.sum().detach()
+
+class Raises(Plain):
+    def forward(self, anchor):
+        return anchor @ anchor
+
+class LogsText(Plain):
+    def log_values(self):
+        return {"loss": "much"}
+
+class FailsLater(Plain):
+    def after_step(self, model, progress):
+        return 1 / 0
+
+class FailsToBuild(Plain):
+    def __init__(self, size: int = 3):
+        raise KeyError("x")
+
+class TakesTensors(Plain):
+    def __init__(self, start: torch.Tensor = torch.ones(1)):
+        super().__init__()
+
+class TakesTuples(Plain):
+    def __init__(self, dims: tuple = (1, 2)):
+        super().__init__()
+
+class Empty(Objective):
+    pass
+"""
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A module of the user's own in the working folder."""
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "my_terms.py").write_text(MARGIN)
+    (folder / "my_failing.py").write_text(FAILING)
     (folder / "my_broken.py").write_text("import torch\n\n1 / 0\n")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield folder
-    for name in ("my_terms", "my_broken"):
+    for name in ("my_terms", "my_broken", "my_failing"):
         sys.modules.pop(name, None)
 
 
@@ -74,10 +124,10 @@ def own(tmp_path, monkeypatch):
         ),
         ("objective: distill_l2", "objective.terms: distill_l2 needs objective.teacher"),
         (
-            "objective: {teacher: x}",
+            "{objective: {teacher: x}, data: {train: t}}",
             "objective.teacher has no meaning without a term such as distill_l2 or distill_sim",
         ),
-        ("objective: sup_con", "sup_con needs data.form=labelled, got sentences"),
+        ("objective: sup_con", "sup_con needs data.form=labelled, got documents"),
         (
             "objective: {terms: {dino: {prototypes: 2000000000}}}",
             "objective.terms.dino.prototypes: should be less than or equal to 1048576",
@@ -95,7 +145,8 @@ def own(tmp_path, monkeypatch):
             "objective.terms.clip.hard_negative_weight: unknown key (allowed: weight)",
         ),
         (
-            "{objective: {terms: distill_similarity, teacher: x}, training: {batch_size: 2}}",
+            "{objective: {terms: distill_similarity, teacher: x}, training: {batch_size: 2}, "
+            "data: {train: t}}",
             "training.batch_size: distill_similarity needs 3 or more, got 2",
         ),
         (
@@ -267,3 +318,33 @@ def test_hard_negatives_and_mask_reach_the_function():
         term = getattr(objectives, unit)(0.1)
         expected = getattr(objectives, function)(anchor, positive, 0.1, mask[:, :6])
         torch.testing.assert_close(term(anchor, positive, mask), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("GivesNone", "GivesNone gives NoneType; expected a scalar tensor, the loss"),
+        ("GivesRows", "GivesRows gives a tensor (8,); expected a scalar tensor, the loss"),
+        (
+            "GivesDetached",
+            "loss of my_failing:GivesDetached depends on nothing that is trained",
+        ),
+        ("Raises", "my_failing:Raises has failed: RuntimeError: mat1 and mat2 shapes"),
+        ("LogsText", "LogsText has failed: ValueError: could not convert string to float: 'much'"),
+        ("FailsLater", "FailsLater has failed: ZeroDivisionError: division by zero ("),
+        ("FailsToBuild", "my_failing:FailsToBuild has failed: KeyError: 'x' ("),
+        ("TakesTensors", "my_failing:TakesTensors: Unable to generate pydantic-core schema"),
+        ("TakesTuples", "TakesTuples: settings are numbers, text, true, false, null, lists and"),
+        ("Empty", "my_failing:Empty defines neither forward nor token_losses"),
+    ],
+)
+def test_what_a_term_of_the_users_own_does_wrong_is_one_line(
+    own, arguments, run, capsys, name, expected
+):
+    assert main([*arguments, f"objective.terms=my_failing:{name}"]) == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
+
+
+def test_the_simplest_term_needs_no_constructor(own, arguments, run, capsys):
+    assert main([*arguments, "objective.terms=my_failing:Plain"]) == 0, capsys.readouterr().err

@@ -23,6 +23,7 @@ from simcse.config.reading import json_schema, load_config, load_sweep
 from simcse.config.settings import MTEB, Config, OwnKind, OwnTest, at_commas
 from simcse.config.yaml_values import parse_yaml, yaml_problem
 from simcse.errors import UserError
+from simcse.files import check_outside
 from simcse.terminal import silence_libraries, visible
 
 
@@ -81,6 +82,7 @@ def export(parsed: argparse.Namespace) -> None:
     from simcse.publishing.export import new_folder, write_model_folder
 
     run, output = Path(parsed.run_folder), Path(parsed.output)
+    check_outside(output, run, "the run folder")
     with new_folder(output) as folder:
         if parsed.format == "onnx":
             from simcse.publishing.onnx_export import export_onnx

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from simcse.config.settings import Role
-from simcse.errors import UserError
+from simcse.errors import UserError, first_line
 from simcse.evaluation.tasks import Task
 
 Encode = Callable[[list[str]], np.ndarray]
@@ -128,7 +129,14 @@ class EmbeddingCache:
 
 
 def _checked(embeddings: np.ndarray, texts: int) -> np.ndarray:
-    embeddings = np.asarray(embeddings)
+    if isinstance(embeddings, torch.Tensor):  # of a function of the user's
+        embeddings = embeddings.detach().float().cpu().numpy()
+    try:
+        embeddings = np.asanyarray(embeddings)
+    except ValueError as error:
+        raise UserError(f"encode returned no array: {first_line(error)}") from error
+    if embeddings.dtype.kind not in "fiu" or np.ma.isMaskedArray(embeddings):
+        raise UserError(f"encode returned {embeddings.dtype}; expected floating point numbers")
     if embeddings.ndim != 2 or len(embeddings) != texts:
         raise UserError(
             f"encode returned shape {embeddings.shape} for {texts} texts; expected ({texts}, dim)"

@@ -125,10 +125,15 @@ def check_target(path: Path, inputs: Iterable[str | None] = (), *, overwrite: bo
     may_write(path, inputs, ours=_is_index, overwrite=overwrite)
 
 
+def _kinds(file: Any, names: Iterable[str]) -> dict[str, str]:
+    """Types of tensors."""
+    return {name: file.get_slice(name).get_dtype() for name in names}
+
+
 def _is_index(path: Path) -> bool:
     try:
         with safe_open(path, "numpy") as file:
-            return set(file.keys()) == set(_TENSORS)
+            return _kinds(file, file.keys()) == _TENSORS
     except (OSError, SafetensorError):
         return False
 
@@ -143,7 +148,7 @@ def load(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         if not path.is_file():  # a pipe would be waited for
             raise UserError(f"{path}: not a saved index: no such file")
         with safe_open(path, "numpy") as file:
-            kinds = {name: file.get_slice(name).get_dtype() for name in _TENSORS}
+            kinds = _kinds(file, _TENSORS)
             if kinds != _TENSORS:
                 raise UserError(f"{path}: not a saved index: expected {_TENSORS}, found {kinds}")
             embeddings, probe, sentences = map(file.get_tensor, _TENSORS)

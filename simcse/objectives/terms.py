@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticUserError
 from torch import nn
 
 from simcse import objectives
 from simcse.config.describe import Setting, settings_of
 from simcse.config.reading import in_its_own_words, problems
 from simcse.config.settings import Config, Number, TermConfig
-from simcse.errors import UserError, first_line
+from simcse.errors import UserError, first_line, is_out_of_memory
 from simcse.objectives.objective import Batch, Objective
 
 GIVEN = (
@@ -35,6 +38,8 @@ SHIPPED: dict[str, type[Objective]] = {
 }
 """The objectives of this package by their short names."""
 
+# A class without a constructor of its own has that of torch's modules.
+_COLLECTED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _OFFERED = {field.name for field in fields(Batch)} | {"anchor", "positive", "hard_negatives"}
 
 
@@ -58,14 +63,8 @@ def find(name: str) -> type[Objective]:
     module, _, attribute = name.partition(":")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)
-    try:
+    with running(name, "cannot be imported"):
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's module raises
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(
-            f"objective.terms: {name} cannot be imported: {type(error).__name__}: "
-            f"{first_line(error)} ({frame.filename}:{frame.lineno})"
-        ) from error
     if not (isinstance(found, type) and issubclass(found, Objective)):
         raise UserError(f"objective.terms: {name} is not a subclass of simcse.objectives.Objective")
     if unknown := [argument for argument in needs(found) if argument not in _OFFERED]:
@@ -73,7 +72,31 @@ def find(name: str) -> type[Objective]:
             f"objective.terms: {name}.forward asks for {', '.join(unknown)}; a batch has "
             f"{', '.join(sorted(_OFFERED))}"
         )
+    if not needs(found) and found.token_losses is Objective.token_losses:
+        raise UserError(f"objective.terms: {name} defines neither forward nor token_losses")
     return found
+
+
+@contextmanager
+def running(name: str, what: str = "has failed") -> Iterator[None]:
+    """Turn whatever a class of the user's own raises into one line with its place.
+
+    Raises:
+        UserError: Instead. Ours raise what they raise, and out of memory stays what it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if name in SHIPPED or is_out_of_memory(error):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        said = first_line(error).removeprefix(f"{type(error).__name__}: ")
+        raise UserError(
+            f"objective.terms: {name} {what}: {type(error).__name__}: {said} "
+            f"({frame.filename}:{frame.lineno})"
+        ) from error
 
 
 def needs(term: type[Objective]) -> dict[str, bool]:
@@ -103,7 +126,7 @@ def settings_model(term: type[Objective]) -> type[BaseModel]:
     """
     settings: dict[str, Any] = {}
     for argument in inspect.signature(term, eval_str=True).parameters.values():
-        if argument.name in GIVEN:
+        if argument.name in GIVEN or argument.kind in _COLLECTED:
             continue
         if inspect.Parameter.empty in (argument.annotation, argument.default):
             raise ValueError(f"argument {argument.name} needs an annotation and a default")
@@ -119,7 +142,8 @@ def settings_model(term: type[Objective]) -> type[BaseModel]:
 
 def _meaning(term: type[Objective], argument: str) -> str:
     """What the docstring says of an argument of the constructor."""
-    found = re.search(rf"^ +{argument}: (.*(?:\n {{8,}}.*)*)", term.__doc__ or "", re.MULTILINE)
+    about = inspect.getdoc(term) or ""
+    found = re.search(rf"^ +{argument}: (.*(?:\n {{8,}}.*)*)", about, re.MULTILINE)
     return found[1] if found else ""
 
 
@@ -160,11 +184,14 @@ def _checked(name: str, term: type[Objective], given: TermConfig) -> TermConfig:
     where = f"objective.terms.{name}"
     try:
         model = settings_model(term)
-        settings = model.model_validate(given.model_dump()).model_dump()
-        term.check(**settings)
+        settings = model.model_validate(given.model_dump()).model_dump(warnings=False)
+        with running(name):
+            term.check(**settings)
+        if json.loads(json.dumps(settings)) != settings:
+            raise ValueError("settings are numbers, text, true, false, null, lists and mappings")
     except ValidationError as error:
         raise UserError("; ".join(problems(error, model, f"{where}."))) from error
-    except (ValueError, NameError, TypeError) as error:
+    except (ValueError, NameError, TypeError, PydanticUserError) as error:
         raise UserError(f"{where}: {first_line(error)}") from error
     return TermConfig(**settings)
 

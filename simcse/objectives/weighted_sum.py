@@ -9,16 +9,16 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn, no_grad
+from torch import Tensor, is_grad_enabled, nn, no_grad
 
 from simcse.config.settings import Config
 from simcse.encoders import encoder
 from simcse.encoders.mini_batches import Features
-from simcse.errors import UserError, first_line
+from simcse.errors import UserError
 from simcse.objectives.diagnostics import diagnostics
 from simcse.objectives.objective import Batch, Objective, PairObjective
 from simcse.objectives.temperature import Temperature
-from simcse.objectives.terms import GIVEN, find, needs
+from simcse.objectives.terms import GIVEN, find, needs, running
 
 STATE_WEIGHTS = "objective.safetensors"
 _SHOWN = 256  # anchors whose candidates the logged diagnostics look at
@@ -60,10 +60,8 @@ class WeightedSum(nn.Module):
             found = find(name)
             wanted = inspect.signature(found).parameters
             arguments = {key: value for key, value in given.items() if key in wanted}
-            try:
+            with running(name):
                 term = found(**arguments, **(settings.model_extra or {}))
-            except (ValueError, TypeError) as error:
-                raise UserError(f"objective.terms.{name}: {first_line(error)}") from error
             self.named.append((name, settings.weight, term))
         self.terms = nn.ModuleList(term for _, _, term in self.named)
         self.last: Batch | None = None
@@ -74,7 +72,9 @@ class WeightedSum(nn.Module):
         losses = {}
         for name, weight, term in self.named:
             if asked := needs(type(term)):
-                losses[name] = weight * term(**{key: getattr(batch, key) for key in asked})
+                with running(name):
+                    loss = term(**{key: getattr(batch, key) for key in asked})
+                losses[name] = weight * _scalar(name, loss)
         return losses
 
     def token_losses(
@@ -82,8 +82,9 @@ class WeightedSum(nn.Module):
     ) -> Iterator[tuple[str, Tensor]]:
         """Name and weighted part of the terms on token states; as in :class:`Objective`."""
         for name, weight, term in self.named:
-            for part in term.token_losses(states, input_ids, attention_mask):
-                yield name, weight * part
+            with running(name):
+                for part in term.token_losses(states, input_ids, attention_mask):
+                    yield name, weight * _scalar(name, part)
 
     def before_step(self, progress: float) -> None:
         """Called with the share of the way from the first step, 0, to the last, 1."""
@@ -91,8 +92,9 @@ class WeightedSum(nn.Module):
 
     def after_step(self, model: SentenceTransformer, progress: float) -> None:
         """As in :class:`Objective`."""
-        for _, _, term in self.named:
-            term.after_step(model, progress)
+        for name, _, term in self.named:
+            with running(name):
+                term.after_step(model, progress)
 
     def log_values(self) -> dict[str, float]:
         """Temperature and diagnostics of the last batch, and what the terms log themselves."""
@@ -101,8 +103,9 @@ class WeightedSum(nn.Module):
         if compared and self.last is not None:
             logits, temperature = compared[0].logits(self.last)
             values = {"temperature": temperature, **diagnostics(logits[:_SHOWN], temperature)}
-        for _, _, term in self.named:
-            values |= term.log_values()
+        for name, _, term in self.named:
+            with running(name):
+                values |= {str(key): float(value) for key, value in term.log_values().items()}
         return values
 
     def warnings(self) -> list[str]:
@@ -131,3 +134,17 @@ class WeightedSum(nn.Module):
         for key, value in self.state_dict(keep_vars=True).items():
             own.setdefault(value.data_ptr(), (key, value))  # tied weights once
         return dict(own.values())
+
+
+def _scalar(name: str, loss: object) -> Tensor:
+    """The loss of a term.
+
+    Raises:
+        UserError: It is no scalar tensor that depends on what is trained.
+    """
+    if isinstance(loss, Tensor) and loss.ndim == 0 and loss.is_floating_point():
+        if loss.requires_grad or not is_grad_enabled():
+            return loss
+        raise UserError(f"objective.terms: the loss of {name} depends on nothing that is trained")
+    given = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise UserError(f"objective.terms: {name} gives {given}; expected a scalar tensor, the loss")

@@ -76,10 +76,10 @@ class Geometry(Record):
     uniformity: Number
     mean_cosine: Number
     effective_rank: Number
-    dim: Count
+    dim: Annotated[Count, Field(ge=1)]
     collapse: str
     source: str
-    singular_values: list[Number]
+    singular_values: Annotated[list[Number], Field(min_length=1)]
     bands: dict[Literal["0-1", "1-2", "2-3", "3-4", "4-5"], Band]
 
 

@@ -12,7 +12,7 @@ from simcse import __version__
 from simcse.evaluation.protocol import PROTOCOL
 from simcse.evaluation.statistics import summarize
 from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
-from simcse.files import filling, may_write
+from simcse.files import check_outside, filling, may_write
 from simcse.reports.plots import SOFTWARE, pictures, run_name
 from simcse.reports.runs import RunSet, with_own_names
 from simcse.terminal import visible
@@ -40,6 +40,8 @@ def write_report(sets: Sequence[RunSet], folder: Path, *, overwrite: bool = Fals
     sets = with_own_names(sets)
     figures = pictures(sets)
     inputs = [run.folder for runs in sets for run in runs.runs]
+    for run_folder in inputs:
+        check_outside(folder, run_folder, "the run folder")
     for name in (PAGE, *(f"{picture.name}.png" for picture in figures)):
         may_write(folder / name, inputs, ours=_is_of_a_report, overwrite=overwrite)
     environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)

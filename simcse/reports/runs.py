@@ -21,7 +21,7 @@ from simcse.config.settings import Config
 from simcse.errors import UserError, first_line
 from simcse.evaluation.protocol import Items, Scores, score_value
 from simcse.evaluation.table import with_averages
-from simcse.files import replacing, write_atomically
+from simcse.files import replacing
 from simcse.reports.records import EvaluatedScores, LogLine, Plan, RunScores, parse
 from simcse.sealing import MANIFEST, damage
 from simcse.terminal import quiet_libraries
@@ -292,9 +292,10 @@ def save_scores(path: Path, values: dict[str, Any], items: Items) -> None:
     np.savez_compressed(buffer, **items)  # type: ignore[arg-type]
     content = buffer.getvalue()
     values = {**values, "items": hashlib.sha256(content).hexdigest()}
-    write_atomically(path, json.dumps(values, indent=2) + "\n")
-    with replacing(items_file(path)) as temporary:
-        temporary.write_bytes(content)
+    # Both are on the disk before either takes the place of an older one.
+    with replacing(items_file(path)) as new_items, replacing(path) as new_scores:
+        new_items.write_bytes(content)
+        new_scores.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def items_file(scores: Path) -> Path:

@@ -132,7 +132,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
                 means = {name: value / position.since for name, value in position.totals.items()}
                 values = {**means, "grad_norm": norm, "learning_rate": where.rate}
                 values["epoch"] = position.step / len(sampler)
-                progress.loss(position.step, {**values, **loss.objective.log_values()})
+                progress.loss(position.step, {**values, **loss.objective.log_values(), **values})
                 progress.warn(position.step, loss.objective.warnings())
                 position.totals, position.since = {}, 0
             progress.step(position.step)
