@@ -83,8 +83,8 @@ def _labelled(
     label, fewest = min(counts.items(), key=lambda item: item[1])
     if fewest < FOLDS:
         raise UserError(
-            f"{path}: {fewest} texts with the label {label!r}; the {FOLDS} folds need {FOLDS} or "
-            "more of each"
+            f"{path}: too few texts with the label {label!r} ({fewest}); {FOLDS}-fold "
+            f"cross-validation needs {FOLDS} of each"
         )
     return LabelledTask(test.title, [fields[0] for _, fields in rows], labels, facts)
 
