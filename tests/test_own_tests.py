@@ -647,3 +647,19 @@ def test_what_the_page_tells_people_to_type_runs(files, text_file, tmp_path, mon
     first, second = evaluation.tasks
     assert (evaluation.dev.title, first) == ("graded:graded.csv", "pairs")
     assert own_task(second).name == "points"
+
+
+def test_the_dev_score_of_two_towers_is_that_of_the_exported_model(tiny, files, tmp_path, capsys):
+    """Queries and documents go through their own tower while training as they do afterwards."""
+    table(tmp_path / "train.csv", pandas.DataFrame({"a": TEXTS, "b": TEXTS[::-1]}))
+    words = ["train", "quickstart", f"encoder.name={tiny}", f"data.train={tmp_path / 'train.csv'}"]
+    words += ["data.form=pairs", "encoder.towers=two", "training.learning_rate=1e-2"]
+    words += ["training.batch_size=8", "training.steps=2", "evaluation.raw_poolings=[]"]
+    words += [f"evaluation.{key}=retrieval:{files / 'search'}" for key in ("dev", "tasks")]
+    assert main([*words, f"output={tmp_path / 'run'}"]) == 0, capsys.readouterr().err
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    found = scores["trained"]["retrieval:search"]["ndcg_at_10"]
+    assert scores["dev"]["best"] == pytest.approx(found, abs=1e-9)
+    model = SentenceTransformer(str(tmp_path / "run"), device="cpu")
+    alike = simcse.evaluate(lambda texts: model.encode(texts), [f"retrieval:{files / 'search'}"])
+    assert alike.value("retrieval:search") != pytest.approx(found)

@@ -103,7 +103,7 @@ def _retrieval(test: OwnTest, folder: Path, facts: Facts) -> Task:
     documents, places = _texts_by_id(corpus, test)
     asked, numbers = _texts_by_id(queries, test)
     judged: list[dict[int, int]] = [{} for _ in asked]
-    wanted = Wanted("scored", _QRELS, quotes=False, settings="the test's ")
+    wanted = Wanted("scored", _QRELS, quotes=False, encoding=test.encoding, settings="the test's ")
     for place, (query, document, grade) in _rows(qrels, wanted):
         if query not in numbers:
             raise UserError(f"{place}: query-id {query[:60]!r} is not in {queries.name}")
