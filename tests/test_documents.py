@@ -27,6 +27,7 @@ from simcse.data.rows import _hash64, load_training_data
 from simcse.data.text_files import plain_text
 from simcse.encoders import encoder
 from simcse.errors import UserError
+from simcse.evaluation import ranking
 from simcse.evaluation.documents import document_task, query_and_rest, too_few
 from simcse.evaluation.sources import load_task
 from simcse.training.setup import view_collator
@@ -303,6 +304,12 @@ def test_from_a_folder_to_a_scored_model(folder, tmp_path, arguments, run, capsy
     scores = json.loads((run / "scores.json").read_text())
     assert scores["dev"]["task"] == "documents-dev"
     assert 0 <= scores["trained"]["documents"]["recall_at_10"] <= 1
+    held_out = document_task(config_for(folder, tmp_path, held_out=0.4), "test")
+    rows = ranking.bm25_rows(held_out.queries, held_out.documents)
+    above = [(row >= row[own]).sum() for own, row in enumerate(rows)]
+    assert scores["bm25"]["documents"]["mrr"] == pytest.approx(np.mean(1 / np.array(above)))
+    head = next(line for line in output.splitlines() if line.startswith("task "))
+    assert head.split()[2:] == ["BM25", "trained"]  # no untrained encoder, so no difference
     assert [e for e in log(run) if "loss" in e]
 
 

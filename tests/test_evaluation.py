@@ -59,6 +59,7 @@ def test_retrieval_counts_ranks_and_ties():
     scores = evaluate(lambda texts: np.stack([vectors[t] for t in texts]), [task]).scores["r"]
     assert scores["recall_at_10"] == pytest.approx(11 / 12)
     assert scores["mrr"] == pytest.approx((11 + 1 / 12) / 12)
+    assert scores["mrr_at_10"] == pytest.approx(11 / 12)
 
 
 def test_geometry_uses_pairs_above_four_and_distinct_sentences():

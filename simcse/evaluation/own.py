@@ -83,8 +83,8 @@ def _labelled(
     label, fewest = min(counts.items(), key=lambda item: item[1])
     if fewest < FOLDS:
         raise UserError(
-            f"{path}: {fewest} texts with the label {label!r}; the {FOLDS} folds need {FOLDS} or "
-            "more of each"
+            f"{path}: too few texts with the label {label!r} ({fewest}); {FOLDS}-fold "
+            f"cross-validation needs {FOLDS} of each"
         )
     return LabelledTask(test.title, [fields[0] for _, fields in rows], labels, facts)
 
@@ -103,7 +103,7 @@ def _retrieval(test: OwnTest, folder: Path, facts: Facts) -> Task:
     documents, places = _texts_by_id(corpus, test)
     asked, numbers = _texts_by_id(queries, test)
     judged: list[dict[int, int]] = [{} for _ in asked]
-    wanted = Wanted("scored", _QRELS, quotes=False, settings="the test's ")
+    wanted = Wanted("scored", _QRELS, quotes=False, encoding=test.encoding, settings="the test's ")
     for place, (query, document, grade) in _rows(qrels, wanted):
         if query not in numbers:
             raise UserError(f"{place}: query-id {query[:60]!r} is not in {queries.name}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -37,7 +37,7 @@ from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.scoring import TaskList, plan_tasks
 from simcse.evaluation.sources import load_dev_task, load_geometry
 from simcse.evaluation.table import collapse_lines, score_table
-from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask
+from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask, Task
 from simcse.files import (
     check_parent,
     files_in,
@@ -195,15 +195,14 @@ def _finish(
     result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
     evaluation = score_in(run, result, prepared.scored, config)
     metrics = {task.name: task.metric for task in prepared.scored.ours}
-    searches = [
-        t for t in prepared.tasks.ours if isinstance(t, RetrievalTask | JudgedRetrievalTask)
-    ]
+    with naming_memory("for BM25", "the number of documents of a retrieval test"):
+        bm25 = _bm25_scores(prepared.tasks.ours)
     write_atomically(run / CONFIG_FILE, to_yaml(config))  # whatever became of it meanwhile
     scores = {
         "protocol": PROTOCOL,
         "settings": settings_digest(read_config(run / CONFIG_FILE)),
         "raw": {pooling: prepared.reported(scores) for pooling, scores in before.scores.items()},
-        "bm25": {task.name: task.bm25().scores for task in searches},
+        "bm25": bm25,
         "trained": prepared.reported(evaluation.scores),
         "changes": changes(before.scores, before.items, evaluation, metrics),
         "dev": {
@@ -220,6 +219,11 @@ def _finish(
     remove_all(run / CHECKPOINTS)
     print_scores(scores)
     print(f"model and scores are in {run}")
+
+
+def _bm25_scores(tasks: Sequence[Task]) -> Scores:
+    searches = [task for task in tasks if isinstance(task, RetrievalTask | JudgedRetrievalTask)]
+    return {task.name: task.bm25().scores for task in searches}
 
 
 def _dropout_seed(seed: int) -> int:
@@ -262,17 +266,18 @@ def print_scores(scores: dict[str, Any]) -> None:
         columns["BM25"] = scores["bm25"]
     columns["trained"] = scores["trained"]
     dev, found = scores["dev"], scores.get("changes", {})
+    # The dev task chose the checkpoint, so that it says nothing of an improvement.
+    tests = {task: change for task, change in found.items() if task in scores["trained"]}
     for line in worse_lines(found, dev["task"]):
         print(line)
-    print(f"\n{score_table(columns, differences_of(found))}\n")
+    print(f"\n{score_table(columns, differences_of(tests))}\n")
     for line in collapse_lines({"trained": scores["trained"]}):
         print(line)
     print(
         f"best of {dev['task']} ({dev['metric']} {100 * dev['best']:.2f}) "
         f"at step {dev['best_step']} of {dev['steps']}"
     )
-    # The dev task chose the checkpoint, so that it says nothing of an improvement.
-    if tests := {task: change for task, change in found.items() if task in scores["trained"]}:
+    if tests:
         print(verdict_line(tests))
 
 

@@ -17,11 +17,11 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from simcse import distributed
-from simcse.config.settings import Config, ObjectiveConfig
+from simcse.config.settings import Config, ObjectiveConfig, Role
 from simcse.data.batching import GroupBatchSampler, ViewBatchSampler
 from simcse.data.positives import Positives
 from simcse.data.views import View, ViewCollator
-from simcse.encoders.encoding import encode_by_length
+from simcse.encoders.encoding import embeds_by_role, encode_by_length
 from simcse.errors import UserError, naming_memory
 from simcse.evaluation.protocol import Evaluation, evaluate
 from simcse.evaluation.tasks import Task
@@ -67,13 +67,14 @@ def evaluate_model(
         shared: All processes call this, and encode a share of the texts each.
     """
 
-    def encode(texts: list[str]) -> np.ndarray:
-        if not shared:
-            return encode_by_length(model, texts, batch_size)
-        return distributed.shared(lambda own: encode_by_length(model, own, batch_size), texts)
+    def encode(texts: list[str], role: Role | None = None) -> np.ndarray:
+        def embed(own: list[str]) -> np.ndarray:
+            return encode_by_length(model, own, batch_size, role=role)
+
+        return distributed.shared(embed, texts) if shared else embed(texts)
 
     with naming_memory("while scoring", "evaluation.batch_size"):
-        return evaluate(encode, tasks)
+        return evaluate(encode, tasks, encode if embeds_by_role(model) else None)
 
 
 def steps_of(config: Config, rows: Dataset) -> int:

@@ -78,7 +78,7 @@ def score_in(run: Path, model: SentenceTransformer, tasks: TaskList, config: Con
 
 def take_over(twin: Path, run: Path) -> None:
     """Copy the scores of a run that differs in its seed alone, unless there are some."""
-    if not (run / RAW_SCORES_FILE).is_file():
+    if not (run / RAW_SCORES_FILE).is_file() and (twin / RAW_ITEMS_FILE).is_file():
         text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
         write_atomically(run / RAW_SCORES_FILE, text)
         with replacing(run / RAW_ITEMS_FILE) as temporary:
