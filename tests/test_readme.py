@@ -1,4 +1,4 @@
-"""What the README tells people to type is understood, and its file tree is true."""
+"""What the README and the pages of docs/ say is true: commands, examples, links, names, figures."""
 
 import re
 import shlex
@@ -8,12 +8,13 @@ from conftest import ROOT
 
 from simcse import SimCSE
 from simcse.cli.arguments import parse
-from simcse.config.reading import load_config, load_sweep
+from simcse.cli.commands import _configs
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PUBLISHING = (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8")
+PAGES = {path.name: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+README = TEXTS["README.md"]
 
 
 def blocks(language, text=README):
@@ -21,37 +22,80 @@ def blocks(language, text=README):
     return [text for name, text in fences if name == language]
 
 
-def commands():
-    for block in [*blocks("bash"), *blocks("bash", PUBLISHING)]:
+def commands(text):
+    """Program and arguments of every command that a page shows, without variables before it."""
+    for block in blocks("bash", text):
         for line in block.splitlines():
-            if words := shlex.split(line, comments=True):
+            words = shlex.split(line, comments=True)
+            while words and re.match(r"[A-Z_]+=", words[0]):
+                words.pop(0)
+            if words:
                 yield words
 
 
+def test_the_readme_is_short():
+    assert len(README.split()) <= 1300
+
+
 def test_make_targets_exist():
-    targets = [words[1] for words in commands() if words[0] == "make"]
+    targets = [words[1] for words in commands(README) if words[0] == "make"]
     makefile = (ROOT / "Makefile").read_text()
-    assert {"quickstart", "test"} <= set(targets)
+    assert {"install", "quickstart", "test"} <= set(targets)
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 
 
-@pytest.mark.parametrize(
-    "words", [words for words in commands() if words[0].startswith(".venv")], ids=" ".join
-)
-def test_command_lines_parse(words):
+ALL_COMMANDS = [words for text in TEXTS.values() for words in commands(text)]
+
+
+def test_readme_shows_every_command():
+    shown = {words[1] for words in commands(README) if words[0] == "simcse"}
+    assert shown >= {
+        "train", "settings", "encode", "search", "evaluate", "compare", "report", "export",
+        "publish",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS, ids=" ".join)
+def test_commands_are_understood(words, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where docs/ is a folder of documents
     program, *arguments = words
-    if program == ".venv/bin/python":
+    program = program.removeprefix(".venv/bin/")
+    if program in ("make", "source", "export") or arguments[:2] == ["-m", "pip"]:
+        return
+    if program == "python":
         script, *arguments = arguments
         assert (ROOT / script).is_file()
+        if "/" in script:
+            return
         arguments = [script.removesuffix(".py"), *arguments]
     else:
-        assert program == ".venv/bin/simcse"
+        assert program == "simcse"
     parsed = parse(arguments)
-    if arguments[0] == "train":
-        name, *settings = parsed.words
-        load_sweep(name, settings) if parsed.sweep else load_config(
-            name, settings
-        )  # raises where a setting is misspelt
+    if arguments[0] in ("train", "prefetch"):
+        assert _configs(parsed)  # raises where a setting is misspelt
+
+
+def anchors(text):
+    """GitHub's anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_files_of_the_clone(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (PAGES[name].parent / file).resolve() if file else PAGES[name]
+        assert path.is_file() and path.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), target
+
+
+def test_readme_links_every_page():
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= set(
+        re.findall(r"\]\(([^)#]+)\)", README)
+    )
 
 
 def test_python_example_runs(tiny, tmp_path, monkeypatch):
@@ -68,11 +112,16 @@ def test_python_example_runs(tiny, tmp_path, monkeypatch):
 
 def test_python_example_trains(tiny, text_file, tmp_path, monkeypatch):
     """As it stands, but with a smaller config in the place of the quickstart."""
+    documents = tmp_path / "docs"
+    documents.mkdir()
+    lines = text_file.read_text(encoding="utf-8").splitlines()
+    for number in range(0, len(lines), 3):
+        (documents / f"{number}.txt").write_text(" ".join(lines[number : number + 3]))
     (tmp_path / "quickstart.yaml").write_text(
         f"encoder: {{name: '{tiny}'}}\n"
-        f"data: {{train: '{text_file}'}}\n"
+        f"data: {{train: '{documents}', held_out: 0.5}}\n"
         "training: {batch_size: 8, steps: 4}\n"
-        "evaluation: {raw_poolings: []}\n"
+        "evaluation: {dev: documents, tasks: [documents, pairs], raw_poolings: []}\n"
     )
     monkeypatch.setattr("simcse.config.reading.CONFIG_FOLDERS", (tmp_path,))
     monkeypatch.chdir(tmp_path)
@@ -82,6 +131,7 @@ def test_python_example_trains(tiny, text_file, tmp_path, monkeypatch):
     run = names["run"]
     assert run.folder == tmp_path / "outputs" / "python"
     assert run.config.training.learning_rate == 1e-4
+    assert set(run.scores) == {"documents", "pairs", "geometry"}
 
 
 def test_the_architecture_page_names_every_file():
