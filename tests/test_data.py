@@ -282,7 +282,7 @@ def test_missing_file(load, name):
 
 def test_folder_and_empty_glob(load, tmp_path):
     with pytest.raises(UserError, match="is a folder; name its files"):
-        load(tmp_path)
+        load(tmp_path, form="sentences")
     with pytest.raises(UserError, match="no file matches"):
         load(tmp_path / "*.jsonl")
 
@@ -401,7 +401,7 @@ def test_another_separator_is_named_with_its_setting(tmp_path, name, separator, 
             list(next(find_sources(str(path), config)).read(Wanted.of(config)))
         assert setting in str(error.value) and str(error.value).startswith(f"{path}:")
     command = shlex.split(setting)[0]
-    config = load_config("quickstart", [command, "data.form=pairs"]).data
+    config = load_config("unsup_wiki_mini", [command, "data.form=pairs"]).data
     fields = next(find_sources(str(path), config)).read(Wanted.of(config))
     assert list(fields) == [(f"{path}:2", ("x", "y"))]
 

@@ -35,6 +35,9 @@ def reference(folder, pooling: str) -> torch.Tensor:
     return (states * mask).sum(1) / mask.sum(1)
 
 
+ROWS = {"form": "sentences"}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("pooling", ["cls", "mean", "avg_first_last"])
 def test_pooling_equals_plain_transformers(tmp_path, architecture, pooling):
@@ -116,18 +119,20 @@ def test_dropout_override_and_missing_dropout(tmp_path, architecture):
     rows = [{"input_ids": [[2, 50, 60, 70, 3]], "text_hash": [1]}]
     without = encoder.build(EncoderConfig(name=folder, dropout=0.0))
     with pytest.raises(UserError, match=r"encoder\.dropout: there is no dropout"):
-        check_views_differ(Config(), without, rows)
-    check_views_differ(Config(), encoder.build(EncoderConfig(name=folder, dropout=0.3)), rows)
+        check_views_differ(Config(data=ROWS), without, rows)
+    check_views_differ(
+        Config(data=ROWS), encoder.build(EncoderConfig(name=folder, dropout=0.3)), rows
+    )
     # One view's own rate, in a pass of its own, reaches every dropout of every architecture.
-    own = Config(views=[ViewConfig(), ViewConfig(dropout=0.3)])
+    own = Config(data=ROWS, views=[ViewConfig(), ViewConfig(dropout=0.3)])
     check_views_differ(own, without, rows)
     with encoder.dropout(without.train(), 0.3):
         probabilities = {m.p for m in without.modules() if isinstance(m, torch.nn.Dropout)}
     assert probabilities <= {0.3}
     with pytest.raises(UserError, match=r"encoder\.dropout: there is no dropout"):
-        check_views_differ(Config(), without, rows)  # and is put back
+        check_views_differ(Config(data=ROWS), without, rows)  # and is put back
     # Another way to make views differ needs no dropout.
-    shuffled = Config(views=[ViewConfig(), ViewConfig(shuffle=True)])
+    shuffled = Config(data=ROWS, views=[ViewConfig(), ViewConfig(shuffle=True)])
     check_views_differ(shuffled, without, [{**rows[0], "text_hash": [h]} for h in range(8)])
 
 
@@ -173,7 +178,9 @@ def test_weights_are_float32_whatever_they_were_stored_in(tmp_path, tiny):
 def test_view_check_leaves_the_random_state_alone(tiny):
     model = encoder.build(EncoderConfig(name=str(tiny)))
     before = torch.random.get_rng_state()
-    check_views_differ(Config(), model, [{"input_ids": [[2, 50, 60, 3]], "text_hash": [1]}])
+    check_views_differ(
+        Config(data=ROWS), model, [{"input_ids": [[2, 50, 60, 3]], "text_hash": [1]}]
+    )
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -195,7 +195,9 @@ def test_columns_that_the_names_do_not_tell(load, form, content, expected):
 
 def test_forms_have_caches_of_their_own(load):
     content = "text,label\none,1\ntwo,1\n"
-    assert len(load("f.csv", content, form="pairs")[0][0]["input_ids"]) == 2
+    assert (
+        len(load("f.csv", content, form="pairs", columns=["text", "label"])[0][0]["input_ids"]) == 2
+    )
     assert len(load("f.csv", content, form="labelled")[0][0]["input_ids"]) == 1
 
 

@@ -179,6 +179,7 @@ def test_what_is_missing_offline_is_named_with_what_fetches_it(tmp_path, capsys)
 
 def test_prefetch_names_the_evaluation_data_that_are_not_here(tmp_path, capsys, text_file):
     words = [f"data.train={text_file}", "evaluation.data=nowhere", "evaluation.dev=STSB"]
+    words.append("evaluation.tasks=pairs")
     assert main(["prefetch", *words]) == 2
     output = capsys.readouterr()
     assert "encoder  mini-bert" in output.out

@@ -381,6 +381,7 @@ def test_mlm_sees_every_column_as_it_is(masked, monkeypatch):
         {
             "encoder": {"name": str(masked)},
             "objective": [{"info_nce": 1.0}, {"mlm": 0.1}],
+            "data": {"form": "sentences"},
             "views": [{"shuffle": True}, {"cutoff": 0.5, "repeat": 0.5}],
         },
         "test",
@@ -467,6 +468,7 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
     config = validate(
         {
             "encoder": {"name": str(tiny), "dropout": 0.0},
+            "data": {"form": "sentences"},
             "objective": {"terms": "distill_l2", "teacher": str(teacher)},
         },
         "test",

@@ -47,7 +47,8 @@ def test_graph_equals_torch(tmp_path, architecture, pooling, projection):
 
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["export", str(tmp_path), str(tmp_path / "out"), "--format", "onnx"]) == 2
+    run = tmp_path / "run"
+    assert main(["export", str(run), str(tmp_path / "out"), "--format", "onnx"]) == 2
     assert "pip install 'simcse-trainer[onnx]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -88,10 +88,9 @@ class Wanted:
             return list(self.columns)
         if usual := self._usual(found):
             return usual
-        option = ", or --column" if self.settings == "data." else ""
         what = COLUMNS[self.form][2]
         raise UserError(
-            f"{place}: choose columns ({self.settings}columns{option}), {what}, of {_shown(found)}"
+            f"{place}: choose columns ({self.settings}columns{self.option}), {what}, of {_shown(found)}"
         )
 
     def _usual(self, found: list[str]) -> list[str]:
@@ -131,6 +130,11 @@ class Wanted:
                 raise UserError(f"{place}: expected text, found {type(value).__name__}")
             texts.append(sound_text(place, value or "", self.most_characters))
         return place, tuple(texts)
+
+    @property
+    def option(self) -> str:
+        """What names a column beside the setting."""
+        return ", or --column" if self.settings == "data." else ""
 
     @property
     def most_characters(self) -> int:
@@ -378,7 +382,7 @@ def _refuse_other_separator(
             raise UserError(
                 f"{place}: one field, {row[0][:60]!r}, which {character!r} seems to separate; set "
                 f"{wanted.settings}separator={value} in the config, or name the column if it is "
-                f"one ({wanted.settings}columns)"
+                f"one ({wanted.settings}columns{wanted.option})"
             )
 
 

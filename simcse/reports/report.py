@@ -40,8 +40,8 @@ def write_report(sets: Sequence[RunSet], folder: Path, *, overwrite: bool = Fals
     sets = with_own_names(sets)
     figures = pictures(sets)
     inputs = [run.folder for runs in sets for run in runs.runs]
-    for run_folder in inputs:
-        check_outside(folder, run_folder, "the run folder")
+    for run in (run for runs in sets for run in runs.runs if run.config):
+        check_outside(folder, run.folder, "the run folder")
     for name in (PAGE, *(f"{picture.name}.png" for picture in figures)):
         may_write(folder / name, inputs, ours=_is_of_a_report, overwrite=overwrite)
     environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)
