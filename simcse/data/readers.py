@@ -88,9 +88,9 @@ class Wanted:
             return list(self.columns)
         if usual := self._usual(found):
             return usual
-        what = COLUMNS[self.form][2]
+        named = f"{self.settings}columns{self.option}"
         raise UserError(
-            f"{place}: choose columns ({self.settings}columns{self.option}), {what}, of {_shown(found)}"
+            f"{place}: choose columns ({named}), {COLUMNS[self.form][2]}, of {_shown(found)}"
         )
 
     def _usual(self, found: list[str]) -> list[str]:
