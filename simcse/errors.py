@@ -51,7 +51,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def naming_memory(place: str, *settings: str) -> Iterator[None]:
-    """Turn a want of memory into a line that names the settings to lower.
+    """Turn running out of memory into a line that names the settings to lower.
 
     Raises:
         UserError: Memory did not suffice, on a GPU or here.
