@@ -23,8 +23,8 @@ test: .venv/installed
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak --capture=no tests/test_survival.py
 
-# The benchmarks take the docstrings of the installed packages, unless WIKI names a text of one
-# sentence a line; SENTEVAL, a folder in SentEval's layout, adds the sentences of STS to them.
+# The benchmarks use the shipped documents, unless WIKI names a text with one sentence per line;
+# SENTEVAL, a folder in SentEval's layout, adds the sentences of STS.
 WIKI ?=
 SENTEVAL ?=
 

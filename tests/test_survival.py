@@ -454,7 +454,7 @@ def gpu_want(_):
 
 
 @pytest.mark.parametrize("want", [real_want, gpu_want])
-def test_want_of_memory_names_the_settings(arguments, run, monkeypatch, capsys, want):
+def test_out_of_memory_names_the_settings(arguments, run, monkeypatch, capsys, want):
     original = loop.backpropagate
     calls = []
 
@@ -475,7 +475,7 @@ def test_want_of_memory_names_the_settings(arguments, run, monkeypatch, capsys, 
     assert newest_checkpoint(run).name == "checkpoint-4"
 
 
-def test_want_of_memory_while_scoring_names_its_own_setting(arguments, monkeypatch, capsys):
+def test_out_of_memory_while_scoring_names_its_own_setting(arguments, monkeypatch, capsys):
     monkeypatch.setattr(setup, "evaluate", lambda *_: np.empty(HUGE, dtype=np.uint8))
     assert main(arguments) == 2
     message = capsys.readouterr().err

@@ -123,7 +123,7 @@ def folder(name: str, seed: int) -> Path:
 
 def table(names: list[str]) -> str:
     """Markdown: mean (± standard deviation over seeds) of each row."""
-    head = ["", "seeds", "STS-B dev", "STS12", "STS13", "alignment", "uniformity", "CPU s a step"]
+    head = ["", "seeds", "STS-B dev", "STS12", "STS13", "alignment", "uniformity", "CPU s per step"]
     seconds = json.loads(SECONDS.read_text(encoding="utf-8")) if SECONDS.is_file() else {}
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in names:

@@ -1,4 +1,4 @@
-"""Encodes texts in batches of like length in tokens, so that next to nothing is padding.
+"""Encodes texts in batches sorted by length in tokens, so that there is next to no padding.
 
 sentence-transformers sorts by characters, which say little about tokens (on the sentences of STS it
 computes a third more tokens than there are), and tokenises batch by batch. Here all texts are
