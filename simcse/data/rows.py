@@ -85,7 +85,7 @@ def load_training_data(
         UserError: Missing, empty, undecodable or malformed input, with file and line.
     """
     documents = Documents(config) if config.form == "documents" else None
-    sources = all_sources(config)
+    sources = documents.sources if documents else all_sources(config)
     folder = Path(config.cache) if config.cache else cache_folder() / "tokens"
     path = folder / f"{_cache_key(sources, config, tokenizer)}.arrow"
 

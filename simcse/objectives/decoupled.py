@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simcse.objectives.objective import PairObjective, Weight
+from simcse.objectives.info_nce import InfoNCE
 from simcse.objectives.pairwise import pair_logits
-from simcse.objectives.temperature import Temperature
 
 
 def decoupled(
@@ -41,7 +40,7 @@ def decoupled(
     return loss.sum() / some.sum().clamp(min=1)
 
 
-class Decoupled(PairObjective):
+class Decoupled(InfoNCE):
     """:func:`decoupled` as a term of a run, or as a loss of its own.
 
     Args:
@@ -56,18 +55,4 @@ class Decoupled(PairObjective):
     )
     source = "DCL, Yeh et al. 2022, https://arxiv.org/abs/2110.06848"
 
-    def __init__(
-        self, temperature: float | Temperature = 0.05, hard_negative_weight: Weight = 1.0
-    ) -> None:
-        super().__init__(temperature, hard_negative_weight)
-
-    def forward(
-        self,
-        anchor: Tensor,
-        positive: Tensor,
-        hard_negatives: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Shapes as for :func:`decoupled`."""
-        weight = self.hard_negative_weight
-        return decoupled(anchor, positive, self.temperature(), hard_negatives, weight, mask)
+    function = staticmethod(decoupled)

@@ -64,6 +64,7 @@ class InfoNCE(PairObjective):
         "−log( exp(s(i,i⁺)/τ) / Σⱼ ( exp(s(i,j⁺)/τ) + α^[i=j] exp(s(i,j⁻)/τ) ) )"
     )
     source = "Gao et al. 2021, https://arxiv.org/abs/2104.08821"
+    function = staticmethod(info_nce)
 
     def __init__(
         self, temperature: float | Temperature = 0.05, hard_negative_weight: Weight = 1.0
@@ -79,4 +80,4 @@ class InfoNCE(PairObjective):
     ) -> Tensor:
         """Shapes as for :func:`info_nce`."""
         weight = self.hard_negative_weight
-        return info_nce(anchor, positive, self.temperature(), hard_negatives, weight, mask)
+        return self.function(anchor, positive, self.temperature(), hard_negatives, weight, mask)
