@@ -224,6 +224,7 @@ def ours(setting: Setting, batching: str, precision: str, seed: int) -> Clock:
         patch.object(Progress, "dev"),
         patch.object(resuming.State, "save"),
         patch.object(loop, "load_weights"),
+        patch.object(loop.checkpoints, "damage", return_value=None),
         StopSignals() as signals,
     ):
         loop.train(config, output, loss, rows, lambda model: NO_SCORES, signals, None)
