@@ -213,12 +213,12 @@ def test_the_section_hub_fills_the_card_and_may_change_later(export, one_picture
 
 def test_several_seeds_show_mean_and_interval(export, two_seeds, one_picture):
     text = (export(two_seeds) / "README.md").read_text()
-    assert "| mean ± std of 2 seeds | 95% interval of the mean |" in text
+    assert "| all 2 seeds |" in text and "(95% interval of the mean)" in text
     summary = json.loads((two_seeds / "summary.json").read_text())["test"]["pairs"]
     found = summary["cosine_spearman"]
     low, high = 100 * found["low"], 100 * found["high"]
     assert (
-        f"{100 * found['mean']:.2f} ± {100 * found['std']:.2f} | {low:.2f} to {high:.2f} |" in text
+        f"{100 * found['mean']:.2f} ± {100 * found['std']:.2f} ({low:.2f} to {high:.2f}) |" in text
     )
     best = json.loads((two_seeds / "summary.json").read_text())["dev"]["best_seed"]
     assert f"seed {best}." in text
@@ -367,3 +367,11 @@ def test_nothing_is_overwritten(export, capsys, one_picture):
     assert main(["export", str(folder), str(folder.parent / "again")]) == 2
     assert "is no finished run" in capsys.readouterr().err
     assert not (folder.parent / "again").exists()
+
+
+def test_the_card_has_untrained_scores_and_what_training_changed(export, one_picture):
+    text = (export() / "README.md").read_text()
+    columns = "untrained (mean) | **this model** | after - before | 95% interval |"
+    assert f"| task | score | {columns}" in text
+    change = json.loads((export.run / "scores.json").read_text())["changes"]["pairs"]["scores"]
+    assert f" | {100 * change['cosine_spearman']['difference']:+.2f} | " in text

@@ -154,12 +154,22 @@ def make_parser() -> argparse.ArgumentParser:
 
     compare = subcommands.add_parser(
         "compare",
-        help="compare two runs or sets of seeds",
-        description="Differences B - A: single models by a paired bootstrap over sentence pairs, "
-        "sets of seeds by Welch's t-test.",
+        help="compare runs or sets of seeds",
+        description="Differences from the first: single models by a paired bootstrap over the "
+        "items of a test, sets of seeds by Welch's t-test.",
     )
-    compare.add_argument("run_a", metavar="RUN_A", help="run folder, or folder of seeds")
-    compare.add_argument("run_b", metavar="RUN_B")
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, folder of seeds, or any model that simcse evaluate has scored",
+    )
+    compare.add_argument(
+        "--format",
+        choices=("text", "markdown", "latex", "csv", "json"),
+        default="text",
+        help="of the table (default: %(default)s, with words on how to read it)",
+    )
     compare.add_argument("--seeds", metavar="0,1,2", help="only these seeds of both")
     compare.set_defaults(run=commands.compare)
 
@@ -168,7 +178,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="draw runs as one HTML page",
         description="Write curves, geometry, histograms and scores of runs as one HTML page.",
     )
-    report.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or folder of seeds")
+    report.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, folder of seeds, or any model that simcse evaluate has scored",
+    )
     report.add_argument(
         "-o",
         "--output",

@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -131,8 +130,9 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from simcse.evaluation import paper_results
     from simcse.evaluation.protocol import PROTOCOL
     from simcse.evaluation.scoring import is_hub_name, plan_tasks, score_model
-    from simcse.evaluation.table import collapse_lines, score_table
-    from simcse.reports.runs import finished_run, save_scores
+    from simcse.evaluation.table import collapse_lines
+    from simcse.reports.runs import evaluation_folder, finished_run, save_scores
+    from simcse.reports.tables import Column, as_text, score_rows
 
     data = Path(parsed.data) if parsed.data else None
     if data is not None and not data.is_dir():
@@ -140,7 +140,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     rivals = paper_results.find(parsed.against) if parsed.against else []
     name = str(DEFAULT_MODEL if parsed.model is None else parsed.model)
     output = _score_file(
-        Path(parsed.output or _evaluation_folder(name) / "scores.json"),
+        Path(parsed.output or evaluation_folder(name) / "scores.json"),
         [name, parsed.data],
         overwrite=parsed.overwrite,
     )
@@ -169,9 +169,8 @@ def evaluate(parsed: argparse.Namespace) -> None:
         "scores": scores,
     }
     save_scores(output, result, evaluation.items)
-    columns = {_base_name(name): scores}
-    print(score_table(columns))
-    for line in collapse_lines(columns):
+    print(as_text(score_rows([Column(_base_name(name), [scores])])))
+    for line in collapse_lines({_base_name(name): scores}):
         print(line)
     if tasks.missing:
         names = ", ".join(tasks.missing)
@@ -183,19 +182,26 @@ def evaluate(parsed: argparse.Namespace) -> None:
 
 
 def compare(parsed: argparse.Namespace) -> None:
-    """Print the differences of two runs, or of two settings under several seeds."""
-    from simcse.reports.compare import comparison_text
+    """Print the differences of runs, or of settings under several seeds, from the first."""
+    from simcse.reports import compare, tables
     from simcse.reports.runs import load_runs, with_own_names
+
+    if len(parsed.runs) < 2:
+        raise UserError(f"compare: {parsed.runs[0]} alone; name two runs or more")
 
     seeds = None
     if parsed.seeds is not None:
         seeds = [seed.strip() for seed in parsed.seeds.split(",")]
         if not all(seeds) or len(set(seeds)) < len(seeds):
             raise UserError(f"--seeds {parsed.seeds!r}: expected different seeds, such as 0,1,2")
-    if Path(parsed.run_a).resolve() == Path(parsed.run_b).resolve():
-        raise UserError(f"{parsed.run_a} and {parsed.run_b} are the same run")
-    sets = [load_runs(Path(folder), seeds) for folder in (parsed.run_a, parsed.run_b)]
-    print(comparison_text(*with_own_names(sets)))
+    resolved = [Path(run).resolve() for run in parsed.runs]
+    if twice := [run for run in parsed.runs if resolved.count(Path(run).resolve()) > 1]:
+        raise UserError(f"{twice[0]} and {twice[1]} are the same run")
+    sets = with_own_names([load_runs(Path(run), seeds) for run in parsed.runs])
+    text = parsed.format == "text"
+    found = compare.compare(sets, letters=text)
+    table = tables.FORMATS[parsed.format](found.rows)
+    print("\n".join([*found.before, "", table, "", *found.after]) if text else table)
 
 
 def report(parsed: argparse.Namespace) -> None:
@@ -336,16 +342,6 @@ def _score_file(path: Path, inputs: list[str | None], *, overwrite: bool) -> Pat
     return path
 
 
-def _evaluation_folder(model: str) -> Path:
-    """In a run folder, where its card finds the scores; elsewhere under ``outputs``."""
-    if (Path(model) / "scores.json").is_file() and (Path(model) / "config.yaml").is_file():
-        folder = Path(model) / "evaluation"
-        if folder.is_symlink():
-            raise UserError(f"{folder}: a link, which no run makes; name a file with -o")
-        return folder
-    return Path("outputs") / "evaluation" / _file_name(model)
-
-
 def _base_name(model: str) -> str:
     return Path(model).absolute().name
 
@@ -362,16 +358,3 @@ def _show_transfers() -> None:
 
     if sys.stderr.isatty():
         enable_progress_bars()
-
-
-def _file_name(model: str) -> str:
-    """A folder's name for a model, another for every model: ``p/q`` becomes ``p--q``.
-
-    Other characters than letters, digits, ``_``, ``.`` and ``-`` are percent-encoded, and so are
-    hyphens that would look like the two between the parts.
-    """
-    parts = [
-        re.sub(r"[^\w.-]|^[.-]|-(?=-|$)", lambda found: f"%{ord(found[0]):02X}", part)
-        for part in Path(model).parts
-    ]
-    return "--".join(parts) or "model"

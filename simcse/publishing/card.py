@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,14 +22,21 @@ from simcse.encoders.encoder import EMBEDDED_ENCODER
 from simcse.evaluation.hub_results import is_commit, model_index
 from simcse.evaluation.names import MTEB, MTEB_STS, STS
 from simcse.evaluation.protocol import PROTOCOL, Scores
-from simcse.evaluation.statistics import summarize
-from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
+from simcse.evaluation.table import collapse_lines
 from simcse.objectives.terms import SHIPPED
-from simcse.publishing.markdown import Markdown, fenced
+from simcse.reports.markdown import Markdown, fenced
 from simcse.reports.plots import Picture
 from simcse.reports.records import MadeFrom, RunScores
 from simcse.reports.runs import ENVIRONMENT_FILE, SCORES_FILE, Run, RunSet, read_json
-from simcse.reports.summary import summary_cells
+from simcse.reports.tables import (
+    Column,
+    Rows,
+    as_markdown,
+    column_of,
+    references,
+    score_rows,
+    what_chose,
+)
 
 ASSETS = Path(__file__).parent.parent / "assets"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "simcse"]
@@ -71,7 +78,7 @@ def model_card(trained: TrainedModel) -> ModelCard:
         autoescape=True,
         finalize=Markdown.escape,  # whatever is not marked as our own Markdown
     )
-    environment.filters |= {"cell": cell, "file_name": lambda name: Path(name).name}
+    environment.filters["file_name"] = lambda name: Path(name).name
     text = environment.from_string((ASSETS / "card.md").read_text(encoding="utf-8")).render(
         card_data=Markdown(_metadata(trained, made_from).to_yaml()),
         name=trained.name,
@@ -81,7 +88,6 @@ def model_card(trained: TrainedModel) -> ModelCard:
         made_from=made_from,
         embedded_encoder=EMBEDDED_ENCODER,
         embedded_text=EMBEDDED_TEXT,
-        labels=LABELS,
         language=_languages(config),
         width=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
@@ -95,7 +101,8 @@ def model_card(trained: TrainedModel) -> ModelCard:
         and (model.default_prompt_name, model.truncate_dim) == (None, None)
         and (not later or isinstance(model[-1], Dense)),
         towers=config.encoder.towers == "two",
-        score_table=_table(_score_rows(trained)),
+        score_table=as_markdown(_score_rows(trained)),
+        chosen=what_chose([RunSet(trained.name, [run])]),
         warnings=collapse_lines({"this model": run.scores}),
         protocol=PROTOCOL + (_PAIRS if "pairs" in run.scores else ""),
         mteb_data=_mteb_data(trained.scored_later),
@@ -157,30 +164,18 @@ def _metadata(trained: TrainedModel, made_from: dict[str, Any]) -> ModelCardData
     )
 
 
-def _score_rows(trained: TrainedModel) -> list[list[str]]:
-    run, several = trained.run, len(trained.runs.runs) > 1
-    head = ["task", "score", *(f"untrained, {pooling}" for pooling in run.raw)]
-    head.append(Markdown("**this model**"))
-    if several:
-        head += [f"mean ± std of {len(trained.runs.runs)} seeds", "95% interval of the mean"]
-    rows = [head]
-    for task, key in shown_scores({**run.scores, **trained.scored_later}):
-        values = run.scores.get(task) or trained.scored_later[task]
-        raw = [scores.get(task, {}).get(key) for scores in run.raw.values()]
-        row = [task_label(task, values), LABELS[key]]
-        row += ["" if value is None else cell(key, value) for value in raw]
-        row.append(Markdown("**{}**").format(cell(key, values[key])))
-        if several:
-            scores = trained.runs.values(task, key)
-            row += summary_cells(key, summarize(scores))[::2] if scores else ["", ""]
-        rows.append(row)
-    return rows
-
-
-def _table(rows: list[list[str]]) -> Markdown:
-    rule = "| --- | --- |" + " ---: |" * (len(rows[0]) - 2)
-    head, *lines = (Markdown("| {} |").format(Markdown(" | ").join(row)) for row in rows)
-    return Markdown("\n").join([head, Markdown(rule), *lines])
+def _score_rows(trained: TrainedModel) -> Rows:
+    """This model beside the untrained encoder, BM25 and, where there are several seeds, all."""
+    run, name = trained.run, "this model"
+    columns = [Column(name, [{**trained.scored_later, **run.scores}], run.changes)]
+    if len(trained.runs.runs) > 1:
+        columns.append(replace(column_of(trained.runs), name=f"all {len(trained.runs.runs)} seeds"))
+    rows = score_rows(columns, references([(name, run.raw, run.bm25)]))
+    place = rows[0].index(name)
+    return [
+        [Markdown("**{}**").format(text) if i == place else text for i, text in enumerate(row)]
+        for row in rows
+    ]
 
 
 def _mteb_data(scores: Scores) -> list[str]:

@@ -77,6 +77,7 @@ class Geometry(Record):
     mean_cosine: Number
     effective_rank: Number
     dim: Annotated[Count, Field(ge=1)]
+    sentences: Annotated[Count, Field(ge=2)] | None = None
     collapse: str
     source: str
     singular_values: Annotated[list[Number], Field(min_length=1)]

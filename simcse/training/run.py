@@ -31,12 +31,12 @@ from simcse.encoders import encoder
 from simcse.encoders.loading import load_trained
 from simcse.environment import environment
 from simcse.errors import UserError, naming_memory
-from simcse.evaluation.change import changes, differences_of, verdict_line, worse_lines
+from simcse.evaluation.change import changes, verdict_line, worse_lines
 from simcse.evaluation.documents import too_few
 from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.scoring import TaskList, plan_tasks
 from simcse.evaluation.sources import load_dev_task, load_geometry
-from simcse.evaluation.table import collapse_lines, score_table
+from simcse.evaluation.table import LABELS, cell, collapse_lines
 from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask, Task
 from simcse.files import (
     check_parent,
@@ -59,6 +59,7 @@ from simcse.reports.runs import (
     read_json,
     save_scores,
 )
+from simcse.reports.tables import Column, as_text, references, score_rows
 from simcse.sealing import MANIFEST, seal
 from simcse.training import loop
 from simcse.training.checkpoints import CHECKPOINTS, check_owner, newest_checkpoint, remove_all
@@ -261,20 +262,19 @@ def dry_run(config: Config) -> None:
 
 def print_scores(scores: dict[str, Any]) -> None:
     """Print the table of a finished run, what became worse first, and the verdict last."""
-    columns: dict[str, Scores] = {f"raw {pooling}": raw for pooling, raw in scores["raw"].items()}
-    if scores.get("bm25"):
-        columns["BM25"] = scores["bm25"]
-    columns["trained"] = scores["trained"]
     dev, found = scores["dev"], scores.get("changes", {})
+    before = references([("", scores["raw"], scores.get("bm25", {}))])
+    after = Column("trained", [scores["trained"]], found)
     # The dev task chose the checkpoint, so that it says nothing of an improvement.
     tests = {task: change for task, change in found.items() if task in scores["trained"]}
     for line in worse_lines(found, dev["task"]):
         print(line)
-    print(f"\n{score_table(columns, differences_of(tests))}\n")
+    print(f"\n{as_text(score_rows([after], before))}\n")
     for line in collapse_lines({"trained": scores["trained"]}):
         print(line)
+    metric = dev["metric"]
     print(
-        f"best of {dev['task']} ({dev['metric']} {100 * dev['best']:.2f}) "
+        f"best of {dev['task']} ({LABELS[metric]} {cell(metric, dev['best'])}) "
         f"at step {dev['best_step']} of {dev['steps']}"
     )
     if tests:
