@@ -103,7 +103,7 @@ def test_sentences_come_in_anything_that_gives_them_in_order(simcse, several):
         (lambda s: s.encode(pd.DataFrame({"text": ["x"]})), "got DataFrame; pass one column"),
         (lambda s: s.build_index(pd.DataFrame({"text": ["x"]})), "got DataFrame; pass one column"),
         (lambda s: s.add_to_index({"text": "x"}), "got dict; pass one column"),
-        (lambda s: s.encode(Dataset.from_dict({"text": ["x"]})), "sentence 0: expected str, got d"),
+        (lambda s: s.encode(Dataset.from_dict({"text": ["x"]})), "got Dataset; pass one column"),
         (lambda s: s.encode("x", role="passage"), "role: 'passage' is unknown; allowed are query"),
         (lambda s: s.encode("x", batch_size=0), "batch_size: expected a whole number from 1 on"),
         (lambda s: s.encode("x", batch_size=2.5), "batch_size: .* got 2.5"),
@@ -276,10 +276,10 @@ def test_broken_or_foreign_index_is_named(simcse, model_folder, tmp_path, tiny):
 
 def test_index_from_a_column_of_a_table(simcse, tmp_path):
     table = tmp_path / "corpus.csv"
-    table.write_text("id,text\n1,The first row.\n2,The second row.\n")
+    table.write_text("a,text\n1,The first row.\n2,The second row.\n")
     simcse.build_index(table, column="text")
     assert simcse.index["sentences"] == ["The first row.", "The second row."]
-    with pytest.raises(UserError, match=r"choose columns .*, one column, of id, text"):
+    with pytest.raises(UserError, match=r"choose columns .*, one column, of a, text"):
         simcse.build_index(table)
 
 

@@ -12,8 +12,9 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import yaml
 
@@ -23,7 +24,10 @@ from simcse.config.settings import MTEB, Config, OwnKind, OwnTest, at_commas
 from simcse.config.yaml_values import parse_yaml, yaml_problem
 from simcse.errors import UserError
 from simcse.files import check_outside
-from simcse.terminal import silence_libraries, visible
+from simcse.terminal import complain, silence_libraries, visible
+
+if TYPE_CHECKING:
+    from simcse.inference.model import SimCSE
 
 
 def train(parsed: argparse.Namespace) -> None:
@@ -218,8 +222,9 @@ def encode(parsed: argparse.Namespace) -> None:
     """Embed every row of a file."""
     _quiet_libraries()
     import numpy as np
+    from tqdm import tqdm
 
-    from simcse.data.readers import read_sentences
+    from simcse.data.readers import count_lines, read_sentences
     from simcse.files import may_write
     from simcse.inference.model import SimCSE
     from simcse.inference.streaming import check_name, encode_to_file
@@ -235,6 +240,9 @@ def encode(parsed: argparse.Namespace) -> None:
         trust_remote_code=parsed.trust_remote_code,
     )
 
+    first = list(islice(sentences, 1000))
+    _warn_of_unknown_signs(first, simcse, parsed.file)
+
     def embed(texts: list[str]) -> np.ndarray:
         found = simcse.encode(
             texts,
@@ -242,13 +250,21 @@ def encode(parsed: argparse.Namespace) -> None:
             normalize_to_unit=not parsed.keep_length,
             batch_size=parsed.batch_size,
             max_length=parsed.max_length,
-            show_progress_bar=sys.stderr.isatty(),
+            show_progress_bar=bar,
             role=parsed.role,
         )
         return np.asarray(found)
 
-    rows, width = encode_to_file(sentences, embed, output, parsed.file)
+    with tqdm(total=count_lines(Path(parsed.file)), unit="text", disable=None) as bar:
+        rows, width = encode_to_file(chain(first, sentences), embed, output, parsed.file)
     print(f"{output}: {rows:,} embeddings of width {width}, row i is row i of the file")
+
+
+def _warn_of_unknown_signs(texts: list[str], simcse: SimCSE, source: str) -> None:
+    from simcse.data.tokens import unknown_in, unknown_warning
+
+    if warning := unknown_warning(*unknown_in(texts, simcse.tokenizer), source):
+        complain(warning)
 
 
 def search(parsed: argparse.Namespace) -> None:
@@ -275,6 +291,8 @@ def search(parsed: argparse.Namespace) -> None:
         simcse.load_index(parsed.index)
     else:
         simcse.build_index(parsed.corpus, batch_size=parsed.batch_size, column=parsed.column)
+        if simcse.index:
+            _warn_of_unknown_signs(simcse.index["sentences"], simcse, parsed.corpus)
     if parsed.save_index:
         simcse.save_index(parsed.save_index, parsed.overwrite)
     for query in parsed.queries:

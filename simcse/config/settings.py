@@ -374,7 +374,8 @@ class DataConfig(_Section):
     of txt and md, or tables with a title (if any) and a text; see ``positives``. Where it is left
     out: ``documents`` for ``python-docs``, folders and Markdown, else ``sentences``."""
     columns: Annotated[list[str], BeforeValidator(_list_from_one)] = []
-    """Columns of the form, in its order; needed where the names do not tell."""
+    """Columns of the form, in its order; needed where the names do not tell. ``title+text`` joins
+    two by a space."""
     names: Annotated[list[str], BeforeValidator(_list_from_one)] = []
     """Names of the columns of csv and tsv files that have no header."""
     quotes: bool = True

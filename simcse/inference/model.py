@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sentence_transformers.util import cos_sim
 from torch import Tensor
+from tqdm import tqdm
 
 from simcse.config.settings import Pooling, Role
 from simcse.data.readers import has_data_suffix, read_sentences, sound_text
@@ -94,7 +95,7 @@ class SimCSE:
         keepdim: bool = False,
         batch_size: int = 64,
         max_length: int | None = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | tqdm = False,
         role: Role | None = None,
     ) -> np.ndarray | Tensor:
         """Embed one sentence or several.
@@ -107,7 +108,7 @@ class SimCSE:
             keepdim: Return shape ``(1, dim)`` for a single string as well.
             batch_size: Sentences per forward pass.
             max_length: Cut inputs at this many tokens; ``None`` is the encoder's own limit.
-            show_progress_bar: Show one on standard error.
+            show_progress_bar: Show one on standard error, or move this one.
             role: ``query`` or ``document``, for models that embed them apart (two towers, prompts);
                 ``None`` is the model's default, with two towers the queries'.
 
@@ -130,7 +131,7 @@ class SimCSE:
                     batch_size=batch_size,
                     device=device,
                     normalize_embeddings=normalize_to_unit,
-                    show_progress_bar=show_progress_bar,
+                    show_progress_bar=show_progress_bar is True,
                 ).astype(np.float32, copy=False)
             else:
                 embeddings = encode_by_length(
@@ -371,7 +372,9 @@ def _texts(texts: str | Iterable[str]) -> list[str]:
     """
     if isinstance(texts, str):
         texts = [texts]
-    table = isinstance(texts, Mapping) or hasattr(texts, "columns")
+    table = isinstance(texts, Mapping) or any(
+        hasattr(texts, n) for n in ("columns", "column_names")
+    )
     if table or isinstance(texts, bytes) or not isinstance(texts, Iterable):
         hint = "; pass one column, such as df['text']" if table else ""
         raise UserError(f"expected a str or several, got {type(texts).__name__}{hint}")

@@ -27,6 +27,7 @@ from simcse.config.reading import differences, read_config, settings_digest, to_
 from simcse.config.settings import Config
 from simcse.data.readers import is_from_hub
 from simcse.data.rows import TextCounts, load_training_data
+from simcse.data.tokens import unknown_warning
 from simcse.encoders import encoder
 from simcse.encoders.loading import load_trained
 from simcse.environment import environment
@@ -194,6 +195,7 @@ def _finish(
         model_files = files_in(folder)
     # Scored as its users will load it: from disk, without mixed precision.
     result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
+    print("scoring the trained model", flush=True)
     evaluation = score_in(run, result, prepared.scored, config)
     metrics = {task.name: task.metric for task in prepared.scored.ours}
     with naming_memory("for BM25", "the number of documents of a retrieval test"):
@@ -294,6 +296,8 @@ def prepare(config: Config) -> Prepared:
         rows, counts = load_training_data(config.data, model.tokenizer, config.seed)
     print(f"text     {', '.join(config.data.train)}: {counts}")
     print(f"         {len(rows):,} rows for training", flush=True)
+    if warning := unknown_warning(counts.unknown, counts.tokens, "data.train"):
+        print(warning)
     if len(rows) < config.training.batch_size:
         raise UserError(
             f"training.batch_size: {config.training.batch_size} is more than "

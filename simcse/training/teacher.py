@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.lib.format import open_memmap
 from sentence_transformers import SentenceTransformer
+from tqdm import tqdm
 
 from simcse.caches import cache_folder, cached
 from simcse.config.settings import Config, ObjectiveConfig
@@ -65,11 +66,13 @@ def teacher_embeddings(
         wanted = ((row, text) for row, text in texts if needed[row])
         memory = open_memmap(temporary, "w+", np.float32, (len(rows), width))
         done = 0
-        for chunk in in_chunks(wanted, _CHUNK, lambda pair: len(pair[1])):
-            places, sentences = zip(*chunk, strict=True)
-            found = encode_by_length(teacher, sentences, config.evaluation.batch_size)
-            memory[list(places)] = found
-            done += len(chunk)
+        with tqdm(total=int(needed.sum()), unit="text", disable=None) as bar:
+            for chunk in in_chunks(wanted, _CHUNK, lambda pair: len(pair[1])):
+                places, sentences = zip(*chunk, strict=True)
+                memory[list(places)] = encode_by_length(
+                    teacher, sentences, config.evaluation.batch_size, show_progress=bar
+                )
+                done += len(chunk)
         memory.flush()
         del memory
         if done != needed.sum():
