@@ -8,7 +8,8 @@ from typing import NoReturn, get_args
 
 from simcse import __version__
 from simcse.cli import commands
-from simcse.config.reading import config_names, nearest_settings
+from simcse.config.finding import config_names
+from simcse.config.reading import nearest_settings
 from simcse.config.settings import Config, Pooling, Role
 from simcse.errors import UserError
 from simcse.terminal import complain

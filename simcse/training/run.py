@@ -27,13 +27,11 @@ from simcse.config.reading import differences, read_config, settings_digest, to_
 from simcse.config.settings import Config
 from simcse.data.readers import is_from_hub
 from simcse.data.rows import TextCounts, load_training_data
-from simcse.data.tokens import unknown_warning
 from simcse.encoders import encoder
 from simcse.encoders.loading import load_trained
 from simcse.environment import environment
 from simcse.errors import UserError, naming_memory
 from simcse.evaluation.change import changes, verdict_line, worse_lines
-from simcse.evaluation.documents import too_few
 from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.scoring import TaskList, plan_tasks
 from simcse.evaluation.sources import load_dev_task, load_geometry
@@ -64,6 +62,7 @@ from simcse.reports.tables import Column, as_text, references, score_rows
 from simcse.sealing import MANIFEST, seal
 from simcse.training import loop
 from simcse.training.checkpoints import CHECKPOINTS, check_owner, newest_checkpoint, remove_all
+from simcse.training.hints import hints, what_chooses_and_tests
 from simcse.training.interruption import StopSignals
 from simcse.training.loss import TrainingLoss
 from simcse.training.resuming import Position
@@ -296,8 +295,6 @@ def prepare(config: Config) -> Prepared:
         rows, counts = load_training_data(config.data, model.tokenizer, config.seed)
     print(f"text     {', '.join(config.data.train)}: {counts}")
     print(f"         {len(rows):,} rows for training", flush=True)
-    if warning := unknown_warning(counts.unknown, counts.tokens, "data.train"):
-        print(warning)
     if len(rows) < config.training.batch_size:
         raise UserError(
             f"training.batch_size: {config.training.batch_size} is more than "
@@ -314,9 +311,8 @@ def prepare(config: Config) -> Prepared:
         load_geometry(data, dev_only=True),
         config.evaluation.batch_size,
     )
-    for task in (*tasks.ours, dev.task):
-        if isinstance(task, RetrievalTask) and (warning := too_few(task)):
-            print(f"warning: {warning}")
+    for line in what_chooses_and_tests(dev.task, tasks.ours, [t.metadata.name for t in tasks.mteb]):
+        print(line)
     limit = model.max_seq_length
     if limit is not None and config.data.max_length > limit:
         raise UserError(
@@ -335,6 +331,8 @@ def prepare(config: Config) -> Prepared:
         print(f"         a row is anchor, positive{negatives}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}")
+    for line in hints(config, counts, model):
+        print(line)
     teacher, used = None, None
     if config.objective.teacher is not None:
         used = rows_used(config, rows)
