@@ -15,10 +15,10 @@ from conftest import ROOT, SENTENCES
 from safetensors.numpy import save_file
 
 import simcse_launcher
-from simcse.cli.commands import _file_name
 from simcse.cli.main import main
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
+from simcse.reports.runs import _file_name
 
 
 def call(*command, cwd=ROOT):
@@ -255,3 +255,29 @@ def test_every_model_has_a_folder_of_its_own_for_its_scores():
     assert len(set(names)) == len(models) and not {"", ".", ".."} & set(names)
     assert all("/" not in name for name in names)
     assert _file_name("p/q/") == _file_name("./p/q") == "p--q"
+
+
+def test_search_as_json_has_ids(model_folder, corpus, capsys):
+    words = ["search", "A dog.", "x\x9b", "--corpus", str(corpus), "--model", str(model_folder)]
+    assert main([*words, "--json", "--top-k", "2"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["query"], second["query"]) == ("A dog.", "x\x9b")
+    assert len(first["matches"]) == 2
+    match = first["matches"][0]
+    assert SENTENCES[match["id"]] == match["text"] and -1 <= match["similarity"] <= 1.001
+
+
+def test_dedup_shows_groups_and_writes_what_is_left(model_folder, tmp_path, capsys):
+    text = tmp_path / "a.txt"
+    text.write_text("\n".join([SENTENCES[0], "", SENTENCES[3], SENTENCES[0]]))
+    output = tmp_path / "kept.txt"
+    words = ["dedup", str(text), "--model", str(model_folder), "--threshold", "0.9999"]
+    assert main([*words, "-o", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert f"       0  {SENTENCES[0]}\n       3  {SENTENCES[0]}\n" in shown
+    assert "1 groups; 1 of 4 rows repeat another" in shown
+    assert output.read_text().splitlines() == [SENTENCES[0], SENTENCES[3]]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [[0, 3]]
+    assert main([*words, "-o", str(output)]) == 2
+    assert "is there, and not known to be of this command" in capsys.readouterr().err

@@ -139,7 +139,7 @@ THEIRS = {  # princeton-nlp/SimCSE, simcse/tool.py, with the defaults
     "add_to_index": "sentences_or_file_path, device=None, batch_size=64",
     "search": "queries, device=None, threshold=0.6, top_k=5",
 }
-OTHER_DEFAULTS = {"model_name_or_path", "max_length"}  # named in the class's docstring
+OTHER_DEFAULTS = {"model_name_or_path", "max_length", "threshold"}  # named in the class's docstring
 
 
 @pytest.mark.parametrize("method", THEIRS)
@@ -447,3 +447,43 @@ def test_a_static_embedding_is_used_but_cuts_no_texts(tiny, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "begins with the module StaticEmbedding; only models that begin with" in message
     assert message.count("\n") == 1
+
+
+def test_a_match_is_a_pair_that_knows_its_row_or_the_users_id(simcse, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(SENTENCES))
+    for source, rows in ((SENTENCES, range(6)), (path, range(0, 12, 2))):
+        simcse.build_index(source)
+        matches = simcse.search(SENTENCES[3], top_k=6)
+        assert len(matches) == 6  # without a threshold all
+        assert {match.id: match.sentence for match in matches} == dict(
+            zip(rows, SENTENCES, strict=True)
+        )
+        sentence, similarity = matches[0]
+        assert (sentence, matches[0].similarity) == (SENTENCES[3], similarity)
+    simcse.build_index(SENTENCES[:3], ids=["a", 7, np.int64(3)])
+    simcse.add_to_index(SENTENCES[3:5])
+    simcse.add_to_index(SENTENCES[5:], ids=["z"])
+    assert simcse.index["ids"] == ["a", 7, 3, 8, 9, "z"]
+    simcse.save_index(tmp_path / "i.safetensors")
+    simcse.load_index(tmp_path / "i.safetensors")
+    assert simcse.search(SENTENCES[5], top_k=1)[0].id == "z"
+    with pytest.raises(UserError, match="ids: 1 for 2 sentences"):
+        simcse.build_index(SENTENCES[:2], ids=[1])
+    with pytest.raises(UserError, match="ids: expected whole numbers or texts, got float"):
+        simcse.build_index(SENTENCES[:2], ids=[1.5, 2.5])
+
+
+def test_near_duplicates_and_paraphrases_are_rows(simcse):
+    texts = [SENTENCES[0], SENTENCES[3], SENTENCES[0], SENTENCES[5], SENTENCES[3]]
+    assert simcse.duplicates(texts, threshold=0.9999) == [[0, 2], [1, 4]]
+    assert simcse.duplicates(texts[:1]) == simcse.paraphrases(texts[:1]) == []
+    best = simcse.paraphrases(texts, most=2)
+    assert sorted((i, j) for i, j, _ in best) == [(0, 2), (1, 4)]
+    assert [similarity for *_, similarity in best] == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_a_library_call_shows_no_bars(model_folder, capfd):
+    SimCSE(model_folder).encode(SENTENCES)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")

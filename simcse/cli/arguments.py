@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn, get_args
 
 from simcse import __version__
-from simcse.cli import commands
+from simcse.cli import commands, using
 from simcse.config.finding import config_names
 from simcse.config.reading import nearest_settings
 from simcse.config.settings import Config, Pooling, Role
@@ -221,7 +221,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--keep-length", action="store_true", help="do not normalise the embeddings"
     )
     _add_model_options(encode, batch_size=64)
-    encode.set_defaults(run=commands.encode)
+    encode.set_defaults(run=using.encode)
 
     search = subcommands.add_parser(
         "search", help="search a corpus", description="Find similar sentences."
@@ -242,11 +242,31 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_overwrite(search)
     search.add_argument("--top-k", type=_positive, default=5)
-    search.add_argument(
-        "--threshold", type=float, default=0.0, help="lowest similarity (default: 0)"
-    )
+    search.add_argument("--json", action="store_true", help="a JSON object for each query")
+    search.add_argument("--threshold", type=float, help="lowest similarity (default: none)")
     _add_model_options(search, batch_size=64)
-    search.set_defaults(run=commands.search)
+    search.set_defaults(run=using.search)
+
+    dedup = subcommands.add_parser(
+        "dedup",
+        help="find near-duplicates in a file",
+        description="Print groups of rows that say nearly the same, by number from 0 on.",
+    )
+    dedup.add_argument("file", help="txt (one text a line), csv, tsv, jsonl or parquet, also .gz")
+    dedup.add_argument(
+        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
+    )
+    dedup.add_argument("--column", help="column of a table")
+    dedup.add_argument(
+        "--threshold", type=float, default=0.95, help="lowest similarity (default: %(default)s)"
+    )
+    dedup.add_argument("--json", action="store_true", help="the groups as lists of row numbers")
+    dedup.add_argument(
+        "-o", "--output", metavar="FILE", help="gets the first text of each group, and all others"
+    )
+    _add_overwrite(dedup)
+    _add_model_options(dedup, batch_size=64)
+    dedup.set_defaults(run=using.dedup)
     return parser
 
 

@@ -12,9 +12,8 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import yaml
 
@@ -24,10 +23,7 @@ from simcse.config.settings import MTEB, Config, OwnKind, OwnTest, at_commas
 from simcse.config.yaml_values import parse_yaml, yaml_problem
 from simcse.errors import UserError
 from simcse.files import check_outside
-from simcse.terminal import complain, silence_libraries, visible
-
-if TYPE_CHECKING:
-    from simcse.inference.model import SimCSE
+from simcse.terminal import silence_libraries
 
 
 def train(parsed: argparse.Namespace) -> None:
@@ -46,7 +42,7 @@ def train(parsed: argparse.Namespace) -> None:
 
 def _train(parsed: argparse.Namespace) -> None:
     configs = _configs(parsed)
-    _quiet_libraries()
+    quiet_libraries()
     from simcse.training import several
 
     command = ["train", *parsed.arguments[1:]]
@@ -71,7 +67,7 @@ def settings(parsed: argparse.Namespace) -> None:
 def prefetch(parsed: argparse.Namespace) -> None:
     """Download what a config needs."""
     configs = _configs(parsed)
-    _quiet_libraries()
+    quiet_libraries()
     _show_transfers()
     from simcse.publishing.prefetch import prefetch
 
@@ -81,7 +77,7 @@ def prefetch(parsed: argparse.Namespace) -> None:
 
 def export(parsed: argparse.Namespace) -> None:
     """Write the model as others load it, or as an ONNX graph."""
-    _quiet_libraries()
+    quiet_libraries()
     from simcse.publishing.export import new_folder, write_model_folder
 
     run, output = Path(parsed.run_folder), Path(parsed.output)
@@ -99,7 +95,7 @@ def export(parsed: argparse.Namespace) -> None:
 
 def publish(parsed: argparse.Namespace) -> None:
     """Push a run to the Hub, or show what would be pushed."""
-    _quiet_libraries()
+    quiet_libraries()
     _show_transfers()
     from simcse.publishing import publish
 
@@ -128,7 +124,7 @@ def how_to_fetch(parsed: argparse.Namespace) -> str:
 
 def evaluate(parsed: argparse.Namespace) -> None:
     """Score a model and print the table."""
-    _quiet_libraries()
+    quiet_libraries()
     from simcse.encoders.encoder import fingerprint
     from simcse.encoders.loading import DEFAULT_MODEL, find_model, load_model
     from simcse.evaluation import paper_results
@@ -218,92 +214,6 @@ def report(parsed: argparse.Namespace) -> None:
     print(f"written to {page}")
 
 
-def encode(parsed: argparse.Namespace) -> None:
-    """Embed every row of a file."""
-    _quiet_libraries()
-    import numpy as np
-    from tqdm import tqdm
-
-    from simcse.data.readers import count_lines, read_sentences
-    from simcse.files import may_write
-    from simcse.inference.model import SimCSE
-    from simcse.inference.streaming import check_name, encode_to_file
-
-    output = Path(parsed.output)
-    check_name(output)
-    may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
-    sentences = read_sentences(Path(parsed.file), parsed.column)
-    simcse = SimCSE(
-        parsed.model,
-        parsed.device,
-        pooling=parsed.pooling,
-        trust_remote_code=parsed.trust_remote_code,
-    )
-
-    first = list(islice(sentences, 1000))
-    _warn_of_unknown_signs(first, simcse, parsed.file)
-
-    def embed(texts: list[str]) -> np.ndarray:
-        found = simcse.encode(
-            texts,
-            return_numpy=True,
-            normalize_to_unit=not parsed.keep_length,
-            batch_size=parsed.batch_size,
-            max_length=parsed.max_length,
-            show_progress_bar=bar,
-            role=parsed.role,
-        )
-        return np.asarray(found)
-
-    with tqdm(total=count_lines(Path(parsed.file)), unit="text", disable=None) as bar:
-        rows, width = encode_to_file(chain(first, sentences), embed, output, parsed.file)
-    print(f"{output}: {rows:,} embeddings of width {width}, row i is row i of the file")
-
-
-def _warn_of_unknown_signs(texts: list[str], simcse: SimCSE, source: str) -> None:
-    from simcse.data.tokens import unknown_in, unknown_warning
-
-    if warning := unknown_warning(*unknown_in(texts, simcse.tokenizer), source):
-        complain(warning)
-
-
-def search(parsed: argparse.Namespace) -> None:
-    """Print the most similar sentences of a corpus or an index."""
-    source = [option for option in (parsed.corpus, parsed.index) if option]
-    if len(source) != 1:
-        raise UserError("search needs either --corpus FILE or --index FILE.safetensors")
-    if not all(query.strip() for query in parsed.queries):
-        raise UserError("search: a query is empty")
-    _quiet_libraries()
-    from simcse.inference import index
-    from simcse.inference.model import SimCSE
-
-    if parsed.save_index:  # before a large corpus is embedded
-        inputs = [parsed.corpus, parsed.index, parsed.model]
-        index.check_target(Path(parsed.save_index), inputs, overwrite=parsed.overwrite)
-    simcse = SimCSE(
-        parsed.model,
-        parsed.device,
-        pooling=parsed.pooling,
-        trust_remote_code=parsed.trust_remote_code,
-    )
-    if parsed.index:
-        simcse.load_index(parsed.index)
-    else:
-        simcse.build_index(parsed.corpus, batch_size=parsed.batch_size, column=parsed.column)
-        if simcse.index:
-            _warn_of_unknown_signs(simcse.index["sentences"], simcse, parsed.corpus)
-    if parsed.save_index:
-        simcse.save_index(parsed.save_index, parsed.overwrite)
-    for query in parsed.queries:
-        matches = simcse.search(query, threshold=parsed.threshold, top_k=parsed.top_k)
-        print(visible(query))
-        for sentence, score in matches:
-            print(f"  {score:.4f}  {visible(sentence)}")
-        if not matches:
-            print(f"  nothing at or above --threshold {parsed.threshold}")
-
-
 def _configs(parsed: argparse.Namespace) -> dict[str, Config]:
     """The one config that the arguments describe, or all of a sweep, by name."""
     name, words = _config_words(parsed)
@@ -364,7 +274,7 @@ def _base_name(model: str) -> str:
     return Path(model).absolute().name
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep the libraries' notices out of the output; ours and real warnings stay."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     silence_libraries()

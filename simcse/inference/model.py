@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
-from sentence_transformers.util import cos_sim
+from sentence_transformers.util import (
+    community_detection,
+    cos_sim,
+    paraphrase_mining_embeddings,
+)
 from torch import Tensor
 from tqdm import tqdm
 
 from simcse.config.settings import Pooling, Role
-from simcse.data.readers import has_data_suffix, read_sentences, sound_text
 from simcse.encoders.encoding import encode_by_length, encoder_of
 from simcse.encoders.loading import load_model
 from simcse.errors import UserError, first_line
 from simcse.inference import index as indexing
+from simcse.inference.sentences import ids_of, sentences_of, texts_of
+from simcse.terminal import quiet_libraries
 
 _PROBE = "The index belongs to the model that made it."
 
-Match = tuple[str, float]
-"""A sentence of the index and its cosine similarity to the query."""
+
+class _Pair(NamedTuple):
+    sentence: str
+    similarity: float
+
+
+class Match(_Pair):
+    """A sentence of the index and its cosine similarity to the query: a tuple of two."""
+
+    id: indexing.Id
+    """Beside the two: the sentence's id, or the number of its row from 0 on."""
 
 
 class SimCSE:
@@ -41,6 +55,8 @@ class SimCSE:
       is refused. There is no progress bar unless asked for.
     - Files in csv, tsv, jsonl and parquet are tables, ``.gz`` is unpacked, all others hold one
       sentence a line as there. Blank lines are left out, a file without text is refused.
+    - ``search`` reports all ``top_k`` unless a threshold is given (0.6 there); each match has an
+      ``id`` beside sentence and similarity.
     - ``use_faiss=True`` is refused without faiss instead of ignored; faiss runs on the CPU.
 
     Args:
@@ -70,7 +86,8 @@ class SimCSE:
         _check_count("num_cells", num_cells)
         _check_count("num_cells_in_search", num_cells_in_search)
         name = None if model_name_or_path is None else str(model_name_or_path)
-        self.model = load_model(name, pooling, device, trust_remote_code=trust_remote_code)
+        with quiet_libraries():
+            self.model = load_model(name, pooling, device, trust_remote_code=trust_remote_code)
         self.device = str(self.model.device)
         self.num_cells = num_cells
         self.num_cells_in_search = num_cells_in_search
@@ -120,7 +137,7 @@ class SimCSE:
                 take, a device is missing, or an item is not text.
         """
         single = isinstance(sentence, str)
-        texts = _texts(sentence)
+        texts = texts_of(sentence)
         _check_count("batch_size", batch_size)
         device = self.device if device is None else device
         _check_device(device)
@@ -187,6 +204,7 @@ class SimCSE:
         batch_size: int = 64,
         *,
         column: str | None = None,
+        ids: Iterable[indexing.Id] | None = None,
     ) -> None:
         """Encode sentences for :meth:`search`, replacing an earlier index.
 
@@ -200,32 +218,45 @@ class SimCSE:
             device: As in :meth:`encode`.
             batch_size: As in :meth:`encode`.
             column: Column of a table with more than one.
+            ids: A number or text for each sentence, which matches have; ``None`` numbers the
+                sentences, or the rows of the file, from 0 on.
 
         Raises:
-            UserError: The file is missing or malformed, or faiss is asked for and not installed.
+            UserError: The file is missing or malformed, faiss is asked for and not installed, or
+                the ids are not as many as the sentences.
         """
-        sentences = _sentences(sentences_or_file_path, column)
+        sentences, rows = sentences_of(sentences_or_file_path, column)
+        given = list[indexing.Id](rows) if ids is None else ids_of(ids, len(sentences))
         embeddings = self._array(sentences, device, "document", batch_size)
-        self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
+        cells = self._cells(faiss_fast)
+        self.index = indexing.build(sentences, given, embeddings, use_faiss, cells)
 
     def add_to_index(
         self,
         sentences_or_file_path: str | Path | Iterable[str],
         device: str | list[str] | None = None,
         batch_size: int = 64,
+        *,
+        ids: Iterable[indexing.Id] | None = None,
     ) -> None:
-        """Encode more sentences into the index; arguments as in :meth:`build_index`."""
+        """Encode more sentences into the index; arguments as in :meth:`build_index`.
+
+        Without ``ids`` the numbers go on after the highest one.
+        """
         index = self._built_index()
-        sentences = _sentences(sentences_or_file_path)
+        sentences, rows = sentences_of(sentences_or_file_path)
+        start = max((one for one in index["ids"] if isinstance(one, int)), default=-1) + 1
+        following: list[indexing.Id] = [start + row for row in rows]
+        given = following if ids is None else ids_of(ids, len(sentences))
         added = self._array(sentences, device, "document", batch_size)
-        indexing.add(index, sentences, added)
+        indexing.add(index, sentences, given, added)
 
     @overload
     def search(
         self,
         queries: str,
         device: str | list[str] | None = ...,
-        threshold: float = ...,
+        threshold: float | None = ...,
         top_k: int = ...,
     ) -> list[Match]: ...
 
@@ -234,7 +265,7 @@ class SimCSE:
         self,
         queries: list[str],
         device: str | list[str] | None = ...,
-        threshold: float = ...,
+        threshold: float | None = ...,
         top_k: int = ...,
     ) -> list[list[Match]]: ...
 
@@ -242,7 +273,7 @@ class SimCSE:
         self,
         queries: str | list[str],
         device: str | list[str] | None = None,
-        threshold: float = 0.6,
+        threshold: float | None = None,
         top_k: int = 5,
     ) -> list[Match] | list[list[Match]]:
         """The most similar sentences of the index.
@@ -250,18 +281,20 @@ class SimCSE:
         Args:
             queries: One sentence or several.
             device: As in :meth:`encode`.
-            threshold: Lowest cosine similarity to report.
+            threshold: Lowest cosine similarity to report; ``None`` reports any.
             top_k: Most matches per query.
 
         Returns:
-            ``(sentence, similarity)``, best first; one list for a string, else one for each query.
+            ``(sentence, similarity)`` with an ``id``, best first; one list for a string, else one
+            for each query.
 
         Raises:
             UserError: There is no index yet, or an argument is out of its range.
         """
         index = self._built_index()
         _check_count("top_k", top_k)
-        if not isinstance(threshold, Real) or math.isnan(threshold):
+        lowest = -math.inf if threshold is None else threshold
+        if not isinstance(lowest, Real) or math.isnan(lowest):
             raise UserError(f"threshold: expected a number, got {threshold!r}")
         count = min(top_k, len(index["sentences"]))
         query = np.atleast_2d(self._array(queries, device, "query"))
@@ -271,9 +304,9 @@ class SimCSE:
             scores, rows = indexing.nearest(index, query, count)
             matches = [
                 [
-                    (index["sentences"][row], float(score))
+                    _match(index, int(row), float(score))
                     for score, row in zip(*nearest, strict=True)
-                    if row >= 0 and score >= threshold
+                    if row >= 0 and score >= lowest
                 ]
                 for nearest in zip(scores, rows, strict=True)
             ]
@@ -302,11 +335,67 @@ class SimCSE:
         Raises:
             UserError: The file is missing, damaged or no index, or was made by another model.
         """
-        sentences, embeddings, probe = indexing.load(Path(path))
+        sentences, ids, embeddings, probe = indexing.load(Path(path))
         own = self._probe()
         if probe.shape != own.shape or not np.allclose(probe, own, atol=1e-3):
             raise UserError(f"{path}: this index was made by another model")
-        self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
+        self.index = indexing.build(sentences, ids, embeddings, use_faiss, self._cells(faiss_fast))
+
+    def duplicates(
+        self,
+        sentences_or_file_path: str | Path | Iterable[str],
+        threshold: float = 0.95,
+        *,
+        column: str | None = None,
+        batch_size: int = 64,
+    ) -> list[list[int]]:
+        """Groups of sentences that say nearly the same.
+
+        Args:
+            sentences_or_file_path: As in :meth:`build_index`.
+            threshold: Lowest cosine similarity to the sentence in the middle of the group.
+            column: As in :meth:`build_index`.
+            batch_size: As in :meth:`encode`.
+
+        Returns:
+            The rows of each group, two or more, from 0 on and rising; a row is in one group only.
+
+        Raises:
+            UserError: As :meth:`build_index`.
+        """
+        sentences, rows = sentences_of(sentences_or_file_path, column)
+        if len(sentences) < 2:
+            return []
+        embeddings = self._array(sentences, None, "document", batch_size)
+        groups = community_detection(embeddings, threshold, min_community_size=2)
+        return sorted(sorted(rows[i] for i in group) for group in groups)
+
+    def paraphrases(
+        self,
+        sentences_or_file_path: str | Path | Iterable[str],
+        most: int = 100,
+        *,
+        column: str | None = None,
+        batch_size: int = 64,
+    ) -> list[tuple[int, int, float]]:
+        """The most similar pairs among sentences: their rows and cosine similarity, best first.
+
+        Args:
+            sentences_or_file_path: As in :meth:`build_index`.
+            most: Pairs.
+            column: As in :meth:`build_index`.
+            batch_size: As in :meth:`encode`.
+
+        Raises:
+            UserError: As :meth:`build_index`.
+        """
+        _check_count("most", most)
+        sentences, rows = sentences_of(sentences_or_file_path, column)
+        if len(sentences) < 2:
+            return []
+        embeddings = torch.from_numpy(self._array(sentences, None, "document", batch_size))
+        pairs = paraphrase_mining_embeddings(embeddings, top_k=min(most, 100), max_pairs=most)
+        return [(rows[int(i)], rows[int(j)], float(s)) for s, i, j in pairs[:most]]
 
     def _array(
         self,
@@ -352,38 +441,10 @@ class SimCSE:
             self.model.max_seq_length = limit
 
 
-def _sentences(source: str | Path | Iterable[str], column: str | None = None) -> list[str]:
-    """Sentences as they are given, or those of a file."""
-    if not isinstance(source, str | Path):
-        return _texts(source)
-    path = Path(source)
-    lines = read_sentences(path, column, None if has_data_suffix(path) else ".txt")
-    sentences = [sentence for line in lines if (sentence := line.rstrip())]
-    if not sentences:
-        raise UserError(f"{path}: no text in it")
-    return sentences
-
-
-def _texts(texts: str | Iterable[str]) -> list[str]:
-    """The texts as a list.
-
-    Raises:
-        UserError: Something else was given, such as a table, which would give its columns' names.
-    """
-    if isinstance(texts, str):
-        texts = [texts]
-    table = isinstance(texts, Mapping) or any(
-        hasattr(texts, n) for n in ("columns", "column_names")
-    )
-    if table or isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        hint = "; pass one column, such as df['text']" if table else ""
-        raise UserError(f"expected a str or several, got {type(texts).__name__}{hint}")
-    listed = list(texts)
-    for position, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise UserError(f"sentence {position}: expected str, got {type(text).__name__}")
-        sound_text(f"sentence {position}", text)
-    return listed
+def _match(index: indexing.Index, row: int, similarity: float) -> Match:
+    match = Match(index["sentences"][row], similarity)
+    match.id = index["ids"][row]
+    return match
 
 
 def _check_count(name: str, value: object) -> None:

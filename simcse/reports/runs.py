@@ -26,7 +26,6 @@ from simcse.evaluation.table import TEST_FACTS, with_averages
 from simcse.files import replacing
 from simcse.reports.records import EvaluatedScores, LogLine, Plan, RunScores, parse
 from simcse.sealing import MANIFEST, damage
-from simcse.terminal import quiet_libraries
 
 if TYPE_CHECKING:
     from simcse.inference.model import SimCSE
@@ -78,8 +77,7 @@ class Run:
         """The model, loaded when it is first asked for; code that came with it is not run."""
         from simcse.inference.model import SimCSE
 
-        with quiet_libraries():
-            return SimCSE(self.folder)
+        return SimCSE(self.folder)
 
 
 @dataclass(frozen=True)
