@@ -72,7 +72,11 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
             },
             "data": {"train": "none", **case.get("data", {})},
             "views": case.get("views", [{}, {}]),
-            "training": {"mini_batch_size": mini_batch_size, **(training or {})},
+            "training": {
+                "precision": "float32",
+                "mini_batch_size": mini_batch_size,
+                **(training or {}),
+            },
         },
         "test",
     )
@@ -102,7 +106,9 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
     terms = backpropagate(make_accelerator(config, tmp_path), training_loss, features)
     distributed.average_gradients(training_loss.objective.parameters())
     named = training_loss.named_parameters()
-    return sum(terms.values()), {n: whole_tensor(p.grad) for n, p in named if p.grad is not None}
+    return float(sum(terms.values())), {
+        n: whole_tensor(p.grad) for n, p in named if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -225,7 +231,8 @@ from simcse.training.setup import make_accelerator
 from simcse.training.loss import TrainingLoss
 def peak(mini_batch_size):
     config = validate({"encoder": {"name": sys.argv[1]},
-                       "training": {"mini_batch_size": mini_batch_size}}, "test")
+                       "training": {"precision": "float32",
+                                    "mini_batch_size": mini_batch_size}}, "test")
     model = encoder.build(config.encoder).train()
     loss = TrainingLoss(model, config)
     ids = torch.randint(5, 8000, (2 * 128, 32))

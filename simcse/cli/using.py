@@ -130,5 +130,6 @@ def _model(parsed: argparse.Namespace) -> SimCSE:
         parsed.model,
         parsed.device,
         pooling=parsed.pooling,
+        precision=parsed.precision,
         trust_remote_code=parsed.trust_remote_code,
     )

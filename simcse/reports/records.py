@@ -166,6 +166,7 @@ class EvaluatedScores(Record):
 
     model: str
     fingerprint: str
+    precision: str
     scores: TaskScores
 
 

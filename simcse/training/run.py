@@ -310,6 +310,7 @@ def prepare(config: Config) -> Prepared:
         load_dev_task(config.evaluation.dev, data, config.data),
         load_geometry(data, dev_only=True),
         config.evaluation.batch_size,
+        config.evaluation.precision,
     )
     for line in what_chooses_and_tests(dev.task, tasks.ours, [t.metadata.name for t in tasks.mteb]):
         print(line)
@@ -330,7 +331,10 @@ def prepare(config: Config) -> Prepared:
         negatives = f", {columns - 1} hard negative{'s' * (columns > 2)}" if columns > 1 else ""
         print(f"         a row is anchor, positive{negatives}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}")
+    print(
+        f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}, "
+        f"{config.training.precision}"
+    )
     for line in hints(config, counts, model):
         print(line)
     teacher, used = None, None

@@ -74,9 +74,14 @@ def score_in(run: Path, model: SentenceTransformer, tasks: TaskList, config: Con
     folder = run / EVALUATION_FOLDER / "mteb"
     with naming_memory("while scoring", "evaluation.batch_size"):
         return score_model(
-            model, tasks, config.evaluation.batch_size, name=run.name, mteb_folder=folder,
+            model,
+            tasks,
+            config.evaluation.batch_size,
+            name=run.name,
+            mteb_folder=folder,
+            precision=config.evaluation.precision,
             show_progress=sys.stderr.isatty(),
-        )  # fmt: skip
+        )
 
 
 def take_over(twin: Path, run: Path) -> None:
