@@ -281,3 +281,14 @@ def test_dedup_shows_groups_and_writes_what_is_left(model_folder, tmp_path, caps
     assert json.loads(capsys.readouterr().out) == [[0, 3]]
     assert main([*words, "-o", str(output)]) == 2
     assert "is there, and not known to be of this command" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_answered_on_a_line_of_its_own(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simcse.cli.commands.settings_text", lambda *_: interrupt(None))
+    for terminal, start in ((True, "\n"), (False, "")):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda answer=terminal: answer)
+        assert main(["settings", "x"]) == 130
+        assert capsys.readouterr().err == f"{start}error: interrupted\n"

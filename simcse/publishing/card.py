@@ -82,6 +82,9 @@ def model_card(trained: TrainedModel) -> ModelCard:
     text = environment.from_string((ASSETS / "card.md").read_text(encoding="utf-8")).render(
         card_data=Markdown(_metadata(trained, made_from).to_yaml()),
         name=trained.name,
+        # A name without a user is that of a folder, and could be a model's on the Hub.
+        load=trained.name if "/" in trained.name else f"./{trained.name}",
+        base_model=_base_model(config, made_from),
         config=config,
         run=run,
         runs=trained.runs.runs,
@@ -143,7 +146,7 @@ def _after_pooling(model: SentenceTransformer) -> list[str]:
 
 def _metadata(trained: TrainedModel, made_from: dict[str, Any]) -> ModelCardData:
     config = trained.config
-    shipped = "cc-by-sa-4.0" if config.encoder.name == EMBEDDED_ENCODER else None  # passes on
+    of_encoder = made_from.get("encoder_card", {})
     from_hub = [entry for entry in config.data.train if entry in made_from["from_hub"]]
     datasets = [entry.partition(":")[0] for entry in from_hub]
     extra: dict[str, Any] = {}
@@ -152,11 +155,11 @@ def _metadata(trained: TrainedModel, made_from: dict[str, Any]) -> ModelCardData
         extra["widget"] = [{"source_sentence": first, "sentences": others}]
     return ModelCardData(
         language=_languages(config) or None,
-        license=config.hub.license or shipped,
+        license=config.hub.license or of_encoder.get("license"),
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=[*_TAGS, f"loss:{'+'.join(config.objective.terms)}"],
-        base_model=config.encoder.name if made_from["encoder_commit"] else None,
+        base_model=_base_model(config, made_from),
         datasets=datasets or None,
         model_name=trained.name.rpartition("/")[2],
         eval_results=model_index({**trained.scored_later, **trained.run.scores}),
@@ -186,6 +189,14 @@ def _mteb_data(scores: Scores) -> list[str]:
         if task.startswith(MTEB) and "dataset" in values
     }
     return [f"{k} ({v})" for k, v in named.items() if is_commit(v.rpartition(" ")[2])]
+
+
+def _base_model(config: Config, made_from: dict[str, Any]) -> str | None:
+    """The encoder's name on the Hub; of one from a folder as the config or its own card says."""
+    if made_from["encoder_commit"]:
+        return config.encoder.name
+    of_card: str | None = made_from.get("encoder_card", {}).get("base_model")
+    return config.hub.base_model or of_card
 
 
 def _languages(config: Config) -> list[str]:

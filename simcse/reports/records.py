@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from simcse.config.settings import HUB_LICENSE, HUB_MODEL
 from simcse.evaluation.table import LABELS
 from simcse.evaluation.tasks import BAND_EDGES
 
@@ -222,6 +223,13 @@ class Description(Record):
     source: str
 
 
+class EncoderCard(Record):
+    """See :func:`simcse.encoders.base_card.of_card`."""
+
+    license: Annotated[str, Field(pattern=HUB_LICENSE)] | None = None
+    base_model: Annotated[str, Field(pattern=HUB_MODEL)] | None = None
+
+
 class MadeFrom(Record):
     """``environment.json``: what a run was made from."""
 
@@ -234,6 +242,7 @@ class MadeFrom(Record):
     text: Text
     commit: Commit | None
     encoder_commit: Commit | None
+    encoder_card: EncoderCard = EncoderCard()
     terms: dict[str, Description]
     """Terms of the objective that are classes of the user's own."""
     from_hub: list[str]

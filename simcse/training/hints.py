@@ -10,7 +10,7 @@ from simcse.config.settings import Config
 from simcse.data.rows import TextCounts
 from simcse.data.tokens import unknown_warning
 from simcse.evaluation.documents import too_few
-from simcse.evaluation.tasks import RetrievalTask, Task
+from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask, Task
 
 MANY_CUT = 0.1
 """Share of the texts that are cut above which it is said."""
@@ -23,7 +23,7 @@ _SIZES = (
 _ORIGINS = {
     "pairs": "that come with the package",
     "python-docs": "of the shipped documents",
-    "documents": "of held-out documents of data.train",
+    "documents": "from held-out documents of data.train",
 }
 
 
@@ -48,6 +48,8 @@ def _described(task: Task) -> str:
     origin = _ORIGINS.get(task.name.removesuffix("-dev"), "of evaluation.data")
     if "own" in getattr(task, "facts", {}):
         origin = "of your own"
+    if isinstance(task, RetrievalTask | JudgedRetrievalTask):
+        return f"{task.name} ({len(task.queries):,} queries {origin})"
     return f"{task.name} ({len(task.texts()):,} texts {origin})"
 
 

@@ -28,6 +28,7 @@ from simcse.config.settings import Config
 from simcse.data.readers import is_from_hub
 from simcse.data.rows import TextCounts, load_training_data
 from simcse.encoders import encoder
+from simcse.encoders.base_card import of_card
 from simcse.encoders.loading import load_trained
 from simcse.environment import environment
 from simcse.errors import UserError, naming_memory
@@ -472,6 +473,7 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
     found = {
         **environment(config.seed, command),
         "encoder_commit": encoder.hub_commit(config.encoder),
+        "encoder_card": of_card(Path(encoder.origin_of(config.encoder).path)),
         "from_hub": _from_hub(config),
         "processes": world,
         "start": start,
