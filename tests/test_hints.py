@@ -31,7 +31,8 @@ def test_the_data_that_choose_and_that_test_are_named(tmp_path):
     pairs, geometry = load_task("pairs", None), load_geometry(None, dev_only=False)
     own = own_task(own_test(f"graded:{file}"))
     assert list(what_chooses_and_tests(dev, [pairs, own, geometry], ["STS13"])) == [
-        "chosen   the checkpoint, by documents-dev (1 queries from held-out documents of data.train)",
+        "chosen   the checkpoint, by documents-dev "
+        "(1 queries from held-out documents of data.train)",
         "tested   on pairs (504 texts that come with the package); "
         "graded:mine.csv (4 texts of your own); STS13",
         "warning: documents-dev: 1 documents are held out, so its score is ± 98 points; "

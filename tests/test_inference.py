@@ -114,6 +114,8 @@ def test_sentences_come_in_anything_that_gives_them_in_order(simcse, several):
         (lambda s: s.search("x", top_k=-1), "top_k: .* got -1"),
         (lambda s: s.search("x", threshold=float("nan")), "threshold: expected a number, got nan"),
         (lambda s: s.search("x", threshold="0.5"), "threshold: expected a number, got '0.5'"),
+        (lambda s: s.duplicates(["x"], float("nan")), "threshold: expected a number, got nan"),
+        (lambda s: s.paraphrases(["x"], 0), "most: expected a whole number from 1 on, got 0"),
         (lambda s: s.search(None), "expected a str or several, got NoneType"),
         (lambda s: s.similarity("x", np.zeros((3, 7))), r"expected embeddings 32 wide, got \(3, 7"),
         (lambda s: SimCSE("x", "cpu", "cls"), "num_cells: expected a whole number from 1 on"),

@@ -197,6 +197,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_publishing(subcommands)
 
+    _add_using(subcommands)
+    return parser
+
+
+def _add_using(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     encode = subcommands.add_parser(
         "encode", help="embed a file", description="Embed every row of a file."
     )
@@ -208,11 +213,6 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="ends in .npy or .parquet (with the texts)",
     )
-    _add_overwrite(encode)
-    encode.add_argument(
-        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
-    )
-    encode.add_argument("--column", help="column of a table")
     encode.add_argument(
         "--role", choices=get_args(Role), help="for models that embed both sides of a search apart"
     )
@@ -220,7 +220,7 @@ def make_parser() -> argparse.ArgumentParser:
     encode.add_argument(
         "--keep-length", action="store_true", help="do not normalise the embeddings"
     )
-    _add_model_options(encode, batch_size=64)
+    _add_use_options(encode)
     encode.set_defaults(run=using.encode)
 
     search = subcommands.add_parser(
@@ -228,23 +228,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     search.add_argument("queries", nargs="+", metavar="QUERY")
     search.add_argument(
-        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
-    )
-    search.add_argument(
         "--corpus", metavar="FILE", help="sentences to search, one a line or one column"
     )
-    search.add_argument("--column", help="column of a table")
     search.add_argument("--index", metavar="FILE", help="an index saved earlier")
     search.add_argument(
         "--save-index",
         metavar="FILE",
         help="save the index for the next time; ends in .safetensors",
     )
-    _add_overwrite(search)
     search.add_argument("--top-k", type=_positive, default=5)
     search.add_argument("--json", action="store_true", help="a JSON object for each query")
     search.add_argument("--threshold", type=float, help="lowest similarity (default: none)")
-    _add_model_options(search, batch_size=64)
+    _add_use_options(search)
     search.set_defaults(run=using.search)
 
     dedup = subcommands.add_parser(
@@ -254,20 +249,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     dedup.add_argument("file", help="txt (one text a line), csv, tsv, jsonl or parquet, also .gz")
     dedup.add_argument(
-        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
-    )
-    dedup.add_argument("--column", help="column of a table")
-    dedup.add_argument(
         "--threshold", type=float, default=0.95, help="lowest similarity (default: %(default)s)"
     )
     dedup.add_argument("--json", action="store_true", help="the groups as lists of row numbers")
     dedup.add_argument(
         "-o", "--output", metavar="FILE", help="gets the first text of each group, and all others"
     )
-    _add_overwrite(dedup)
-    _add_model_options(dedup, batch_size=64)
+    _add_use_options(dedup)
     dedup.set_defaults(run=using.dedup)
-    return parser
 
 
 def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
@@ -331,6 +320,15 @@ def _add_config_words(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one run for each combination of values such as training.learning_rate=1e-4,2e-4",
     )
+
+
+def _add_use_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
+    )
+    parser.add_argument("--column", help="column of a table; title+text joins two")
+    _add_overwrite(parser)
+    _add_model_options(parser, batch_size=64)
 
 
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None:

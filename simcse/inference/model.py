@@ -305,8 +305,7 @@ class SimCSE:
         index = self._built_index()
         _check_count("top_k", top_k)
         lowest = -math.inf if threshold is None else threshold
-        if not isinstance(lowest, Real) or math.isnan(lowest):
-            raise UserError(f"threshold: expected a number, got {threshold!r}")
+        _check_threshold(lowest)
         count = min(top_k, len(index["sentences"]))
         query = np.atleast_2d(self._array(queries, device, "query"))
         if count == 0 or len(query) == 0:
@@ -374,6 +373,7 @@ class SimCSE:
         Raises:
             UserError: As :meth:`build_index`.
         """
+        _check_threshold(threshold)
         sentences, rows = sentences_of(sentences_or_file_path, column)
         if len(sentences) < 2:
             return []
@@ -459,6 +459,11 @@ def _match(index: indexing.Index, row: int, similarity: float) -> Match:
     match = Match(index["sentences"][row], similarity)
     match.id = index["ids"][row]
     return match
+
+
+def _check_threshold(value: object) -> None:
+    if not isinstance(value, Real) or math.isnan(value):
+        raise UserError(f"threshold: expected a number, got {value!r}")
 
 
 def _check_count(name: str, value: object) -> None:
