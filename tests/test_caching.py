@@ -40,6 +40,7 @@ OBJECTIVES = {
     "two_rates": {"views": [{"dropout": 0.05}, {"dropout": 0.15}]},
     "dino": {"objective": {"terms": {"dino": {"prototypes": 16}}}},
     "mlm": {"objective": {"terms": [{"info_nce": 1.0}, {"mlm": 0.1}]}},
+    "distill_start": {"objective": {"terms": ["info_nce", "distill_start"]}},
     "identical": {"columns": 3, "hashes": 9},
     "distill_l2": {"objective": {"terms": "distill_l2"}, "teacher": True},
     "distill_similarity": {"objective": {"terms": "distill_similarity"}, "teacher": True},

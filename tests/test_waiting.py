@@ -76,7 +76,7 @@ def waits(monkeypatch):
 CASES = {
     "info_nce": [],
     "learned temperature": ["objective.temperature={start: 0.05, schedule: learnable}"],
-    "terms": ["objective.terms={decoupled: 1, clip: 0.5, nt_xent: 1}"],
+    "terms": ["objective.terms={decoupled: 1, clip: 0.5, nt_xent: 1, distill_start: 1}"],
     "dino": ["objective.terms=dino"],
     "dropout of views": ["views=[{dropout: 0.1},{dropout: 0.2}]"],
     "cls": ["encoder.pooling=cls"],
