@@ -380,7 +380,7 @@ def test_a_run_that_made_things_worse_says_so_first(words, tmp_path, capsys):
     wrong += ["evaluation.dev=pairs", "evaluation.tasks=pairs", f"output={tmp_path / 'run'}"]
     assert main([*words, *wrong]) == 0
     output = capsys.readouterr().out
-    results = output[output.rindex("dev score") :].splitlines()[1:]
+    results = output[output.rindex("scoring the trained model") :].splitlines()[1:]
     change = json.loads((tmp_path / "run" / "scores.json").read_text())["changes"]["pairs"]
     values = change["scores"]["cosine_spearman"]
     assert values["high"] < 0

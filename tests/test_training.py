@@ -60,7 +60,7 @@ def test_a_run_leaves_a_model_its_config_scores_and_log(arguments, run, capsys):
     assert main([*arguments, poolings]) == 0
     output = capsys.readouterr().out
     assert "96 rows with text, 0 empty (skipped), 0 duplicate" in output
-    assert "raw cls" in output and "trained" in output
+    assert "untrained (cls)" in output and "trained" in output
 
     model = SentenceTransformer(str(run))
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling"]
