@@ -64,6 +64,14 @@ def test_max_length_cuts_and_is_put_back(simcse):
         simcse.encode(long, max_length=65)
 
 
+def test_max_length_leaves_room_beside_a_prompt(model_folder):
+    simcse = SimCSE(model_folder)
+    simcse.model.prompts = {"query": "a prompt of several words: ", "document": ""}
+    with pytest.raises(UserError, match="max_length: 4: different texts get the same embedding"):
+        simcse.encode(SENTENCES, max_length=4)
+    assert simcse.encode(SENTENCES, max_length=20).shape == (6, 32)
+
+
 def test_encode_rejects_what_is_not_text(simcse):
     with pytest.raises(UserError, match="sentence 1: expected str, got NoneType"):
         simcse.encode(["fine", None])

@@ -158,7 +158,9 @@ def with_pooling(
     if pooling == "pooler" and not (has_pooler and complete and isinstance(layer, nn.Linear)):
         raise UserError(f"{origin.label} has no weights of a pooler, which pooling pooler needs")
     modules = [transformer, *pooling_modules(transformer, pooling)]
-    return SentenceTransformer(modules=modules, trust_remote_code=origin.trust_remote_code)
+    model = SentenceTransformer(modules=modules, trust_remote_code=origin.trust_remote_code)
+    gate.check_embeddings(origin.label, model)
+    return model
 
 
 def _sentence_model(origin: Origin, config: EncoderConfig) -> SentenceTransformer:

@@ -17,6 +17,7 @@ from torch import Tensor
 from simcse.config.settings import Pooling, Role
 from simcse.data.readers import has_data_suffix, read_sentences, sound_text
 from simcse.encoders.encoding import encode_by_length, encoder_of
+from simcse.encoders.gate import check_embeddings
 from simcse.encoders.loading import load_model
 from simcse.errors import UserError, first_line
 from simcse.inference import index as indexing
@@ -346,6 +347,8 @@ class SimCSE:
             first = type(self.model[0]).__name__
             raise UserError(f"max_length: {first} cuts no texts; leave it out") from error
         try:
+            if any(self.model.prompts.values()):  # whose tokens count too
+                check_embeddings(f"max_length: {max_length}", self.model)
             yield
         finally:
             self.model.max_seq_length = limit
