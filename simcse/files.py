@@ -109,9 +109,12 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder.parent / f".{folder.name}{_LOCK}" if beside else folder / _LOCK
     lock = FileLock(path)
     try:
+        path.touch()  # whose error has the cause; the lock's own has none
         lock.acquire(blocking=False)
     except Timeout as error:
         raise UserError(f"output: another process is training in {folder}") from error
+    except OSError as error:
+        raise UserError(f"output: {path} cannot be made: {error.strerror}") from error
     try:
         yield
     finally:

@@ -108,6 +108,9 @@ def test_light_commands_do_not_import_torch(tmp_path):
 def test_schema_is_json(capsys):
     assert main(["train", "--schema"]) == 0
     assert "training" in json.loads(capsys.readouterr().out)["properties"]
+    for more in ("training.steps=3", "quickstart", "--sweep", "--dry-run"):
+        assert main(["train", "--schema", more]) == 2
+        assert "error: --schema: the same for every config" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

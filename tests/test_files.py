@@ -143,6 +143,14 @@ def test_a_lock_lies_beside_its_folder_and_leaves_nothing(tmp_path, monkeypatch)
     assert not list(run.iterdir())
 
 
+def test_where_no_lock_can_be_made_the_cause_is_named(tmp_path):
+    with (
+        pytest.raises(UserError, match=rf"output: .*/\.{'x' * 250}\.simcse-lock cannot be made: "),
+        locked(tmp_path / ("x" * 250)),
+    ):
+        pass
+
+
 def test_a_seal_is_of_the_files_it_names(tmp_path):
     (tmp_path / "inner").mkdir()
     for name in ("a", "inner/b", "mine"):

@@ -1,5 +1,7 @@
 """SentEval's transfer tasks: its files, its splits, and a classifier that learns."""
 
+import shutil
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -49,6 +51,14 @@ def test_polarity_files_are_sorted_as_senteval_does(mr):
     assert keys == sorted(keys)
     assert (rows[0][0][0], rows[0][1]) == ("café good", 1)
     assert all("  " not in text for (text,), _ in rows)
+
+
+def test_one_file_for_both_classes_is_refused(mr):
+    shutil.copy(mr / "MR" / "rt-polarity.pos", mr / "MR" / "rt-polarity.neg")
+    with pytest.raises(
+        UserError, match=r"rt-polarity\.pos and rt-polarity\.neg hold the same text"
+    ):
+        load_transfer("MR", mr)
 
 
 def test_ten_folds_with_an_inner_choice_of_strength(mr):

@@ -72,9 +72,9 @@ def load_config(
 
     Args:
         name_or_path: A YAML file, or the bare name of a shipped config.
-        overrides: From Python a mapping of dotted keys, such as ``{"training.steps": 10}``; from
-            the command line words such as ``training.learning_rate=5e-5``, whose value is read as
-            YAML and whose leading ``--`` is ignored.
+        overrides: From Python a mapping such as ``{"training.steps": 10}`` or ``{"training":
+            {"steps": 10}}``; from the command line words such as ``training.learning_rate=5e-5``,
+            whose value is read as YAML and whose leading ``--`` is ignored.
 
     Raises:
         UserError: Unreadable YAML, unknown keys (with the nearest valid ones), wrong types or

@@ -141,6 +141,10 @@ def _polarity(positive: str, negative: str) -> Callable[[Path], dict[str, list[E
         rows: list[Example] = []
         for name, label in ((positive, 1), (negative, 0)):
             rows += [((spaced(line),), label) for line in _texts(folder / name)]
+        if {texts for texts, label in rows if label} == {
+            texts for texts, label in rows if not label
+        }:
+            raise UserError(f"{folder}: {positive} and {negative} hold the same texts")
         return {"all": _sorted(rows)}
 
     return read
