@@ -212,6 +212,8 @@ def source_of(path: Path, suffix: str | None = None) -> Source:
 @dataclass(frozen=True)
 class _DocumentFiles:
     paths: tuple[Path, ...]
+    links: int = 0
+    """Linked folders among them, which are not followed."""
 
     def identity(self) -> list[object]:
         return [value for path in self.paths for value in _File(path, "").identity()]
@@ -410,6 +412,11 @@ def sound_text(place: str, text: str, most: int = MAX_CHARACTERS) -> str:
 Source = _HubDataset | _File | _DocumentFiles
 
 
+def linked_folders(sources: Iterable[Source]) -> int:
+    """How many links to folders were not followed."""
+    return sum(source.links for source in sources if isinstance(source, _DocumentFiles))
+
+
 def all_sources(config: DataConfig) -> list[Source]:
     """The sources of every entry of ``data.train``; errors as of :func:`find_sources`."""
     return [found for name in config.train for found in find_sources(name, config)]
@@ -431,12 +438,13 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
     path = Path(name)
     is_document = config.form == "documents" and path.suffix.lower() in DOCUMENT_SUFFIXES
     if path.is_dir() and config.form == "documents":
-        if not (files := document_files(path)):
+        files, links = document_files(path)
+        if not files:
             raise UserError(
                 f"data.train: {name} holds no {', '.join(DOCUMENT_SUFFIXES)}; tables (jsonl, "
                 "parquet, csv) are named themselves"
             )
-        yield _DocumentFiles(tuple(files))
+        yield _DocumentFiles(tuple(files), links)
     elif path.is_file() and is_document:
         yield _DocumentFiles((path,))
     elif path.is_file():
