@@ -1,5 +1,7 @@
 """SentEval's transfer tasks: its files, its splits, and a classifier that learns."""
 
+import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -8,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from simcse.errors import UserError
+from simcse.evaluation import names
 from simcse.evaluation.protocol import evaluate
 from simcse.evaluation.sources import load_task
 from simcse.evaluation.transfer import READERS, STRENGTHS, TransferTask, load_transfer
@@ -173,3 +176,18 @@ def test_real_files_have_the_published_sizes(senteval):
         if (senteval / folder).is_dir():
             task: TransferTask = load_transfer(name, senteval)
             assert sum(len(rows) for rows in task.parts.values()) == sizes.get(name, 0), name
+            assert (task.name, task.facts) == (name, {})
+
+
+def test_other_examples_do_not_bear_the_name(mr, monkeypatch, caplog):
+    rows = load_transfer("MR", mr).parts["all"]
+    examples = [["all", *texts, label] for texts, label in rows]
+    digest = hashlib.sha256(json.dumps(examples).encode()).hexdigest()
+    monkeypatch.setitem(names.CONTENTS, "MR", digest)
+    assert load_transfer("MR", mr).name == "MR"
+    write(mr / "MR" / "rt-polarity.neg", lines("bad", 31, seed=2))
+    task = load_transfer("MR", mr)
+    assert (task.name, task.facts["own"]) == ("MR (own data)", "labelled")
+    assert caplog.messages == ["task MR: not the data that was published; scored as own data"]
+    scores = evaluate(encode, [task]).scores["MR (own data)"]
+    assert scores["dataset"].startswith("own data, sha256 ")
