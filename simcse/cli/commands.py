@@ -223,7 +223,9 @@ def encode(parsed: argparse.Namespace) -> None:
     output = Path(parsed.output)
     check_name(output)
     may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
-    sentences = read_sentences(Path(parsed.file), parsed.column)
+    sentences = read_sentences(
+        Path(parsed.file), parsed.column, separator=parsed.separator, encoding=parsed.encoding
+    )
     simcse = SimCSE(
         parsed.model,
         parsed.device,
@@ -252,6 +254,8 @@ def search(parsed: argparse.Namespace) -> None:
     source = [option for option in (parsed.corpus, parsed.index) if option]
     if len(source) != 1:
         raise UserError("search needs either --corpus FILE or --index FILE.safetensors")
+    if parsed.index and (parsed.column, parsed.separator, parsed.encoding) != (None, None, "utf-8"):
+        raise UserError("--column, --separator, --encoding: of a --corpus; an --index has none")
     if not all(query.strip() for query in parsed.queries):
         raise UserError("search: a query is empty")
     _quiet_libraries()
@@ -270,7 +274,13 @@ def search(parsed: argparse.Namespace) -> None:
     if parsed.index:
         simcse.load_index(parsed.index)
     else:
-        simcse.build_index(parsed.corpus, batch_size=parsed.batch_size, column=parsed.column)
+        simcse.build_index(
+            parsed.corpus,
+            batch_size=parsed.batch_size,
+            column=parsed.column,
+            separator=parsed.separator,
+            encoding=parsed.encoding,
+        )
     if parsed.save_index:
         simcse.save_index(parsed.save_index, parsed.overwrite)
     for query in parsed.queries:

@@ -205,7 +205,8 @@ def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
             yield from _texts(inner, f"{key}.{name}" if key else str(name))
 
 
-Separator = Annotated[str, Field(pattern=r"^[^\r\n\"]$")]
+SEPARATOR = r"^[^\r\n\"]$"
+Separator = Annotated[str, Field(pattern=SEPARATOR)]
 Encoding = Literal["utf-8", "latin-1", "cp1252"]
 EMBEDDED_TEXT = "python-docs"
 """The documents that come with the package."""

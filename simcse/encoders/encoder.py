@@ -67,12 +67,13 @@ def source_of(
         refresh: Ask the Hub for the newest commit.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or a folder is given a revision.
     """
-    if Path(name).is_dir():
-        return name
-    if name == EMBEDDED_ENCODER:
-        return str(Path(__file__).parent.parent / "assets" / EMBEDDED_ENCODER)
+    if Path(name).is_dir() or name == EMBEDDED_ENCODER:
+        if revision is not None:
+            raise UserError(f"{label or name}: revision {revision} has no meaning for a folder")
+        embedded = Path(__file__).parent.parent / "assets" / EMBEDDED_ENCODER
+        return name if Path(name).is_dir() else str(embedded)
     try:
         return str(snapshot(name, revision, refresh=refresh))
     except UserError as error:

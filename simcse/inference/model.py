@@ -14,7 +14,7 @@ import torch
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
-from simcse.config.settings import Pooling, Role
+from simcse.config.settings import Encoding, Pooling, Role
 from simcse.data.readers import has_data_suffix, read_sentences, sound_text
 from simcse.encoders.encoding import encode_by_length, encoder_of
 from simcse.encoders.gate import check_embeddings
@@ -187,6 +187,8 @@ class SimCSE:
         batch_size: int = 64,
         *,
         column: str | None = None,
+        separator: str | None = None,
+        encoding: Encoding = "utf-8",
     ) -> None:
         """Encode sentences for :meth:`search`, replacing an earlier index.
 
@@ -200,11 +202,13 @@ class SimCSE:
             device: As in :meth:`encode`.
             batch_size: As in :meth:`encode`.
             column: Column of a table with more than one.
+            separator: Between the fields of a csv or tsv file, where it is another than usual.
+            encoding: Character encoding of the file.
 
         Raises:
             UserError: The file is missing or malformed, or faiss is asked for and not installed.
         """
-        sentences = _sentences(sentences_or_file_path, column)
+        sentences = _sentences(sentences_or_file_path, column, separator, encoding)
         embeddings = self._array(sentences, device, "document", batch_size)
         self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
 
@@ -354,12 +358,18 @@ class SimCSE:
             self.model.max_seq_length = limit
 
 
-def _sentences(source: str | Path | Iterable[str], column: str | None = None) -> list[str]:
+def _sentences(
+    source: str | Path | Iterable[str],
+    column: str | None = None,
+    separator: str | None = None,
+    encoding: Encoding = "utf-8",
+) -> list[str]:
     """Sentences as they are given, or those of a file."""
     if not isinstance(source, str | Path):
         return _texts(source)
     path = Path(source)
-    lines = read_sentences(path, column, None if has_data_suffix(path) else ".txt")
+    suffix = None if has_data_suffix(path) else ".txt"
+    lines = read_sentences(path, column, suffix, separator=separator, encoding=encoding)
     sentences = [sentence for line in lines if (sentence := line.rstrip())]
     if not sentences:
         raise UserError(f"{path}: no text in it")
