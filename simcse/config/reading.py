@@ -23,6 +23,7 @@ from simcse.config.overrides import combinations, parse_overrides, with_override
 from simcse.config.settings import Config, leaves
 from simcse.config.yaml_values import read_values
 from simcse.errors import UserError
+from simcse.typed import typed
 
 # The clone keeps the configs beside the package, a wheel carries them inside it.
 _PACKAGE = Path(__file__).parent.parent
@@ -65,8 +66,10 @@ def find_config(name_or_path: str) -> Path:
     raise UserError(f"config {name_or_path}: no such file; shipped are {', '.join(config_names())}")
 
 
+@typed
 def load_config(
-    name_or_path: str | Path = "quickstart", overrides: Sequence[str] | Mapping[str, Any] = ()
+    name_or_path: str | Path = "quickstart",
+    overrides: str | Sequence[str] | Mapping[str, Any] = (),
 ) -> Config:
     """Read a YAML config, apply overrides and validate the result.
 

@@ -25,6 +25,7 @@ from simcse.files import replacing
 from simcse.reports.records import EvaluatedScores, LogLine, Plan, RunScores, parse
 from simcse.sealing import MANIFEST, damage
 from simcse.terminal import quiet_libraries
+from simcse.typed import typed
 
 if TYPE_CHECKING:
     from simcse.inference.model import SimCSE
@@ -102,7 +103,8 @@ class RunSet:
         return [float(values[key]) for values in scores if key in values]
 
 
-def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
+@typed
+def load_runs(path: str | Path, seeds: Sequence[str] | None = None) -> RunSet:
     """Read a run folder, a folder of seeds, or the folder or file that ``evaluate`` wrote.
 
     Of a sweep's folder this is the setting with the best dev score.
@@ -115,7 +117,7 @@ def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
         UserError: There is nothing finished, a file is damaged, or the seeds are not of one
             setting and one test.
     """
-    path = path.absolute()
+    path = Path(path).absolute()
     if path.is_file():
         if path.suffix != ".json":
             raise UserError(f"{path}: not a run folder and not a {SCORES_FILE}")
