@@ -15,11 +15,12 @@ from pydantic import SkipValidation
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
-from simcse.config.settings import Encoding, Pooling, Role, Separator
+from simcse.config.settings import Encoding, Pooling, Precision, Role, Separator
 from simcse.data.readers import has_data_suffix, read_sentences, sound_text
 from simcse.encoders.encoding import encode_by_length, encoder_of
 from simcse.encoders.gate import check_embeddings
 from simcse.encoders.loading import load_model
+from simcse.encoders.precision import resolved
 from simcse.errors import UserError, first_line
 from simcse.inference import index as indexing
 from simcse.typed import typed
@@ -57,6 +58,8 @@ class SimCSE:
         num_cells: Clusters of an approximate index (``faiss_fast``).
         num_cells_in_search: Clusters that a search in it looks through.
         pooling: Only for a plain encoder, which does not store it.
+        precision: Mixed precision of forward passes; ``auto`` is bfloat16 where the hardware has
+            it, which is faster and less exact (docs/performance.md), else float32.
         trust_remote_code: Let the model run code that comes with it, if you trust its author.
 
     Raises:
@@ -72,6 +75,7 @@ class SimCSE:
         num_cells_in_search: Unchecked[int] = 10,
         *,
         pooling: Pooling | None = None,
+        precision: Precision = "float32",
         trust_remote_code: bool = False,
     ) -> None:
         _check_count("num_cells", num_cells)
@@ -80,6 +84,7 @@ class SimCSE:
         place = None if device is None else str(device)
         self.model = load_model(name, pooling, place, trust_remote_code=trust_remote_code)
         self.device = str(self.model.device)
+        self.precision: Precision = resolved(precision)
         self.num_cells = num_cells
         self.num_cells_in_search = num_cells_in_search
         self.index: indexing.Index | None = None
@@ -134,6 +139,8 @@ class SimCSE:
         device = self.device if device is None else device
         devices = device if isinstance(device, list) else [str(device)]
         _check_devices(devices)
+        if len(devices) > 1 and self.precision != "float32":
+            raise UserError(f"device: several encode in float32 only, not in {self.precision}")
         with self._cut_at(max_length):
             if len(devices) > 1 and texts:  # the library shares the work out
                 embeddings = encoder_of(self.model, role)(
@@ -152,6 +159,7 @@ class SimCSE:
                     normalize=normalize_to_unit,
                     show_progress=show_progress_bar,
                     role=role,
+                    precision=self.precision,
                 )
         if single and not keepdim:
             embeddings = embeddings[0]
@@ -340,8 +348,11 @@ class SimCSE:
         )
 
     def _probe(self) -> np.ndarray:
-        """Embedding of a fixed sentence: tells whether an index belongs to this model."""
-        return self._array(_PROBE, None, "document")
+        """Embedding of a fixed sentence, float32: tells whether an index belongs to this model."""
+        probe: np.ndarray = encode_by_length(
+            self.model, [_PROBE], 1, normalize=True, role="document"
+        )[0]
+        return probe
 
     def _cells(self, faiss_fast: bool) -> indexing.Cells | None:
         return indexing.Cells(self.num_cells, self.num_cells_in_search) if faiss_fast else None
