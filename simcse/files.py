@@ -106,8 +106,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"output: {folder} is a link to itself") from error
     if not folder.exists():
         check_parent(folder, "output: ")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = os.access(folder.parent, os.W_OK)
+    beside = os.access(folder.parent, os.W_OK) or not folder.exists()
     path = folder.parent / f".{folder.name}{_LOCK}" if beside else folder / _LOCK
     with _lock(path, f"output: another process is training in {folder}"):
         yield
@@ -117,6 +116,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _lock(path: Path, busy: str) -> Iterator[None]:
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()  # whose error has the cause; the lock's own has none
         lock.acquire(blocking=False)
     except Timeout as error:
@@ -148,7 +148,6 @@ def replacing_alone(path: Path) -> Iterator[Path]:
     Raises:
         UserError: Another process is writing the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()
     temporary = path.with_name(f"{_SCRATCH}{digest[:8]}")
     with _lock(Path(f"{temporary}{_LOCK}"), f"{path}: another process is writing it"):

@@ -199,7 +199,7 @@ def test_linked_folders_are_said_and_unreadable_ones_refused(
     (folder / ".linked").symlink_to(folder)
     assert document_files(folder) == (found[0], 1)
     load_training_data(DataConfig(train=[str(folder)], form="documents"), tokenizer, 0)
-    assert "warning: data.train: 1 linked folders are left out" in capsys.readouterr().out
+    assert "warning: data.train: links to folders are left out (1)" in capsys.readouterr().out
     scandir = os.scandir
 
     def denied(path):

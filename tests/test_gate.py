@@ -362,6 +362,7 @@ UNSOUND = {
         change_json("config_sentence_transformers.json", truncate_dim=-3),
         "its embeddings are 29 wide, its files say -3",
     ),
+    "nothing": (change_json("config_sentence_transformers.json", truncate_dim=0), SAME),
     "width": (
         change_json("1_Pooling/config.json", word_embedding_dimension=33),
         "its embeddings are 32 wide, its files say 33",

@@ -403,7 +403,8 @@ class DataConfig(_Section):
     """Share of the documents that training never sees, by a hash of their content, near-duplicates
     together: half of it for dev, half for test."""
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")] = "en"
-    """ISO 639 code of the documents' language, for splitting them into sentences."""
+    """ISO 639 code of the documents' language, for splitting them into sentences; a language that
+    the library (sentencex) does not know is split as English is."""
     split: str = "train"
     """Split of a Hub data set."""
     revision: str | None = None

@@ -525,8 +525,10 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
             yield from (_File(file, _suffix(file)) for file in files)
     elif path.is_dir():
         raise UserError(f"data.train: {name} is a folder; name its files, such as {name}/*.txt")
-    elif ":" not in name and (path.is_absolute() or name.count("/") > 1 or has_data_suffix(path)):
-        raise UserError(f"data.train: {name}: no such file")
+    elif ":" not in name and (
+        path.is_absolute() or name.count("/") > 1 or name.endswith("/") or has_data_suffix(path)
+    ):
+        raise UserError(f"data.train: {name}: no such file or folder")
     else:
         yield from _from_hub(name, config, refresh=refresh)
 

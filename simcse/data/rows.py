@@ -95,7 +95,7 @@ def load_training_data(
         return asdict(_tokenize(rows, found, tokenizer, config, temporary))
 
     if links := linked_folders(sources):
-        print(f"warning: data.train: {links} linked folders are left out; name them to read them")
+        print(f"warning: data.train: links to folders are left out ({links}); name the folders too")
     counts = TextCounts(**cached(path, make))
     if counts.rows == 0:
         raise UserError(f"data.train: no text in {', '.join(config.train)}: {counts}")

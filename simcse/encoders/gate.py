@@ -113,7 +113,7 @@ def check_embeddings(label: str, model: SentenceTransformer) -> None:
             found = encode(_PAIRS, convert_to_tensor=True, show_progress_bar=False)
         except Exception as error:  # what its files say of its tokenizer shows only when it is used
             raise UserError(f"{label}: cannot be used: {first_line(error)}") from error
-        if (found[::2] - found[1::2]).abs().max() <= 1e-6 * found.abs().max():
+        if (found[::2] - found[1::2]).norm() <= 1e-6 * found.norm():
             raise UserError(
                 f"{label}: different texts get the same embedding; its longest input is "
                 f"{model.max_seq_length} tokens, prompt and special tokens included"
