@@ -235,6 +235,18 @@ def test_a_summary_names_no_folder_outside_of_its_own(tmp_path):
             load_sets(tmp_path)
 
 
+def test_a_linked_run_is_none_of_a_sweep(config, swept, tmp_path, capsys):
+    folder = tmp_path / "swept"
+    shutil.copytree(swept, folder)
+    (folder / NAMES[1]).rename(tmp_path / "private")
+    (folder / NAMES[1]).symlink_to(tmp_path / "private")
+    expected = f"{re.escape(str(folder / NAMES[1]))}: a link, which no run makes"
+    with pytest.raises(UserError, match=expected):
+        load_sets(folder)
+    assert sweep(config, folder, "training.learning_rate=1e-3,2e-3", "seeds=3,5") == 2
+    assert re.search(expected, capsys.readouterr().err)
+
+
 def test_dry_run_of_a_sweep(config, tmp_path, capsys):
     assert sweep(config, tmp_path / "new", "training.steps=2,3", "--dry-run") == 0
     assert "times 2: steps=2, steps=3" in capsys.readouterr().out
