@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from simcse import load_config
 from simcse.cli.main import main
@@ -194,7 +195,7 @@ def test_a_run_that_diverges_does_not_end_the_sweep(config, tmp_path, monkeypatc
 
 
 def test_a_loss_that_is_no_number_diverges(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "backpropagate", lambda *_: {"info_nce": float("nan")})
+    monkeypatch.setattr(loop, "backpropagate", lambda *_: {"info_nce": torch.tensor(float("nan"))})
     with pytest.raises(DivergedError, match="step 1: the loss is nan"):
         several.train(load_config(config, {"output": tmp_path / "run"}), [])
 
