@@ -530,6 +530,10 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
             "clip does not use the hard negatives of data.train",
         ),
         (
+            ["objective.terms={info_nce: {hard_negative_weight: 2.0}}"],
+            "objective.terms.info_nce.hard_negative_weight has no meaning: the rows of data.train",
+        ),
+        (
             ["data.train={single}", "data.form=labelled", "objective.terms=sup_con"],
             "data.train: the labels with two examples or more make no batch of 8",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import NoReturn, get_args
 
@@ -10,7 +11,7 @@ from simcse import __version__
 from simcse.cli import commands, using
 from simcse.config.finding import config_names
 from simcse.config.reading import nearest_settings
-from simcse.config.settings import Config, Pooling, Precision, Role
+from simcse.config.settings import SEPARATOR, Config, Encoding, Pooling, Precision, Role
 from simcse.errors import UserError
 from simcse.terminal import complain
 
@@ -327,6 +328,12 @@ def _add_use_options(parser: argparse.ArgumentParser) -> None:
         "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
     )
     parser.add_argument("--column", help="column of a table; title+text joins two")
+    parser.add_argument(
+        "--separator", type=_separator, help="between fields of csv and tsv files; '\\t' is a tab"
+    )
+    parser.add_argument(
+        "--encoding", choices=get_args(Encoding), default="utf-8", help="(default: %(default)s)"
+    )
     _add_overwrite(parser)
     _add_model_options(parser, batch_size=64)
 
@@ -357,6 +364,13 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a file that is there, whatever wrote it"
     )
+
+
+def _separator(text: str) -> str:
+    character = text.replace("\\t", "\t")
+    if not re.fullmatch(SEPARATOR, character):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one character that separates fields")
+    return character
 
 
 def _positive(text: str) -> int:

@@ -29,6 +29,8 @@ from simcse.terminal import silence_libraries
 def train(parsed: argparse.Namespace) -> None:
     """Train one seed or several, or show what would be done."""
     if parsed.schema:
+        if parsed.arguments != ["train", "--schema"]:
+            raise UserError("--schema: the same for every config; leave all other arguments out")
         print(json.dumps(json_schema(), indent=2))
         return
     if "LOCAL_RANK" not in os.environ:

@@ -6,7 +6,7 @@ import argparse
 import json
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simcse.cli.commands import quiet_libraries
 from simcse.errors import UserError
@@ -31,7 +31,7 @@ def encode(parsed: argparse.Namespace) -> None:
     output = Path(parsed.output)
     check_name(output)
     may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
-    sentences = read_sentences(Path(parsed.file), parsed.column)
+    sentences = read_sentences(Path(parsed.file), **_table(parsed))
     simcse = _model(parsed)
 
     first = list(islice(sentences, 1000))
@@ -66,6 +66,8 @@ def search(parsed: argparse.Namespace) -> None:
     source = [option for option in (parsed.corpus, parsed.index) if option]
     if len(source) != 1:
         raise UserError("search needs either --corpus FILE or --index FILE.safetensors")
+    if parsed.index and _table(parsed) != {"column": None, "separator": None, "encoding": "utf-8"}:
+        raise UserError("--column, --separator, --encoding: of a --corpus; an --index has none")
     if not all(query.strip() for query in parsed.queries):
         raise UserError("search: a query is empty")
     quiet_libraries()
@@ -78,7 +80,7 @@ def search(parsed: argparse.Namespace) -> None:
     if parsed.index:
         simcse.load_index(parsed.index)
     else:
-        simcse.build_index(parsed.corpus, batch_size=parsed.batch_size, column=parsed.column)
+        simcse.build_index(parsed.corpus, batch_size=parsed.batch_size, **_table(parsed))
         if simcse.index:
             _warn_of_unknown_signs(simcse.index["sentences"], simcse, parsed.corpus)
     if parsed.save_index:
@@ -100,15 +102,15 @@ def dedup(parsed: argparse.Namespace) -> None:
     """Print groups of near-duplicates of a file; write it without them."""
     quiet_libraries()
     from simcse.data.readers import read_sentences
-    from simcse.files import may_write, replacing
+    from simcse.files import may_write, write_atomically
 
     output = Path(parsed.output) if parsed.output else None
     if output is not None:
         may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
-    texts = list(read_sentences(Path(parsed.file), parsed.column))
+    texts = list(read_sentences(Path(parsed.file), **_table(parsed)))
     simcse = _model(parsed)
     groups = simcse.duplicates(
-        parsed.file, parsed.threshold, column=parsed.column, batch_size=parsed.batch_size
+        parsed.file, parsed.threshold, batch_size=parsed.batch_size, **_table(parsed)
     )
     repeats = {row for group in groups for row in group[1:]}
     if parsed.json:
@@ -119,8 +121,12 @@ def dedup(parsed: argparse.Namespace) -> None:
         print(f"{len(groups):,} groups; {len(repeats):,} of {len(texts):,} rows repeat another")
     if output is not None:
         kept = [" ".join(text.split()) for row, text in enumerate(texts) if row not in repeats]
-        with replacing(output) as temporary:
-            temporary.write_text("".join(f"{text}\n" for text in kept if text), encoding="utf-8")
+        write_atomically(output, "".join(f"{text}\n" for text in kept if text))
+
+
+def _table(parsed: argparse.Namespace) -> dict[str, Any]:
+    """How to read a file, by the names that all who read one give it."""
+    return {name: getattr(parsed, name) for name in ("column", "separator", "encoding")}
 
 
 def _model(parsed: argparse.Namespace) -> SimCSE:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 
+from simcse.config.settings import Encoding
 from simcse.data.readers import has_data_suffix, read_sentences, sound_text
 from simcse.errors import UserError
 from simcse.inference.index import Id
@@ -17,6 +18,8 @@ def ids_of(ids: Iterable[Id], count: int) -> list[Id]:
     Raises:
         UserError: They are not as many, or not numbers or texts.
     """
+    if not isinstance(ids, Iterable):
+        raise UserError(f"ids: expected several, got {type(ids).__name__}")
     listed = [int(one) if isinstance(one, Integral) else one for one in ids]
     if wrong := [one for one in listed if not isinstance(one, int | str)]:
         raise UserError(f"ids: expected whole numbers or texts, got {type(wrong[0]).__name__}")
@@ -26,7 +29,10 @@ def ids_of(ids: Iterable[Id], count: int) -> list[Id]:
 
 
 def sentences_of(
-    source: str | Path | Iterable[str], column: str | None = None
+    source: str | Path | Iterable[str],
+    column: str | None = None,
+    separator: str | None = None,
+    encoding: Encoding = "utf-8",
 ) -> tuple[list[str], list[int]]:
     """Sentences as they are given, or those of a file, and their rows from 0 on.
 
@@ -37,7 +43,8 @@ def sentences_of(
         texts = texts_of(source)
         return texts, list(range(len(texts)))
     path = Path(source)
-    lines = read_sentences(path, column, None if has_data_suffix(path) else ".txt")
+    suffix = None if has_data_suffix(path) else ".txt"
+    lines = read_sentences(path, column, suffix, separator=separator, encoding=encoding)
     kept = [(s, row) for row, line in enumerate(lines) if (s := line.rstrip())]
     if not kept:
         raise UserError(f"{path}: no text in it")

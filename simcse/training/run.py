@@ -358,8 +358,8 @@ def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> No
     """What only the rows can tell.
 
     Raises:
-        UserError: Hard negatives that no term uses, labels without two examples, templates that
-            leave no room.
+        UserError: Hard negatives that no term uses, or their weight without any, labels without
+            two examples, templates that leave no room.
     """
     if columns_of(config, rows) > 2 and not asks_for(config, "hard_negatives"):
         users = [name for name, term in SHIPPED.items() if "hard_negatives" in needs(term)]
@@ -367,6 +367,16 @@ def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> No
         raise UserError(
             f"objective.terms: {', '.join(config.objective.terms)} does not use the hard negatives "
             f"of data.train; {remedy}use {' or '.join(users)}"
+        )
+    weighted = [
+        name
+        for name, term in config.objective.terms.items()
+        if getattr(term, "hard_negative_weight", 1) != 1
+    ]
+    if weighted and columns_of(config, rows) < 3:
+        raise UserError(
+            f"objective.terms.{weighted[0]}.hard_negative_weight has no meaning: the rows of "
+            "data.train have no hard negatives"
         )
     if config.data.form == "labelled" and len(np.unique(labels_of(rows))) == 1:
         raise UserError("data.train: all rows have one label, so there are no negatives")
