@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 from simcse.config.settings import Config
 from simcse.data.rows import TextCounts
 from simcse.data.tokens import unknown_warning
+from simcse.encoders import encoder, gate
 from simcse.evaluation.documents import too_few
 from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask, Task
 
@@ -16,10 +17,11 @@ MANY_CUT = 0.1
 """Share of the texts that are cut above which it is said."""
 # Least parameters beside the token embeddings, usual learning rates; sources: docs/training.md.
 _SIZES = (
-    (200e6, "large", 5e-6, 5e-5),
-    (40e6, "base", 1e-5, 1e-4),
-    (0, "small", 5e-5, 1e-3),
+    (200e6, "large encoder", 5e-6, 5e-5),
+    (40e6, "base encoder", 1e-5, 1e-4),
+    (0, "small encoder", 5e-5, 1e-3),
 )
+_FURTHER = ("sentence-transformers model that is good already", 0.0, 5e-5)
 _ORIGINS = {
     "pairs": "that come with the package",
     "python-docs": "of the shipped documents",
@@ -67,10 +69,12 @@ def hints(config: Config, counts: TextCounts, model: SentenceTransformer) -> Ite
     table = max(tables, key=len).numel()
     rest = sum(parameter.numel() for parameter in model.parameters()) - table
     size, least, most = next((name, low, high) for n, name, low, high in _SIZES if rest >= n)
+    if gate.stores_modules(encoder.origin_of(config.encoder)):
+        size, least, most = _FURTHER
     rate = config.training.learning_rate
     if not least <= rate <= most:
         yield (
             f"warning: training.learning_rate: {rate:g} is {'low' if rate < least else 'high'} for "
-            f"a {size} encoder ({rest / 1e6:.0f} million parameters beside the token embeddings); "
+            f"a {size} ({rest / 1e6:.0f} million parameters beside the token embeddings); "
             f"usual are {least:g} to {most:g} (docs/training.md#encoders)"
         )
