@@ -27,7 +27,7 @@ def mini() -> SentenceTransformer:
 def test_the_data_that_choose_and_that_test_are_named(tmp_path):
     file = tmp_path / "mine.csv"
     file.write_text("a,b,grade\nx,y,1\nz,w,3\n")
-    dev = RetrievalTask("documents-dev", ["a"], ["b"])
+    dev = RetrievalTask("documents-dev", ["a"], ["b"], [{0: 1}])
     pairs, geometry = load_task("pairs", None), load_geometry(None, dev_only=False)
     own = own_task(own_test(f"graded:{file}"))
     assert list(what_chooses_and_tests(dev, [pairs, own, geometry], ["STS13"])) == [

@@ -11,7 +11,7 @@ from simcse.data.rows import TextCounts
 from simcse.data.tokens import unknown_warning
 from simcse.encoders import encoder, gate
 from simcse.evaluation.documents import too_few
-from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask, Task
+from simcse.evaluation.tasks import RetrievalTask, Task
 
 MANY_CUT = 0.1
 """Share of the texts that are cut above which it is said."""
@@ -42,7 +42,7 @@ def what_chooses_and_tests(dev: Task, tests: Sequence[Task], mteb: Sequence[str]
     twice = [f"{dev.name}, which has chosen it" for task in tests if task.name == dev.name]
     yield f"tested   on {'; '.join([*named, *mteb, *twice]) or 'nothing'}"
     for task in (*tests, dev):
-        if isinstance(task, RetrievalTask) and (warning := too_few(task)):
+        if isinstance(task, RetrievalTask) and not task.facts and (warning := too_few(task)):
             yield f"warning: {warning}"
 
 
@@ -50,7 +50,7 @@ def _described(task: Task) -> str:
     origin = _ORIGINS.get(task.name.removesuffix("-dev"), "of evaluation.data")
     if "own" in getattr(task, "facts", {}):
         origin = "of your own"
-    if isinstance(task, RetrievalTask | JudgedRetrievalTask):
+    if isinstance(task, RetrievalTask):
         return f"{task.name} ({len(task.queries):,} queries {origin})"
     return f"{task.name} ({len(task.texts()):,} texts {origin})"
 
