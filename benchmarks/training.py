@@ -298,7 +298,7 @@ def check_same(setting: Setting) -> None:
     ]
     largest = float(gradients[1].abs().max())
     gap = max(
-        abs(sum(terms.values()) - float(other.detach())),
+        abs(float(sum(terms.values())) - float(other.detach())),
         float((gradients[0] - gradients[1]).abs().max()) / largest,
     )
     about = f"{chosen.name}, {chosen.pooling} pooling, one batch without dropout"

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, ValidationError, validate_call
 from sentence_transformers import SentenceTransformer
 
 from simcse import distributed
-from simcse.config.settings import Config, Pooling, at_commas
+from simcse.config.settings import Config, Pooling, Precision, at_commas
 from simcse.encoders.loading import load_model
 from simcse.errors import UserError
 from simcse.evaluation.protocol import Evaluation
@@ -134,11 +134,18 @@ def evaluate(
             model = load_model(name, pooling, device, trust_remote_code=trust_remote_code)
         elif (pooling, device, trust_remote_code) != (None, None, False):
             raise UserError("pooling, device, trust_remote_code: only for a model that is named")
+        precision: Precision = "float32"
         if isinstance(model, SimCSE):
-            model = model.model
+            model, precision = model.model, model.precision
         if isinstance(model, SentenceTransformer):
             return score_model(
-                model, wanted, batch_size, name=name, mteb_folder=Path(scratch), hub_name=hub_name
+                model,
+                wanted,
+                batch_size,
+                name=name,
+                mteb_folder=Path(scratch),
+                hub_name=hub_name,
+                precision=precision,
             )
         if wanted.mteb:
             raise UserError("tasks: those of mteb need a model, not a function that encodes")

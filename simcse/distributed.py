@@ -138,12 +138,12 @@ def from_first(function: Callable[[], T]) -> T:
     return result
 
 
-def highest(number: int, device: torch.device) -> int:
-    """The highest of all processes' numbers."""
+def highest(number: int) -> int:
+    """The highest of all processes' numbers; no device is waited for."""
     if world() == 1:
         return number
-    tensor = torch.tensor(number, device=device)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_waiting)
     return int(tensor)
 
 
@@ -167,9 +167,9 @@ def shared(encode: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.nd
     return result
 
 
-def mean(number: float, device: torch.device) -> float:
-    """The mean of all processes' numbers."""
-    return float(gather(torch.tensor([number], device=device)).mean())
+def mean(number: Tensor) -> Tensor:
+    """The mean of all processes' scalars."""
+    return gather(number[None]).mean()
 
 
 def gather(own: Tensor, dim: int = 0) -> Tensor:

@@ -232,7 +232,8 @@ def arguments(tiny: Path, text_file: Path, tmp_path: Path) -> list[str]:
     config.write_text(
         f"encoder: {{name: '{tiny}', projection: train_only}}\n"
         f"data: {{train: '{text_file}'}}\n"
-        "training: {batch_size: 8, steps: 12, learning_rate: 1e-3, log_every: 1}\n"
+        "training: {batch_size: 8, steps: 12, learning_rate: 1e-3, log_every: 1, "
+        "precision: float32}\n"  # the same numbers on every machine
         "evaluation: {every: 4, raw_poolings: []}\n"
     )
     return ["train", str(config), f"output={tmp_path / 'run'}"]

@@ -40,6 +40,7 @@ OBJECTIVES = {
     "two_rates": {"views": [{"dropout": 0.05}, {"dropout": 0.15}]},
     "dino": {"objective": {"terms": {"dino": {"prototypes": 16}}}},
     "mlm": {"objective": {"terms": [{"info_nce": 1.0}, {"mlm": 0.1}]}},
+    "distill_start": {"objective": {"terms": ["info_nce", "distill_start"]}},
     "identical": {"columns": 3, "hashes": 9},
     "distill_l2": {"objective": {"terms": "distill_l2"}, "teacher": True},
     "distill_similarity": {"objective": {"terms": "distill_similarity"}, "teacher": True},
@@ -72,7 +73,11 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
             },
             "data": {"train": "none", **case.get("data", {})},
             "views": case.get("views", [{}, {}]),
-            "training": {"mini_batch_size": mini_batch_size, **(training or {})},
+            "training": {
+                "precision": "float32",
+                "mini_batch_size": mini_batch_size,
+                **(training or {}),
+            },
         },
         "test",
     )
@@ -102,7 +107,9 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
     terms = backpropagate(make_accelerator(config, tmp_path), training_loss, features)
     distributed.average_gradients(training_loss.objective.parameters())
     named = training_loss.named_parameters()
-    return sum(terms.values()), {n: whole_tensor(p.grad) for n, p in named if p.grad is not None}
+    return float(sum(terms.values())), {
+        n: whole_tensor(p.grad) for n, p in named if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -225,7 +232,8 @@ from simcse.training.setup import make_accelerator
 from simcse.training.loss import TrainingLoss
 def peak(mini_batch_size):
     config = validate({"encoder": {"name": sys.argv[1]},
-                       "training": {"mini_batch_size": mini_batch_size}}, "test")
+                       "training": {"precision": "float32",
+                                    "mini_batch_size": mini_batch_size}}, "test")
     model = encoder.build(config.encoder).train()
     loss = TrainingLoss(model, config)
     ids = torch.randint(5, 8000, (2 * 128, 32))

@@ -276,7 +276,7 @@ def with_words(run, word):
     later = {f"mteb:{word}": {"main_score": 0.5, "dataset": f"{word} at {'a' * 40}"}}
     model = fingerprint(SentenceTransformer(str(run), device="cpu"))
     (run / "evaluation").mkdir()
-    found = {"model": word, "fingerprint": model, "scores": later}
+    found = {"model": word, "fingerprint": model, "precision": "float32", "scores": later}
     (run / "evaluation" / "scores.json").write_text(json.dumps(found))
 
 

@@ -27,7 +27,13 @@ def config(folder, name, encoder, text, form, **training):
     values = {
         "encoder": {"name": str(encoder), "projection": "train_only"},
         "data": {"train": str(text), "form": form},
-        "training": {"batch_size": 8, "log_every": 1, "learning_rate": 1e-3, **training},
+        "training": {
+            "batch_size": 8,
+            "precision": "float32",
+            "log_every": 1,
+            "learning_rate": 1e-3,
+            **training,
+        },
         "evaluation": {"every": 5, "raw_poolings": [], "dev": "pairs", "tasks": ["pairs"]},
         "output": str(folder / name),
     }

@@ -18,7 +18,14 @@ from simcse.config.reading import validate
 from simcse.config.settings import Config, EncoderConfig, TemperatureConfig
 from simcse.data.views import ViewCollator
 from simcse.encoders import encoder
-from simcse.objectives import Dino, MaskedLanguageModel, clip, info_nce
+from simcse.objectives import (
+    Dino,
+    DistillStart,
+    MaskedLanguageModel,
+    clip,
+    distill_similarity,
+    info_nce,
+)
 from simcse.objectives.temperature import Temperature
 from simcse.training import loop, setup
 from simcse.training.loss import TrainingLoss
@@ -68,6 +75,8 @@ def masked(tmp_path, tiny):
 
 
 def settings(name, request):
+    if name == "distill_start":
+        return ["objective.terms={info_nce: 1, distill_start: 1}"]
     if name == "sup_con":
         file = request.getfixturevalue("captions")
         return [f"data.train={file}", *GROUPS, "objective.terms=sup_con"]
@@ -101,7 +110,7 @@ def settings(name, request):
 
 NAMES = [
     "nt_xent", "decoupled", "clip", "dino", "mlm", "sup_con", "groups", "triplets", "towers",
-    "distill_l2", "distill_similarity", "views", "cached",
+    "distill_l2", "distill_similarity", "distill_start", "views", "cached",
 ]  # fmt: skip
 
 
@@ -287,6 +296,24 @@ def test_dinos_teacher_has_dropout_of_its_own_and_its_centre_follows(tiny):
         expected = 0.9 * before + 0.1 * state.last.mean(dim=0)
         torch.testing.assert_close(state.get_buffer("center"), expected)
     assert not torch.equal(*seen)
+
+
+def test_distill_start_compares_with_the_model_as_it_was(tiny):
+    model = encoder.build(EncoderConfig(name=str(tiny))).train()
+    term = DistillStart(model, temperature=0.1, teacher_temperature=0.2, mini_batch_size=5)
+    features = batch_of(model, SENTENCES)
+    features.pop("identities")
+    with torch.no_grad():
+        before = model.eval()(dict(features))["sentence_embedding"].view(2, 6, 32)
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    student = torch.randn(2, 6, 32, requires_grad=True)
+    loss = term(*student, features)
+    expected = [distill_similarity(s, t, 0.1, 0.2) for s, t in zip(student, before, strict=True)]
+    torch.testing.assert_close(loss, sum(expected) / 2)
+    loss.backward()
+    assert student.grad.abs().sum() > 0
+    assert not term.state_dict() and not list(term.parameters())  # nothing for checkpoints
 
 
 def test_mlm_never_hides_special_tokens_or_padding(masked, monkeypatch):

@@ -176,7 +176,7 @@ def test_terms_that_cannot_be(own, tmp_path, text, expected):
 def test_the_shipped_terms_and_what_they_need():
     assert set(SHIPPED) == {
         "info_nce", "decoupled", "clip", "nt_xent", "sup_con", "dino", "mlm", "distill_l2",
-        "distill_similarity",
+        "distill_similarity", "distill_start",
     }  # fmt: skip
     for name, term in SHIPPED.items():
         assert term.formula and term.source.rpartition(", ")[2].startswith("https://"), name

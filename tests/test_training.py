@@ -27,7 +27,7 @@ from simcse.encoders import encoder
 from simcse.files import files_in, locked
 from simcse.objectives import InfoNCE
 from simcse.sealing import MANIFEST, seal
-from simcse.training import loop, setup
+from simcse.training import loop, setup, several
 from simcse.training import run as run_module
 from simcse.training.progress import Progress
 
@@ -700,7 +700,7 @@ def test_a_quota_or_a_broken_disk_leaves_nothing_half_written(
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", fails)
             with pytest.raises(OSError, match=os.strerror(code)):
-                run_module.train(load_config(arguments[1], arguments[2:]), [])
+                several.train(load_config(arguments[1], arguments[2:]), [])
         assert not (run / "manifest.json").exists()
         assert not list(run.parent.rglob(".*"))
         assert newest_checkpoint(run) is not None

@@ -9,7 +9,7 @@ from typing import NoReturn, get_args
 from simcse import __version__
 from simcse.cli import commands
 from simcse.config.reading import config_names, nearest_settings
-from simcse.config.settings import Config, Pooling, Role
+from simcse.config.settings import Config, Pooling, Precision, Role
 from simcse.errors import UserError
 from simcse.terminal import complain
 
@@ -301,6 +301,13 @@ def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None
     parser.add_argument("--pooling", choices=get_args(Pooling), help="for a plain encoder only")
     parser.add_argument("--device", help="such as cpu or cuda:0")
     parser.add_argument("--batch-size", type=_positive, default=batch_size)
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="float32",
+        help="auto is bfloat16 where the hardware has it; faster, and less exact "
+        "(default: %(default)s)",
+    )
     _add_consent(parser)
 
 

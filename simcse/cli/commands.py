@@ -128,6 +128,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     _quiet_libraries()
     from simcse.encoders.encoder import fingerprint
     from simcse.encoders.loading import DEFAULT_MODEL, find_model, load_model
+    from simcse.encoders.precision import resolved
     from simcse.evaluation import paper_results
     from simcse.evaluation.protocol import PROTOCOL
     from simcse.evaluation.scoring import is_hub_name, plan_tasks, score_model
@@ -152,6 +153,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     model = load_model(
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
     )
+    precision = resolved(parsed.precision)
     evaluation = score_model(
         model,
         tasks,
@@ -160,11 +162,13 @@ def evaluate(parsed: argparse.Namespace) -> None:
         mteb_folder=output.parent / "mteb",
         hub_name=name if is_hub_name(name) and not parsed.pooling else None,
         show_progress=sys.stderr.isatty(),
+        precision=precision,
     )
     scores = evaluation.scores
     result = {
         "model": name,
         "fingerprint": fingerprint(model),
+        "precision": precision,
         "protocol": PROTOCOL,
         "scores": scores,
     }
@@ -226,6 +230,7 @@ def encode(parsed: argparse.Namespace) -> None:
         parsed.model,
         parsed.device,
         pooling=parsed.pooling,
+        precision=parsed.precision,
         trust_remote_code=parsed.trust_remote_code,
     )
 
@@ -263,6 +268,7 @@ def search(parsed: argparse.Namespace) -> None:
         parsed.model,
         parsed.device,
         pooling=parsed.pooling,
+        precision=parsed.precision,
         trust_remote_code=parsed.trust_remote_code,
     )
     if parsed.index:

@@ -33,7 +33,8 @@ TaskName = Literal[
     "MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC",
 ]  # fmt: skip
 PositiveKind = Literal["dropout", "spans", "title"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of forward passes; ``auto`` is bfloat16 where the hardware has it, else float32."""
 Role = Literal["query", "document"]
 """Which side of a search a text is on: models with two encoders or prompts embed them apart."""
 DevTaskName = Literal["pairs", "python-docs", "documents", "STSB"]
@@ -563,8 +564,10 @@ class TrainingConfig(_Section):
     """AdamW's weight decay of matrices; biases, norms and temperatures do not decay."""
     max_grad_norm: Annotated[Number, Field(ge=0)] = 1.0
     """Gradient norm is clipped to this; 0 turns clipping off."""
-    precision: Precision = "float32"
-    """Mixed precision of the forward pass; weights stay float32."""
+    precision: Precision = "auto"
+    """Mixed precision of the forward pass; weights stay float32. ``auto`` is bfloat16 where the
+    processor or GPU has instructions for it, else float32; the run's config holds which it is, and
+    a resumed run keeps it."""
     cpu_kernels: bool = True
     """On a CPU, draw dropout faster than PyTorch does; and with CLS pooling, on any device, leave
     out of the last layer what only other tokens need (docs/performance.md). ``false`` turns both
@@ -604,6 +607,9 @@ class EvaluationConfig(_Section):
     sentence-transformers model is scored once, as it encodes by itself (``own``)."""
     batch_size: Count = 128
     """Texts in one forward pass while scoring."""
+    precision: Precision = "float32"
+    """Of all scoring; bfloat16 is faster and moves scores by a few hundredths
+    (docs/performance.md)."""
 
     @model_validator(mode="after")
     def _folder_given(self) -> EvaluationConfig:

@@ -22,10 +22,11 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from simcse.config.settings import Role
+from simcse.config.settings import Precision, Role
 from simcse.data.tokens import first_ids, in_chunks
 from simcse.encoders.encoder import SENTENCE_EMBEDDING
 from simcse.encoders.first_token import cut, find_cuts
+from simcse.encoders.precision import mixed_precision
 from simcse.errors import UserError, first_line
 
 _CHUNK = 10_000
@@ -50,6 +51,7 @@ def encode_by_length(
     normalize: bool = False,
     show_progress: bool = False,
     role: Role | None = None,
+    precision: Precision = "float32",
 ) -> np.ndarray:
     """What ``model.encode`` gives for each text alone, and faster where lengths differ.
 
@@ -64,6 +66,7 @@ def encode_by_length(
         normalize: Divide each embedding by its length.
         show_progress: Show a bar on standard error.
         role: As ``model.encode_query`` or ``model.encode_document``; ``None`` as ``model.encode``.
+        precision: Mixed precision of the forward passes.
 
     Returns:
         float32, ``(texts, dim)``, in the order of the texts.
@@ -85,7 +88,8 @@ def encode_by_length(
     )
     embed = partial(_embed, model, normalize=normalize, route=role)
     few = len(distinct) <= batch_size and sum(map(len, distinct)) < _MANY_CHARACTERS
-    if few:
+    mixed = mixed_precision(torch.device(device or model.device), precision)
+    if few and precision == "float32":
         result = encode(distinct, show_progress_bar=show_progress)
         shortest = min(range(len(distinct)), key=lambda index: len(distinct[index]))
         if len(distinct) > 1 and not _alike(
@@ -95,10 +99,14 @@ def encode_by_length(
     else:
         alone = encode(list(_PROBE), batch_size=1)  # also moves the model to the device asked for
         if _alike(model, alone, _tried(model, embed)):
-            result = _in_batches(model, distinct, batch_size, embed, show_progress=show_progress)
+            with mixed:
+                result = _in_batches(
+                    model, distinct, batch_size, embed, show_progress=show_progress
+                )
         else:
             size = batch_size if _alike(model, alone, encode(list(_PROBE))) else 1
-            result = encode(distinct, batch_size=size, show_progress_bar=show_progress)
+            with mixed:
+                result = encode(distinct, batch_size=size, show_progress_bar=show_progress)
     result = np.asarray(result, dtype=np.float32)
     if bad := len(result) - int(np.isfinite(result).all(axis=1).sum()):
         raise UserError(f"{bad} of {len(result)} embeddings hold NaN or infinity")

@@ -99,11 +99,11 @@ def freeze_unused(model: SentenceTransformer) -> None:
             parameter.requires_grad_(False)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale gradients so that their common norm is at most ``limit``; 0 leaves them.
 
     Returns:
-        The norm before.
+        The norm before, a scalar.
     """
     some = [p for p in parameters if p.grad is not None]
     kinds = [[p for p in some if isinstance(p, DTensor) is sharded] for sharded in (True, False)]
@@ -111,7 +111,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
     norm = torch.stack([whole_tensor(norm).float() for norm in norms]).norm()
     for kind in kinds:
         clip_grads_with_norm_(kind, limit or math.inf, norm)
-    return float(norm)
+    return norm  # type: ignore[no-any-return]
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:

@@ -17,6 +17,15 @@ Features = dict[str, Tensor]
 RandomState = tuple[Tensor, Tensor | None]
 
 
+def on_device(features: Features, device: torch.device) -> Features:
+    """Features where the encoder is; a GPU copies them from pinned memory while it computes."""
+    if device.type != "cuda":
+        return {key: value.to(device) for key, value in features.items()}
+    return {
+        key: value.pin_memory().to(device, non_blocking=True) for key, value in features.items()
+    }
+
+
 def mini_batches(features: Features, size: int | None) -> list[tuple[Tensor, Features]]:
     """Row numbers and features of at most ``size`` texts each; ``None`` keeps all together.
 
@@ -31,11 +40,12 @@ def mini_batches(features: Features, size: int | None) -> list[tuple[Tensor, Fea
         return [(torch.arange(len(mask), device=mask.device), features)]
     positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     lengths = (mask * positions).amax(dim=1)
-    parts = []
-    for rows in torch.split(lengths.argsort(stable=True), size):
-        longest = int(lengths[rows].max())
-        parts.append((rows, {key: value[rows, :longest] for key, value in features.items()}))
-    return parts
+    groups = torch.split(lengths.argsort(stable=True), size)
+    longest = torch.stack([lengths[rows[-1]] for rows in groups]).tolist()  # one wait for a device
+    return [
+        (rows, {key: value[rows, :most] for key, value in features.items()})
+        for rows, most in zip(groups, longest, strict=True)
+    ]
 
 
 @torch.no_grad()

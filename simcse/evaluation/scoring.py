@@ -16,11 +16,13 @@ from simcse.config.settings import (
     TASK_ALIASES,
     DataConfig,
     OwnTest,
+    Precision,
     Role,
     TaskName,
     check_titles,
 )
 from simcse.encoders.encoding import embeds_by_role, encode_by_length
+from simcse.encoders.precision import resolved
 from simcse.evaluation.names import GROUPS
 from simcse.evaluation.own import own_task, own_test
 from simcse.evaluation.protocol import EmbeddingCache, Evaluation, evaluate
@@ -117,6 +119,7 @@ def score_model(
     mteb_folder: Path,
     hub_name: str | None = None,
     show_progress: bool = False,
+    precision: Precision = "float32",
 ) -> Evaluation:
     """Score a model as it encodes; each distinct text is encoded once.
 
@@ -128,13 +131,21 @@ def score_model(
         mteb_folder: Where these files go.
         hub_name: As for :func:`simcse.evaluation.mteb_tasks.revision_of`.
         show_progress: Show a bar on standard error.
+        precision: Of the forward passes.
 
     Raises:
         UserError: A data set of mteb is not at hand, or the embeddings are not sound.
     """
 
     def embed(texts: list[str], role: Role | None = None) -> np.ndarray:
-        return encode_by_length(model, texts, batch_size, show_progress=show_progress, role=role)
+        return encode_by_length(
+            model,
+            texts,
+            batch_size,
+            show_progress=show_progress,
+            role=role,
+            precision=precision,
+        )
 
     encode = EmbeddingCache(embed, embed if embeds_by_role(model) else None)
     evaluation = evaluate(encode, tasks.ours)
@@ -142,11 +153,12 @@ def score_model(
         return evaluation
     from simcse.evaluation.mteb_tasks import evaluate_mteb, revision_of
 
+    revision, precision = revision_of(model, hub_name), resolved(precision)
     scores = evaluate_mteb(
         model,
         encode,
         name if is_hub_name(name) else f"local/{Path(name).absolute().name}",
-        revision_of(model, hub_name),
+        revision if precision == "float32" else f"{revision}-{precision}",
         tasks.mteb,
         tasks.data,
         mteb_folder,

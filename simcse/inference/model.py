@@ -7,17 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import numpy as np
 import torch
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
-from simcse.config.settings import Pooling, Role
+from simcse.config.settings import Pooling, Precision, Role
 from simcse.data.readers import has_data_suffix, read_sentences, sound_text
 from simcse.encoders.encoding import encode_by_length, encoder_of
 from simcse.encoders.loading import load_model
+from simcse.encoders.precision import resolved
 from simcse.errors import UserError, first_line
 from simcse.inference import index as indexing
 
@@ -50,6 +51,8 @@ class SimCSE:
         num_cells: Clusters of an approximate index (``faiss_fast``).
         num_cells_in_search: Clusters that a search in it looks through.
         pooling: Only for a plain encoder, which does not store it.
+        precision: Mixed precision of forward passes; ``auto`` is bfloat16 where the hardware has
+            it, which is faster and less exact (docs/performance.md), else float32.
         trust_remote_code: Let the model run code that comes with it, if you trust its author.
 
     Raises:
@@ -64,13 +67,18 @@ class SimCSE:
         num_cells_in_search: int = 10,
         *,
         pooling: Pooling | None = None,
+        precision: Precision = "float32",
         trust_remote_code: bool = False,
     ) -> None:
+        if precision not in get_args(Precision):
+            allowed = ", ".join(get_args(Precision))
+            raise UserError(f"precision: {precision!r} is unknown; allowed are {allowed}")
         _check_count("num_cells", num_cells)
         _check_count("num_cells_in_search", num_cells_in_search)
         name = None if model_name_or_path is None else str(model_name_or_path)
         self.model = load_model(name, pooling, device, trust_remote_code=trust_remote_code)
         self.device = str(self.model.device)
+        self.precision: Precision = resolved(precision)
         self.num_cells = num_cells
         self.num_cells_in_search = num_cells_in_search
         self.index: indexing.Index | None = None
@@ -123,6 +131,8 @@ class SimCSE:
         _check_count("batch_size", batch_size)
         device = self.device if device is None else device
         _check_device(device)
+        if isinstance(device, list) and self.precision != "float32":
+            raise UserError(f"device: several encode in float32 only, not in {self.precision}")
         with self._cut_at(max_length):
             if isinstance(device, list) and texts:  # the library shares the work out
                 embeddings = encoder_of(self.model, role)(
@@ -141,6 +151,7 @@ class SimCSE:
                     normalize=normalize_to_unit,
                     show_progress=show_progress_bar,
                     role=role,
+                    precision=self.precision,
                 )
         if single and not keepdim:
             embeddings = embeddings[0]
@@ -319,8 +330,11 @@ class SimCSE:
         )
 
     def _probe(self) -> np.ndarray:
-        """Embedding of a fixed sentence: tells whether an index belongs to this model."""
-        return self._array(_PROBE, None, "document")
+        """Embedding of a fixed sentence, float32: tells whether an index belongs to this model."""
+        probe: np.ndarray = encode_by_length(
+            self.model, [_PROBE], 1, normalize=True, role="document"
+        )[0]
+        return probe
 
     def _cells(self, faiss_fast: bool) -> indexing.Cells | None:
         return indexing.Cells(self.num_cells, self.num_cells_in_search) if faiss_fast else None

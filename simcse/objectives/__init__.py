@@ -10,6 +10,7 @@ from simcse.objectives.diagnostics import diagnostics
 from simcse.objectives.dino import Dino, PrototypeUse, dino, prototype_collapse, prototype_use
 from simcse.objectives.distill_l2 import DistillL2, distill_l2
 from simcse.objectives.distill_similarity import DistillSimilarity, distill_similarity
+from simcse.objectives.distill_start import DistillStart
 from simcse.objectives.info_nce import InfoNCE, info_nce
 from simcse.objectives.mlm import MaskedLanguageModel
 from simcse.objectives.nt_xent import NTXent, nt_xent
@@ -25,6 +26,7 @@ __all__ = [
     "Dino",
     "DistillL2",
     "DistillSimilarity",
+    "DistillStart",
     "InfoNCE",
     "MaskedLanguageModel",
     "NTXent",

@@ -36,8 +36,9 @@ def decoupled(
     own = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
     negatives = logits.masked_fill(own, -torch.inf)
     some = torch.isfinite(negatives).any(dim=1)  # the others have nothing to be pushed from
-    loss = torch.logsumexp(negatives[some], dim=1) - logits.diagonal()[some]
-    return loss.sum() / some.sum().clamp(min=1)
+    negatives = negatives.masked_fill(~some[:, None], 0)  # where the loss is left out
+    loss = torch.logsumexp(negatives, dim=1) - logits.diagonal()
+    return torch.where(some, loss, 0).sum() / some.sum().clamp(min=1)
 
 
 class Decoupled(InfoNCE):

@@ -46,8 +46,9 @@ def _others(embeddings: Tensor) -> Tensor:
     """Cosines of each row with the other rows, shape ``(batch, batch - 1)``."""
     unit = functional.normalize(embeddings, dim=-1)
     rows = len(unit)
-    keep = ~torch.eye(rows, dtype=torch.bool, device=unit.device)
-    return (unit @ unit.T)[keep].view(rows, rows - 1)
+    # After the first element of the diagonal the others follow at every (rows + 1)th place.
+    between = (unit @ unit.T).flatten()[1:].view(rows - 1, rows + 1)[:, :-1]
+    return between.reshape(rows, rows - 1)
 
 
 class DistillSimilarity(Objective):

@@ -93,12 +93,11 @@ def normalized_pair(anchor: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def checked(temperature: float | Tensor) -> float | Tensor:
-    """The temperature.
+    """The temperature; a tensor is not looked at, since that would wait for its device.
 
     Raises:
-        ValueError: It is not positive.
+        ValueError: It is a number that is not positive.
     """
-    value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
-    if not value > 0:
-        raise ValueError(f"temperature must be positive, got {value}")
+    if not isinstance(temperature, Tensor) and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
     return temperature

@@ -165,6 +165,7 @@ class EvaluatedScores(Record):
 
     model: str
     fingerprint: str
+    precision: str
     scores: TaskScores
 
 

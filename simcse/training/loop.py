@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,13 +15,14 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
 from simcse import distributed
 from simcse.config.reading import settings_digest
 from simcse.config.settings import Config
 from simcse.encoders.engines import Engine, clip_gradients
-from simcse.encoders.mini_batches import Features, random_state, replaying
+from simcse.encoders.mini_batches import Features, on_device, random_state, replaying
 from simcse.errors import DivergedError, UserError, naming_memory
 from simcse.training import checkpoints
 from simcse.training.checkpoint_pushes import CheckpointPushes
@@ -90,31 +93,31 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     position = state.position
     progress = Progress(run, accelerator, steps, position.step, position.log)
     pushes = CheckpointPushes(config.hub.push_checkpoints) if config.hub.push_checkpoints else None
-    batches = batches_from(sampler, position.step)
 
-    with signals.waiting(), naming_memory("while training", *_MEMORY):
+    def collate(epoch: int, chosen: list[int]) -> tuple[list[int], Features]:
+        collator.epoch = epoch
+        return chosen, collator([rows[i] for i in distributed.own_part(chosen)])
+
+    batches = ahead(collate, batches_from(sampler, position.step))
+    unread: list[Step] = []
+
+    with signals.waiting(), naming_memory("while training", *_MEMORY), closing(batches):
         while position.step < steps:
             # The batch: of several processes each takes its part.
-            collator.epoch, chosen = next(batches)
-            own = distributed.own_part(chosen)
-            features = collator.features([rows[i] for i in own], accelerator.device)
+            chosen, features = next(batches)
+            features = on_device(features, accelerator.device)
 
             # Loss and gradients, those of all processes together.
             model.train()
             loss.objective.before_step(position.step / max(steps - 1, 1))
             terms = backpropagate(accelerator, loss, features)
-            total = sum(terms.values())
-            where = Where(position.step + 1, schedule.get_last_lr()[0], chosen)
-            if not math.isfinite(total):
-                raise where.error(f"the loss is {total}", "use float32 for training.precision")
             distributed.average_gradients(own_parameters)
 
             # The step.
             accelerator.unscale_gradients()
             norm = clip_gradients(loss.parameters(), training.max_grad_norm)
-            scaled = accelerator.scaler is not None  # float16: such steps are skipped
-            if not math.isfinite(norm) and not scaled:
-                raise where.error(f"the gradient's norm is {norm}", "raise objective.temperature")
+            rate = schedule.get_last_lr()[0]
+            unread.append(Step(position.step + 1, rate, chosen, {**terms, "grad_norm": norm}))
             optimizer.step()
             optimizer.zero_grad()
             if not optimizer.step_was_skipped:
@@ -122,15 +125,14 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
                 schedule.step()
             position.step += 1
 
-            # The log: means over the steps since its last line.
-            position.since += 1
-            for name, value in {"loss": total, **(terms if len(terms) > 1 else {})}.items():
-                position.totals[name] = position.totals.get(name, 0.0) + value
+            # The log: means over the steps since its last line. Only here and before a checkpoint
+            # is the device waited for, so that steps follow one another without a gap.
             last = position.step == steps
             scores_now = position.step % config.evaluation.every == 0 or last
             if position.step == 1 or position.step % training.log_every == 0 or scores_now:
+                newest = read(unread, position, skips=accelerator.scaler is not None)
                 means = {name: value / position.since for name, value in position.totals.items()}
-                values = {**means, "grad_norm": norm, "learning_rate": where.rate}
+                values = {**means, "grad_norm": newest, "learning_rate": rate}
                 values["epoch"] = position.step / len(sampler)
                 progress.loss(position.step, {**values, **loss.objective.log_values(), **values})
                 progress.warn(position.step, loss.objective.warnings())
@@ -145,8 +147,9 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
                 best = -math.inf if position.best_score is None else position.best_score
                 if math.isfinite(score) and score > best:
                     position.best_score, position.best_step = score, position.step
-            signal = distributed.highest(signals.received, accelerator.device)
+            signal = distributed.highest(signals.received)
             if scores_now or signal:
+                read(unread, position, skips=accelerator.scaler is not None)
                 saved = state.save(root, training.keep_checkpoints)
                 if pushes is not None and distributed.is_first():
                     pushes.send(saved, position.step)
@@ -176,7 +179,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
 
 def backpropagate(
     accelerator: Accelerator, loss: TrainingLoss, features: Features
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """Leave the gradients of a batch in the parameters.
 
     With gradient caching (Gao et al. 2021, https://arxiv.org/abs/2101.06983) the graph of no more
@@ -188,19 +191,20 @@ def backpropagate(
         features: A batch, or this process's part of it.
 
     Returns:
-        The weighted terms, which sum up to the loss of the whole batch.
+        The weighted terms, float32 scalars, which sum up to the loss of the whole batch.
     """
     device = accelerator.device
     passes, engine = loss.passes(features), loss.engine
     cached = loss.mini_batch_size is not None
-    values: dict[str, float] = {}
+    values: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
 
     # Losses on token states (masked language modelling) have passes of their own.
     with engine.without_sync():
         for name, token_loss in loss.token_terms(features):
             accelerator.backward(token_loss)
-            values[name] = values.get(name, 0.0) + float(token_loss.detach())
-    values = {name: distributed.mean(value, device) for name, value in values.items()}
+            values[name] = values[name] + token_loss.detach()
+    for name, value in values.items():
+        values[name] = distributed.mean(value)
 
     # 1. Embeddings, and with caching the random numbers that each pass began with.
     states, parts = [], []
@@ -216,7 +220,7 @@ def backpropagate(
         embeddings.requires_grad_()
     terms = loss(embeddings, features)
     for name, value in terms.items():
-        values[name] = values.get(name, 0.0) + float(value.detach())
+        values[name] = values[name] + value.detach()
     accelerator.backward(torch.stack(list(terms.values())).sum())
 
     # 3. The same passes again, with a graph, to hand the gradient on to the encoder. The last of
@@ -238,12 +242,14 @@ def backpropagate(
 
 
 @dataclass(frozen=True)
-class Where:
-    """The step at hand, for an error."""
+class Step:
+    """A step that was taken, and what it gave, which the device may still be computing."""
 
     step: int
     rate: float
     rows: list[int]
+    values: dict[str, Tensor]
+    """The weighted terms, and last the gradients' norm."""
 
     def error(self, problem: str, remedy: str) -> DivergedError:
         """What is wrong, and with which rows."""
@@ -253,6 +259,51 @@ class Where:
             "counted from 0 without skipped ones); lower training.learning_rate or "
             f"{remedy}"
         )
+
+
+def read(steps: list[Step], position: Position, *, skips: bool) -> float:
+    """Add what steps gave to the totals of the log, and empty the list.
+
+    Args:
+        steps: Since the last call.
+        position: Has the totals.
+        skips: Steps whose gradients are not finite were skipped (float16).
+
+    Returns:
+        The gradients' norm of the newest step, before clipping.
+
+    Raises:
+        DivergedError: A loss or gradient was not finite. Weights have moved since, but no
+            checkpoint was written.
+    """
+    norm = math.nan
+    table = torch.stack([torch.stack([*step.values.values()]) for step in steps]) if steps else None
+    for step, row in zip(steps, [] if table is None else table.tolist(), strict=True):
+        *terms, norm = row
+        total = sum(terms)
+        if not math.isfinite(total):
+            raise step.error(f"the loss is {total}", "use float32 for training.precision")
+        if not math.isfinite(norm) and not skips:
+            raise step.error(f"the gradient's norm is {norm}", "raise objective.temperature")
+        named = dict(zip(step.values, terms, strict=False)) if len(terms) > 1 else {}
+        for name, value in {"loss": total, **named}.items():
+            position.totals[name] = position.totals.get(name, 0.0) + value
+        position.since += 1
+    steps.clear()
+    return norm
+
+
+def ahead(
+    collate: Callable[[int, list[int]], tuple[list[int], Features]],
+    batches: Iterator[tuple[int, list[int]]],
+) -> Generator[tuple[list[int], Features]]:
+    """Batches, of which the next is collated in a thread while one is trained on."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(collate, *next(batches))
+        while True:
+            batch = following.result()
+            following = thread.submit(collate, *next(batches))
+            yield batch
 
 
 def batches_from(sampler: Sampler, step: int) -> Iterator[tuple[int, list[int]]]:

@@ -309,6 +309,7 @@ def prepare(config: Config) -> Prepared:
         load_dev_task(config.evaluation.dev, data, config.data),
         load_geometry(data, dev_only=True),
         config.evaluation.batch_size,
+        config.evaluation.precision,
     )
     for task in (*tasks.ours, dev.task):
         if isinstance(task, RetrievalTask) and (warning := too_few(task)):
@@ -330,7 +331,10 @@ def prepare(config: Config) -> Prepared:
         negatives = f", {columns - 1} hard negative{'s' * (columns > 2)}" if columns > 1 else ""
         print(f"         a row is anchor, positive{negatives}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}")
+    print(
+        f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}, "
+        f"{config.training.precision}"
+    )
     teacher, used = None, None
     if config.objective.teacher is not None:
         used = rows_used(config, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,15 +18,18 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from simcse import distributed
-from simcse.config.settings import Config, ObjectiveConfig, Role
+from simcse.config.reading import read_config
+from simcse.config.settings import Config, ObjectiveConfig, Precision, Role
 from simcse.data.batching import GroupBatchSampler, ViewBatchSampler
 from simcse.data.positives import Positives
 from simcse.data.views import View, ViewCollator
 from simcse.encoders.encoding import embeds_by_role, encode_by_length
+from simcse.encoders.precision import native_precision
 from simcse.errors import UserError, naming_memory
 from simcse.evaluation.protocol import Evaluation, evaluate
 from simcse.evaluation.tasks import Task
 from simcse.objectives.terms import asks_for, looks_at_tokens
+from simcse.reports.runs import CONFIG_FILE
 from simcse.training.loss import TrainingLoss
 
 DEV_SCORE = "dev_score"
@@ -40,6 +44,7 @@ class Dev:
     task: Task
     geometry: Task
     batch_size: int
+    precision: Precision = "float32"
 
     def scores(self, model: SentenceTransformer) -> dict[str, float]:
         """``dev_score`` (the task's own metric) and the keys of :data:`GEOMETRY`.
@@ -47,7 +52,9 @@ class Dev:
         All processes encode a share of the texts each.
         """
         tasks = [self.task, self.geometry]
-        scores = evaluate_model(model, tasks, self.batch_size, shared=True).scores
+        scores = evaluate_model(
+            model, tasks, self.batch_size, shared=True, precision=self.precision
+        ).scores
         geometry = scores[self.geometry.name]
         return {
             DEV_SCORE: scores[self.task.name][self.task.metric],
@@ -56,7 +63,12 @@ class Dev:
 
 
 def evaluate_model(
-    model: SentenceTransformer, tasks: list[Task], batch_size: int, *, shared: bool = False
+    model: SentenceTransformer,
+    tasks: list[Task],
+    batch_size: int,
+    *,
+    shared: bool = False,
+    precision: Precision = "float32",
 ) -> Evaluation:
     """Score a model as it encodes: evaluation mode, no projection that is for training only.
 
@@ -65,16 +77,41 @@ def evaluate_model(
         tasks: What to score it on.
         batch_size: Texts a forward pass.
         shared: All processes call this, and encode a share of the texts each.
+        precision: Of the forward passes.
     """
 
     def encode(texts: list[str], role: Role | None = None) -> np.ndarray:
         def embed(own: list[str]) -> np.ndarray:
-            return encode_by_length(model, own, batch_size, role=role)
+            return encode_by_length(model, own, batch_size, role=role, precision=precision)
 
         return distributed.shared(embed, texts) if shared else embed(texts)
 
     with naming_memory("while scoring", "evaluation.batch_size"):
         return evaluate(encode, tasks, encode if embeds_by_role(model) else None)
+
+
+def with_resolved_precision(config: Config, folder: Path) -> Config:
+    """The config with what ``auto`` stands for: as in the runs of its folder, else by the hardware.
+
+    So a run, or a set of seeds, that goes on on another machine keeps the precision it began with.
+
+    Args:
+        config: The run, a set of seeds, or one run of a sweep.
+        folder: Its folder, or that of the sweep.
+    """
+    stored: list[Config] = []
+    for pattern in (CONFIG_FILE, f"*/{CONFIG_FILE}", f"*/*/{CONFIG_FILE}"):
+        for path in sorted(folder.glob(pattern)):
+            with suppress(UserError):  # whether it may be there is checked elsewhere
+                stored.append(read_config(path))
+    updates = {}
+    for name in ("training", "evaluation"):
+        section = getattr(config, name)
+        if section.precision == "auto":
+            before = [getattr(old, name).precision for old in stored]
+            chosen = before[0] if before else native_precision()
+            updates[name] = section.model_copy(update={"precision": chosen})
+    return config.model_copy(update=updates)
 
 
 def steps_of(config: Config, rows: Dataset) -> int:

@@ -27,6 +27,7 @@ from simcse.reports.runs import (
 )
 from simcse.reports.summary import summary_of, summary_text, sweep_of, sweep_text
 from simcse.training import run
+from simcse.training.setup import with_resolved_precision
 
 Members = Mapping[str, Config]
 """Name of the run folder to its config."""
@@ -49,7 +50,7 @@ def train(
     Raises:
         UserError: As :func:`simcse.training.run.train`; the folder holds something else.
     """
-    config = resolve(config)
+    config = _resolve(config, Path(str(config.output)))
     if config.seeds:
         members = {f"{SEED_PREFIX}{seed}": seed_config(config, seed) for seed in config.seeds}
         _Several(Path(str(config.output)), members, "seeds").train(command, twin, dry_run=dry_run)
@@ -72,9 +73,14 @@ def train_sweep(configs: Members, command: list[str], *, dry_run: bool = False) 
     Raises:
         UserError: As :func:`train`; all runs have diverged.
     """
-    configs = {name: resolve(config) for name, config in configs.items()}
     folder = Path(str(next(iter(configs.values())).output)).parent
+    configs = {name: _resolve(config, folder) for name, config in configs.items()}
     _Several(folder, configs, "a sweep").train(command, dry_run=dry_run)
+
+
+def _resolve(config: Config, folder: Path) -> Config:
+    config = resolve(config)
+    return distributed.from_first(lambda: with_resolved_precision(config, folder))
 
 
 def seed_config(config: Config, seed: int) -> Config:

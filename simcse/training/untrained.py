@@ -72,7 +72,12 @@ def score_in(run: Path, model: SentenceTransformer, tasks: TaskList, config: Con
     folder = run / EVALUATION_FOLDER / "mteb"
     with naming_memory("while scoring", "evaluation.batch_size"):
         return score_model(
-            model, tasks, config.evaluation.batch_size, name=run.name, mteb_folder=folder
+            model,
+            tasks,
+            config.evaluation.batch_size,
+            name=run.name,
+            mteb_folder=folder,
+            precision=config.evaluation.precision,
         )
 
 
