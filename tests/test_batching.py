@@ -14,7 +14,7 @@ LENGTHS = np.random.default_rng(0).integers(4, 33, size=1000)
 @given(rows=st.integers(2, 300), batch_size=st.integers(2, 40), seed=st.integers(0, 99))
 def test_full_batches_of_distinct_rows(batching, rows, batch_size, seed):
     sampler = ViewBatchSampler(LENGTHS[:rows], batch_size, batching, seed)
-    batches = list(sampler)
+    batches = list(sampler.batches(0))
     assert len(batches) == len(sampler) == rows // batch_size
     assert all(len(batch) == batch_size for batch in batches)
     taken = [row for batch in batches for row in batch]
@@ -26,8 +26,7 @@ def test_full_batches_of_distinct_rows(batching, rows, batch_size, seed):
 def test_order_is_a_function_of_seed_and_epoch(batching):
     def order(seed, epoch):
         sampler = ViewBatchSampler(LENGTHS, 64, batching, seed)
-        sampler.set_epoch(epoch)
-        return list(sampler)
+        return list(sampler.batches(epoch))
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
@@ -38,8 +37,7 @@ def epochs_of(lengths, batch_size, batching, epochs, seed=0):
     """The batches of some epochs, each ``(batches, batch_size)``."""
     sampler = ViewBatchSampler(lengths, batch_size, batching, seed)
     for epoch in epochs:
-        sampler.set_epoch(epoch)
-        yield np.array(list(sampler))
+        yield np.array(list(sampler.batches(epoch)))
 
 
 def overlap(first, second, rows):
@@ -127,7 +125,8 @@ def test_no_row_is_left_out_for_long():
 
 
 def test_length_groups_come_in_random_order():
-    means = [LENGTHS[batch].mean() for batch in ViewBatchSampler(LENGTHS, 50, "length_grouped", 0)]
+    sampler = ViewBatchSampler(LENGTHS, 50, "length_grouped", 0)
+    means = [LENGTHS[batch].mean() for batch in sampler.batches(0)]
     assert means != sorted(means)
 
 
@@ -138,7 +137,7 @@ GROUPS = np.random.default_rng(1).integers(0, 40, size=300)
 def test_group_batches_pair_rows_of_one_label(rows, batch_size, seed):
     labels = GROUPS[:rows]
     sampler = GroupBatchSampler(labels, batch_size, seed)
-    batches = list(sampler)
+    batches = list(sampler.batches(0))
     assert len(batches) == len(sampler)
     half = batch_size // 2
     for batch in batches:
@@ -153,8 +152,8 @@ def test_group_batches_pair_rows_of_one_label(rows, batch_size, seed):
 def test_groups_are_paired_anew_each_epoch():
     def pairs(seed, epoch):
         sampler = GroupBatchSampler(GROUPS, 8, seed)
-        sampler.set_epoch(epoch)
-        return [tuple(sorted(p)) for b in sampler for p in zip(b[:4], b[4:], strict=True)]
+        batches = sampler.batches(epoch)
+        return [tuple(sorted(p)) for b in batches for p in zip(b[:4], b[4:], strict=True)]
 
     assert pairs(1, 0) == pairs(1, 0)
     assert len(set(pairs(1, 0)) & set(pairs(1, 1))) < 60
@@ -165,7 +164,7 @@ def test_groups_are_paired_anew_each_epoch():
 def test_parts_of_a_grouped_batch_hold_its_pairs():
     labels = np.arange(60) // 3
     whole, cut = (GroupBatchSampler(labels, 12, 5, parts) for parts in (1, 3))
-    for batch, parts in zip(whole, cut, strict=True):
+    for batch, parts in zip(whole.batches(0), cut.batches(0), strict=True):
         pairs = set(zip(batch[:6], batch[6:], strict=True))
         each = [parts[start : start + 4] for start in (0, 4, 8)]
         assert {pair for a, b, c, d in each for pair in ((a, c), (b, d))} == pairs

@@ -11,6 +11,7 @@ import torch
 import transformers
 from conftest import ARCHITECTURES, SENTENCES, make_encoder, reseal
 from safetensors.torch import load_file, save_file
+from simcse.training.teacher import load_teacher
 from test_encoder import reference
 from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel
 
@@ -20,7 +21,6 @@ from simcse.encoders import encoder
 from simcse.encoders.gate import Origin, failing_for
 from simcse.encoders.loading import load_model, load_trained
 from simcse.errors import UserError
-from simcse.training.teacher import load_teacher
 
 MASKED = {
     "bert": "BertForMaskedLM",

@@ -29,6 +29,7 @@ from simcse.objectives import (
 from simcse.objectives.temperature import Temperature
 from simcse.training import loop, setup
 from simcse.training.loss import TrainingLoss
+from simcse.training.text import view_collator
 
 
 @pytest.fixture
@@ -418,7 +419,7 @@ def test_mlm_sees_every_column_as_it_is(masked, monkeypatch):
     seen = []
     mlm = loss.objective.terms[1]
     monkeypatch.setattr(mlm, "token_losses", lambda _, *texts: seen.append(texts) or [])
-    collator = setup.view_collator(config, model)
+    collator = view_collator(config, config.sets[0], model)
     ids = model.tokenizer([*SENTENCES, *SENTENCES[::-1]])["input_ids"]
     for columns in (1, 3):  # a sentence; anchor, positive and hard negative
         rows = [
@@ -491,7 +492,7 @@ def test_teacher_is_asked_once(arguments, run, teacher, capsys):
     assert path.read_bytes() == whole
 
 
-def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
+def test_a_student_starts_from_a_fitted_map(tiny, teacher):
     config = validate(
         {
             "encoder": {"name": str(tiny), "dropout": 0.0},
@@ -501,11 +502,9 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
         "test",
     )
     model = encoder.build(config.encoder)
-    path = tmp_path / "teacher.npy"
-    np.save(path, SentenceTransformer(str(teacher)).encode(SENTENCES))
-    loss = TrainingLoss(model, config, path)
-    features = batch_of(model, SENTENCES, single=True)
-    features["rows"] = torch.arange(6)
+    taught = SentenceTransformer(str(teacher)).encode(SENTENCES, convert_to_tensor=True)
+    loss = TrainingLoss(model, config, taught.shape[1])
+    features = batch_of(model, SENTENCES, single=True) | {"teacher": taught[None]}
     random_map = float(loss_of(loss, features).detach())
     loss.start_from(features)
     fitted = float(loss_of(loss, features).detach())
@@ -527,11 +526,11 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
         ),
         (
             ["data.train={triplets}", "data.form=pairs", "objective.terms=clip"],
-            "clip does not use the hard negatives of data.train",
+            "clip does not use the hard negatives of {triplets}",
         ),
         (
             ["data.train={single}", "data.form=labelled", "objective.terms=sup_con"],
-            "data.train: the labels with two examples or more make no batch of 8",
+            "data.train: the labels of {single} with two examples or more make no batch of 8",
         ),
         (
             ["views=[{}, {template: '" + "word " * 60 + "{}'}]"],
@@ -543,7 +542,7 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
         ),
         (
             ["data.train={one_label}", "data.form=labelled"],
-            "data.train: all rows have one label, so there are no negatives",
+            "data.train: all rows of {one_label} have one label, so there are no negatives",
         ),
         (
             ["data.train={single}", "data.form=labelled", "training.batch_size=2"],
@@ -551,7 +550,7 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
         ),
         (
             ["data.train={nli}", "data.form=nli", "objective.terms=clip", "training.batch_size=2"],
-            "hard negatives of data.train; use decoupled or info_nce",
+            "hard negatives of {nli}; use decoupled or info_nce",
         ),
     ],
 )

@@ -90,7 +90,8 @@ def settings_of(schema: dict[str, Any], prefix: str = "") -> Iterator[Setting]:
 
 
 def _section(field: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any] | None:
-    name = str(field.get("$ref", "")).removeprefix("#/$defs/")
+    options = field.get("oneOf", [field])  # one section, or a list of them
+    name = str(options[0].get("$ref", "")).removeprefix("#/$defs/")
     section: dict[str, Any] | None = sections.get(name)
     return section
 

@@ -29,7 +29,8 @@ _PACKAGE = Path(__file__).parent.parent
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 _SUFFIXES_OF_TEXT = {".txt", ".csv", ".tsv", ".jsonl", ".parquet"}
-_NOT_KEYS = ("[key]", "[name]", "[own]")  # pydantic's mark of a key, and tags of a union's members
+# pydantic's mark of a key, and tags of a union's members.
+_NOT_KEYS = ("[key]", "[name]", "[own]", "[set]", "[sets]")
 _BOUNDS = {
     "ge": "minimum",
     "gt": "exclusiveMinimum",

@@ -360,7 +360,7 @@ class EncoderConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Training text."""
+    """Training text: one data set."""
 
     train: Annotated[list[PathText], BeforeValidator(_list_from_one)] = Field(
         default=["python-docs"], min_length=1
@@ -414,6 +414,14 @@ class DataConfig(_Section):
     """Longest training input in tokens, special tokens included; encoding is not bound by it."""
     cache: PathText | None = None
     """Folder of the tokenised text; ``null`` uses the user's cache folder."""
+    weight: PositiveNumber | None = None
+    """Of several sets: share of the batches, relative to the weights of the others; ``null`` in all
+    of them draws each row once an epoch."""
+
+    @property
+    def title(self) -> str:
+        """What a set is called by."""
+        return ", ".join(self.train)
 
     @model_validator(mode="before")
     @classmethod
@@ -437,6 +445,17 @@ class DataConfig(_Section):
         if self.columns and not least <= len(self.columns) <= (most or len(self.columns)):
             raise ValueError(f"columns: form {self.form} takes {what}, got {len(self.columns)}")
         return self
+
+
+def _is_several(value: object) -> str:
+    return "[sets]" if isinstance(value, list) else "[set]"
+
+
+DataSets = Annotated[
+    Annotated[DataConfig, Tag("[set]")]
+    | Annotated[list[DataConfig], Field(min_length=1), Tag("[sets]")],
+    Discriminator(_is_several),
+]
 
 
 class ViewConfig(_Section):
@@ -664,7 +683,8 @@ class Config(_Section):
     """Several seeds, such as ``seeds=0,1,2``: a run each in ``<output>/seed-<n>``, and their mean,
     spread and interval in ``<output>/summary.json``; takes the place of ``seed``."""
     encoder: EncoderConfig = EncoderConfig()
-    data: DataConfig = DataConfig()
+    data: DataSets = DataConfig()
+    """One data set, or a list of several; a batch is from one of them (docs/training.md)."""
     views: Annotated[list[ViewConfig], Field(min_length=2, max_length=2)] = [
         ViewConfig(), ViewConfig(),
     ]  # fmt: skip
@@ -673,6 +693,11 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     hub: HubConfig = HubConfig()
+
+    @property
+    def sets(self) -> list[DataConfig]:
+        """The data sets, one or several."""
+        return self.data if isinstance(self.data, list) else [self.data]
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted key, in declaration order."""
@@ -689,24 +714,28 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _data_fits(self) -> Config:
-        form = self.data.form
-        if form != "documents" and "documents" in (*self.evaluation.tasks, self.evaluation.dev):
-            raise ValueError(
-                f"evaluation: documents needs data.form=documents, got {form}; for other forms set "
-                "evaluation.dev and evaluation.tasks, such as pairs"
-            )
-        held_out = "documents" in (*self.evaluation.tasks, self.evaluation.dev)
-        if held_out and not self.data.held_out:
-            raise ValueError("evaluation: documents needs data.held_out above 0")
-        if self.encoder.towers == "two" and form != "pairs":
-            raise ValueError(f"encoder.towers: two needs data.form=pairs, got {form}")
-        if self.objective.teacher is not None and form != "sentences":
-            raise ValueError(f"objective.teacher needs data.form=sentences, got {form}")
-        if self.objective.teacher is not None and self.data.duplicates == "keep":
-            raise ValueError("objective.teacher needs data.duplicates=drop, got keep")
-        if form == "labelled" and self.training.batch_size % 2:
+        forms = [data.form for data in self.sets]
+        got = ", ".join(dict.fromkeys(forms))
+        shares = {data.held_out for data in self.sets if data.form == "documents"}
+        if "documents" in (*self.evaluation.tasks, self.evaluation.dev):
+            if not shares:
+                raise ValueError(
+                    f"evaluation: documents needs data.form=documents, got {got}; for other forms "
+                    "set evaluation.dev and evaluation.tasks, such as pairs"
+                )
+            if not sum(shares):
+                raise ValueError("evaluation: documents needs data.held_out above 0")
+        if len(shares) > 1:  # a document of two sets would be on two sides
+            raise ValueError("data.held_out must be the same for all sets of documents")
+        if len({data.weight is None for data in self.sets}) > 1:
+            raise ValueError("data.weight: give one to each of the sets, or to none")
+        if self.encoder.towers == "two" and {*forms} != {"pairs"}:
+            raise ValueError(f"encoder.towers: two needs data.form=pairs, got {got}")
+        if self.objective.teacher is not None and {*forms} != {"sentences"}:
+            raise ValueError(f"objective.teacher needs data.form=sentences, got {got}")
+        if "labelled" in forms and self.training.batch_size % 2:
             raise ValueError("training.batch_size must be even with data.form=labelled")
-        if form == "labelled" and self.training.batch_size < 4:
+        if "labelled" in forms and self.training.batch_size < 4:
             raise ValueError(
                 "training.batch_size: 2 rows are one labelled pair, which leaves no in-batch "
                 "negatives; allowed is 4 or more"
@@ -721,8 +750,10 @@ class Config(_Section):
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested sections by its dotted key."""
+    """Every value of nested sections, and of lists of them, by its dotted key."""
     for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
         else:

@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from sentencex import segment
 
 from simcse.caches import cache_folder, cached
-from simcse.config.settings import EMBEDDED_TEXT, DataConfig
+from simcse.config.settings import EMBEDDED_TEXT, Config, DataConfig
 from simcse.data.readers import Source, Wanted, all_sources
 from simcse.errors import UserError
 
@@ -124,6 +124,11 @@ class Documents:
                 "set data.form=sentences, else name the folder or the files of several documents"
             )
         self.keys, self.sides = table[:, 0], table[:, 1].astype(np.int64)
+
+    @classmethod
+    def of(cls, config: Config) -> list[Documents]:
+        """Those of a run: of each data set that is documents."""
+        return [cls(data) for data in config.sets if data.form == "documents"]
 
     def on(self, side: Side) -> Iterator[Document]:
         """The documents of a side, read again.

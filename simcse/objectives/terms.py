@@ -197,11 +197,12 @@ def _checked(name: str, term: type[Objective], given: TermConfig) -> TermConfig:
 
 
 def _check_needs(config: Config, found: dict[str, type[Objective]]) -> None:
-    form, batch, teacher = config.data.form, config.training.batch_size, config.objective.teacher
+    batch, teacher = config.training.batch_size, config.objective.teacher
+    others = [data.form for data in config.sets if data.form != "labelled"]
     for name, term in found.items():
         needed = {argument for argument, optional in needs(term).items() if not optional}
-        if "labels" in needed and form != "labelled":
-            raise UserError(f"objective.terms: {name} needs data.form=labelled, got {form}")
+        if "labels" in needed and others:
+            raise UserError(f"objective.terms: {name} needs data.form=labelled, got {others[0]}")
         if "teacher" in needed and teacher is None:
             raise UserError(f"objective.terms: {name} needs objective.teacher")
         if batch < term.smallest_batch:

@@ -230,7 +230,8 @@ class MadeFrom(Record):
     threads: Count
     processes: Count
     start: Start
-    text: Text
+    text: list[Text]
+    """Of each data set."""
     commit: Commit | None
     encoder_commit: Commit | None
     terms: dict[str, Description]
