@@ -6,18 +6,16 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch.distributed
-from pydantic import ConfigDict, Field, ValidationError, validate_call
+from pydantic import Field
 from sentence_transformers import SentenceTransformer
 
 from simcse import distributed
@@ -31,34 +29,12 @@ from simcse.inference.model import SimCSE
 from simcse.reports.runs import Run, load_runs
 from simcse.terminal import quiet_libraries
 from simcse.training import several
+from simcse.typed import typed
 
 _COMMAND = ["python", "simcse.train"]  # what a run's environment.json has for its command
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
-
-def _typed(function: Callable[P, T]) -> Callable[P, T]:
-    """Arguments of another type are a :class:`UserError`, as other mistakes are."""
-    rules = ConfigDict(arbitrary_types_allowed=True, strict=True)
-    checked = validate_call(config=rules)(function)
-    names = list(inspect.signature(function).parameters)
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return checked(*args, **kwargs)
-        except ValidationError as error:
-            item = error.errors()[0]
-            first = item["loc"][0]
-            where = names[first] if isinstance(first, int) else first
-            got = type(item["input"]).__name__
-            raise UserError(f"{function.__name__}: {where}: {item['msg']}, got {got}") from None
-
-    return call
-
-
-@_typed
+@typed
 def train(config: Config) -> Run:
     """Train and score a model, as ``simcse train`` does; resumes or returns what is in the folder.
 
@@ -90,7 +66,7 @@ def train(config: Config) -> Run:
         return load_runs(Path(config.output)).best
 
 
-@_typed
+@typed
 def evaluate(
     model: str | Path | SimCSE | SentenceTransformer | Callable[[list[str]], np.ndarray],
     tasks: str | Sequence[str | Mapping[str, Any]] | None = None,

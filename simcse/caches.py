@@ -19,9 +19,9 @@ def cache_folder() -> Path:
     Raises:
         UserError: The user has no home folder.
     """
-    if chosen := os.environ.get("SIMCSE_CACHE"):
-        return Path(chosen)
     try:
+        if chosen := os.environ.get("SIMCSE_CACHE"):
+            return Path(chosen).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simcse"
     except RuntimeError as error:
         raise UserError("no home folder to keep caches in; set SIMCSE_CACHE to a folder") from error

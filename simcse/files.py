@@ -6,6 +6,7 @@ nothing else is taken for a leftover, and nothing else is removed.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -21,7 +22,8 @@ from simcse.errors import UserError
 
 _SCRATCH = ".simcse-new-"
 _LOCK = ".simcse-lock"
-_OUR_NAMES = re.compile(rf"{re.escape(_SCRATCH)}[a-z0-9_]{{8}}|{re.escape(_LOCK)}")  # tempfile's 8
+_NEW = rf"{re.escape(_SCRATCH)}[a-z0-9_]{{8}}"  # tempfile's 8 characters
+_OUR_NAMES = re.compile(rf"{_NEW}|({_NEW})?{re.escape(_LOCK)}")
 
 
 def is_ours(path: Path) -> bool:
@@ -104,14 +106,23 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"output: {folder} is a link to itself") from error
     if not folder.exists():
         check_parent(folder, "output: ")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = os.access(folder.parent, os.W_OK)
+    beside = os.access(folder.parent, os.W_OK) or not folder.exists()
     path = folder.parent / f".{folder.name}{_LOCK}" if beside else folder / _LOCK
+    with _lock(path, f"output: another process is training in {folder}"):
+        yield
+
+
+@contextmanager
+def _lock(path: Path, busy: str) -> Iterator[None]:
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # whose error has the cause; the lock's own has none
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise UserError(f"output: another process is training in {folder}") from error
+        raise UserError(busy) from error
+    except OSError as error:
+        raise UserError(f"output: {path} cannot be made: {error.strerror}") from error
     try:
         yield
     finally:
@@ -126,9 +137,30 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=_SCRATCH, dir=path.parent)
     os.close(handle)
-    temporary = Path(name)
+    with _moved(Path(name), path):
+        yield Path(name)
+
+
+@contextmanager
+def replacing_alone(path: Path) -> Iterator[Path]:
+    """As :func:`replacing`, for what takes long: what a killed process has left is written over.
+
+    Raises:
+        UserError: Another process is writing the file.
+    """
+    digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()
+    temporary = path.with_name(f"{_SCRATCH}{digest[:8]}")
+    with _lock(Path(f"{temporary}{_LOCK}"), f"{path}: another process is writing it"):
+        temporary.unlink(missing_ok=True)
+        temporary.touch(0o600, exist_ok=False)
+        with _moved(temporary, path):
+            yield temporary
+
+
+@contextmanager
+def _moved(temporary: Path, path: Path) -> Iterator[None]:
     try:
-        yield temporary
+        yield
         with temporary.open("r+b") as file:  # Windows flushes only what it may write
             os.fsync(file.fileno())
         give_usual_mode(temporary)

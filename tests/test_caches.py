@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from simcse.caches import cached
+from simcse.caches import cache_folder, cached
 from simcse.cli.main import main
 from simcse.errors import UserError
 
@@ -71,6 +71,12 @@ def test_one_that_a_killed_process_left_without_its_seal_is_made_anew(load, tmp_
     (tmp_path / "c" / "file").write_bytes(b"old")
     assert load() == 1
     assert capsys.readouterr().out == ""
+
+
+def test_the_folder_may_be_named_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SIMCSE_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine"
 
 
 def test_one_that_cannot_be_made_leaves_nothing(tmp_path):

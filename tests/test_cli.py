@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -108,6 +109,9 @@ def test_light_commands_do_not_import_torch(tmp_path):
 def test_schema_is_json(capsys):
     assert main(["train", "--schema"]) == 0
     assert "training" in json.loads(capsys.readouterr().out)["properties"]
+    for more in ("training.steps=3", "quickstart", "--sweep", "--dry-run"):
+        assert main(["train", "--schema", more]) == 2
+        assert "error: --schema: the same for every config" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -255,3 +259,38 @@ def test_every_model_has_a_folder_of_its_own_for_its_scores():
     assert len(set(names)) == len(models) and not {"", ".", ".."} & set(names)
     assert all("/" not in name for name in names)
     assert _file_name("p/q/") == _file_name("./p/q") == "p--q"
+
+
+def test_tables_are_read_as_their_options_say(tiny, tmp_path, capsys):
+    table, model = tmp_path / "a.csv", ["--model", str(tiny), "--pooling", "mean"]
+    table.write_bytes("name;text\n1;café\n2;crème\n".encode("latin-1"))
+    encode = ["encode", str(table), "-o", str(tmp_path / "a.parquet"), "--column", "text", *model]
+    assert main(encode) == 2
+    assert "set --separator ';' (in Python separator=)" in capsys.readouterr().err
+    encode += ["--separator", ";"]
+    assert main(encode) == 2
+    assert "--encoding (in Python encoding=) names another" in capsys.readouterr().err
+    assert main([*encode, "--encoding", "latin-1"]) == 0
+    found = pq.read_table(tmp_path / "a.parquet")["text"].to_pylist()
+    assert found == ["café", "crème"]
+    table.write_text("name\ttext\n1\tcafé\n")
+    search = ["search", "café", "--corpus", str(table), "--column", "text", *model]
+    assert main([*search, "--separator", "\\t"]) == 0
+    assert "1.0000  café" in capsys.readouterr().out
+    for arguments, expected in (
+        ([*search, "--separator", ";;"], "';;' is not one character that separates fields"),
+        ([*search, "--encoding", "utf-16"], "invalid choice: 'utf-16'"),
+        (
+            ["search", "x", "--index", "i.safetensors", "--separator", ";", *model],
+            "of a --corpus; an --index has none",
+        ),
+    ):
+        with suppress(SystemExit):
+            assert main(arguments) == 2
+        answer = capsys.readouterr().err
+        assert expected in answer and answer.count("\n") == 1
+    (tmp_path / "a.txt").write_text("x\n")
+    arguments = ["encode", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.npy"), *model]
+    assert main([*arguments, "--separator", ";"]) == 2
+    expected = f"--separator (in Python separator=) has no meaning for {tmp_path / 'a.txt'}"
+    assert expected in capsys.readouterr().err

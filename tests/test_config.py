@@ -381,3 +381,28 @@ def test_a_file_of_megabytes_is_no_config(tmp_path):
     path.write_text("# x\n" * 300_000)
     with pytest.raises(UserError, match=r"mine\.yaml: more than 1,000,000 bytes; is this a config"):
         load_config(str(path))
+
+
+def test_the_settings_of_a_section_may_be_nested(tmp_path):
+    nested = load_config(
+        "quickstart",
+        {
+            "training": {"steps": 3},
+            "objective": {"temperature": {"start": 0.1}},
+            "data": {"cache": tmp_path, "positives": {"title": 1.0}},
+        },
+    )
+    dotted = {"training.steps": 3, "objective.temperature": 0.1, "data.cache": str(tmp_path)}
+    assert nested == load_config("quickstart", {**dotted, "data.positives": "title"})
+    assert nested.training.learning_rate == load_config("quickstart").training.learning_rate
+    assert load_config("quickstart", ["training={steps: 3}"]) == load_config(
+        "quickstart", ["training.steps=3"]
+    )
+    with pytest.raises(UserError, match=r"training\.stepps: unknown key \(did you mean steps"):
+        load_config("quickstart", {"training": {"stepps": 3}})
+
+
+@pytest.mark.parametrize("name", ["nodir", "nodir/", "no/such.txt"])
+def test_text_that_is_not_there_is_named_before_its_form(name):
+    with pytest.raises(UserError, match=rf"got sentences \({name} is no file or folder here\)"):
+        load_config("quickstart", {"data.train": name})

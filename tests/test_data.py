@@ -16,8 +16,9 @@ from transformers import AutoTokenizer
 
 from simcse.config.reading import load_config
 from simcse.config.settings import DataConfig
+from simcse.data import readers
 from simcse.data import rows as data_rows
-from simcse.data.readers import Wanted, find_sources, read_sentences
+from simcse.data.readers import Wanted, all_sources, find_sources, read_sentences
 from simcse.data.rows import load_training_data
 from simcse.errors import UserError
 
@@ -412,10 +413,42 @@ def test_a_table_of_one_column_may_hold_any_character(tmp_path):
     assert list(read_sentences(path)) == ["x", "y; z"]
     path.write_text("text; shortened\ny; z\n")  # as a table of two columns would look
     with pytest.raises(
-        UserError, match=r"or name the column if it is one \(data.columns, or --col"
+        UserError,
+        match=r"set --separator ';' \(in Python separator=\), or name the column if .* --column",
     ):
         list(read_sentences(path))
     assert list(read_sentences(path, "text; shortened")) == ["y; z"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "unused"),
+    [
+        ("a.txt", {"split": "test"}, "split"),
+        ("a.csv", {"revision": "v2"}, "revision"),
+        ("a.txt", {"names": ["a", "b"], "form": "pairs"}, "names"),
+        ("a.jsonl", {"separator": ";"}, "separator"),
+        ("a.txt", {"quotes": False}, "quotes"),
+        ("a.parquet", {"encoding": "latin-1"}, "encoding"),
+        ("a.md", {"form": "documents", "separator": ";"}, "separator"),
+    ],
+)
+def test_settings_without_meaning_are_refused(tmp_path, name, settings, unused):
+    (tmp_path / name).write_text("text\n")
+    path = str(tmp_path / name)
+    with pytest.raises(UserError, match=rf"^data\.{unused} has no meaning for {path}$"):
+        all_sources(DataConfig(train=[path], **settings))
+    (tmp_path / "b.csv").write_text("text\n")
+    if unused not in ("split", "revision"):  # of one of several files it has one
+        all_sources(DataConfig(train=[path, str(tmp_path / "b.csv")], **settings))
+
+
+def test_a_revision_and_a_split_are_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("text\nx\n")
+    monkeypatch.setattr(readers, "snapshot", lambda *_, **__: tmp_path)
+    all_sources(DataConfig(train=["alice/text"], split="train", revision="v2"))
+    all_sources(DataConfig(train=["alice/text:a.csv"], revision="v2"))
+    with pytest.raises(UserError, match=r"data\.split has no meaning for alice/text:a\.csv"):
+        all_sources(DataConfig(train=["alice/text:a.csv"], split="test"))
 
 
 def test_text_in_another_encoding(tmp_path):
@@ -424,8 +457,11 @@ def test_text_in_another_encoding(tmp_path):
     config = DataConfig(train=[str(path)], encoding="cp1252")
     source = next(find_sources(str(path), config))
     assert [text for _, (text,) in source.read(Wanted.of(config))] == ["café", "“x”"]
-    with pytest.raises(UserError, match=r"a\.txt:1: not UTF-8 .* data\.encoding in the config"):
+    with pytest.raises(UserError, match=r"a\.txt:1: not UTF-8 .*; --encoding \(in Python "):
         list(read_sentences(path))
+    assert list(read_sentences(path, encoding="cp1252")) == ["café", "“x”"]
+    with pytest.raises(UserError, match=r"a\.txt:1: not UTF-8 .*; data\.encoding names another"):
+        list(source.read(Wanted()))
     path.write_bytes(b"\x81")
     with pytest.raises(UserError, match=r"a\.txt:1: not CP1252 text \(byte 0 of the line\)"):
         list(source.read(Wanted.of(config)))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +28,7 @@ from simcse.data.documents import (
 )
 from simcse.data.positives import Positives
 from simcse.data.rows import _hash64, load_training_data
-from simcse.data.text_files import plain_text
+from simcse.data.text_files import document_files, plain_text
 from simcse.encoders import encoder
 from simcse.errors import UserError
 from simcse.evaluation import ranking
@@ -175,6 +179,37 @@ over two lines.
     ]  # fmt: skip
     assert plain_text("Setext\n===\n\nText.") == ("Setext", "Text.")
     assert plain_text("") == ("", "")
+
+
+def test_markdown_that_is_none_takes_no_time():
+    started = time.monotonic()
+    assert plain_text("[" * 1_000_000) == ("", "[" * 1_000_000)
+    long = " ".join(["*a*"] * 30_000)
+    assert plain_text(f"# *A*\n\n{long}\n\n*b*") == ("A", f"{long}\n\nb")
+    assert plain_text(f"---\ntitle:{' ' * 200_000}\n---\ntext") == ("", "text")
+    assert time.monotonic() - started < 5  # a minute, were it read
+
+
+def test_linked_folders_are_said_and_unreadable_ones_refused(
+    folder, tokenizer, tmp_path, monkeypatch, capsys
+):
+    found = document_files(folder)
+    assert (len(found[0]), found[1]) == (61, 0)
+    (folder / "below" / "back").symlink_to(folder)
+    (folder / ".linked").symlink_to(folder)
+    assert document_files(folder) == (found[0], 1)
+    load_training_data(DataConfig(train=[str(folder)], form="documents"), tokenizer, 0)
+    assert "warning: data.train: links to folders are left out (1)" in capsys.readouterr().out
+    scandir = os.scandir
+
+    def denied(path):
+        if Path(path).name == "below":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert main(["train", f"data.train={folder}", f"output={tmp_path / 'run'}", "--dry-run"]) == 2
+    assert capsys.readouterr().err == f"error: {folder / 'below'}: Permission denied\n"
 
 
 def test_sentences_of_several_languages():

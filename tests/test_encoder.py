@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -328,3 +329,10 @@ def test_what_does_not_begin_with_a_transformer_cannot_be_trained(tiny, tmp_path
     for name, first in (("towers", "Router"), ("static", "StaticEmbedding")):
         with pytest.raises(UserError, match=f"begins with the module {first}; only"):
             encoder.build(EncoderConfig(name=str(tmp_path / name)))
+
+
+def test_a_folder_has_no_revision(tiny):
+    for name in (str(tiny), encoder.EMBEDDED_ENCODER):
+        expected = f"encoder.name: {name}: revision v2 has no meaning for a folder"
+        with pytest.raises(UserError, match=re.escape(expected)):
+            encoder.build(EncoderConfig(name=name, revision="v2"))

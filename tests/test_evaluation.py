@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import re
 
@@ -11,6 +13,8 @@ from sentence_transformers import SentenceTransformer
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
 from simcse.errors import UserError
+from simcse.evaluation import names
+from simcse.evaluation.hub_results import model_index
 from simcse.evaluation.mteb_tasks import fill_from, find_tasks
 from simcse.evaluation.names import MTEB_STS, SIZES, STS, TRANSFER
 from simcse.evaluation.protocol import EmbeddingCache, evaluate
@@ -271,6 +275,49 @@ def test_a_benchmarks_name_is_for_all_of_its_data_and_no_other(tmp_path, monkeyp
     (sick / "SICK_test_annotated.txt").write_text(f"head\n{rows}")
     with pytest.raises(UserError, match=r"annotated\.txt: 4,92\d scored .* published with 4,927"):
         load_task("SICK-R", tmp_path)
+
+
+def test_other_pairs_do_not_bear_the_name(tmp_path, monkeypatch, caplog):
+    folder = sts_folder(tmp_path)
+    rows = [["a0", "b0", 0.5], ["a1", "b1", 1.5], ["a2", "b2", 2.5]]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    monkeypatch.setitem(names.CONTENTS, "STS13", digest)
+    (folder / "STS.input.OnWN.txt").write_text("  a1 \tb1\nx\ty\n")  # words are what counts
+    assert load_task("STS13", tmp_path).name == "STS13"
+    assert fill_from(tmp_path, find_tasks(["STS13"])[0])
+    (folder / "STS.gs.OnWN.txt").write_text("1.4\n\n")
+    task = load_task("STS13", tmp_path)
+    assert caplog.messages == ["task STS13: not the data that was published; scored as own data"]
+    random = np.random.default_rng(0)
+    evaluation = evaluate(lambda texts: random.normal(size=(len(texts), 4)), [task])
+    [(name, scores)] = evaluation.scores.items()
+    assert (name, scores["own"]) == ("STS13 (own data)", "graded")
+    assert scores["dataset"].startswith("own data, sha256 ")
+    assert model_index(evaluation.scores) == []
+    with pytest.raises(UserError, match="its STS13 is not the data that was published; score it"):
+        fill_from(tmp_path, find_tasks(["STS13"])[0])
+
+
+def test_other_pairs_are_no_geometry_of_sts_b(tmp_path, monkeypatch):
+    folder = tmp_path / "STS" / "STSBenchmark"
+    folder.mkdir(parents=True)
+    (folder / "sts-dev.csv").write_text("g\tf\t2012\t7\t4.5\ta\tb\n")
+    assert load_geometry(tmp_path, dev_only=True).source == "STS-B dev"
+    monkeypatch.setitem(names.CONTENTS, "STS-B dev", "another")
+    monkeypatch.setitem(names.CONTENTS, "STSB-dev", "another")
+    assert load_geometry(tmp_path, dev_only=True).source == "STS-B dev (own data)"
+    (folder / "sts-dev.csv").write_text("g\tf\t2012\t7\t4.5\ta\tb\ng\tf\t2012\t7\t1\ta\tc\n")
+    assert load_dev_task("STSB", tmp_path).name == "STSB-dev (own data)"
+
+
+@pytest.mark.shared
+def test_the_published_data_are_known(senteval, caplog):
+    for name in ("STS12", "STS13", "STSB"):
+        assert load_task(name, senteval).name == name
+    assert load_dev_task("STSB", senteval).name == "STSB-dev"
+    for dev_only in (True, False):
+        assert "own" not in load_geometry(senteval, dev_only=dev_only).source
+    assert not caplog.messages
 
 
 def test_sizes_add_up_to_the_published_ones():

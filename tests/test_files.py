@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from simcse.files import (
     may_write,
     remove_leftovers,
     replacing,
+    replacing_alone,
     scratch_folder,
     write_atomically,
 )
@@ -116,6 +119,31 @@ def test_an_error_while_writing_leaves_the_old_and_nothing_else(
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_a_killed_process_has_left_is_written_over(tmp_path):
+    target = tmp_path / "big.npy"
+    code = (
+        "import os, signal, sys, pathlib\n"
+        "from simcse.files import replacing_alone\n"
+        "with replacing_alone(pathlib.Path(sys.argv[1])) as path:\n"
+        "    path.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    mine = {".simcse-new-mine", ".simcse-new-12345678"}  # of the user, and of another command
+    for name in mine:
+        (tmp_path / name).write_text(name)
+    subprocess.run([sys.executable, "-c", code, target], check=False)
+    left = {path.name for path in tmp_path.iterdir()} - mine
+    assert len(left) == 2
+    assert all(is_ours(tmp_path / name) for name in left)
+    with replacing_alone(target) as path:
+        assert path.read_text() == ""
+        path.write_text("whole")
+        with pytest.raises(UserError, match=r"big\.npy: another process is writing it"):
+            replacing_alone(target).__enter__()
+    assert {path.name for path in tmp_path.iterdir()} == {"big.npy", *mine}
+    assert target.read_text() == "whole"
+
+
 def test_a_lock_lies_beside_its_folder_and_leaves_nothing(tmp_path, monkeypatch):
     run = tmp_path / "outputs" / "run"
     with locked(run):
@@ -141,6 +169,14 @@ def test_a_lock_lies_beside_its_folder_and_leaves_nothing(tmp_path, monkeypatch)
         with pytest.raises(UserError, match="another process is training"), locked(run):
             pass
     assert not list(run.iterdir())
+
+
+def test_where_no_lock_can_be_made_the_cause_is_named(tmp_path):
+    with (
+        pytest.raises(UserError, match=rf"output: .*/\.{'x' * 250}\.simcse-lock cannot be made: "),
+        locked(tmp_path / ("x" * 250)),
+    ):
+        pass
 
 
 def test_a_seal_is_of_the_files_it_names(tmp_path):

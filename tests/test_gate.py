@@ -318,3 +318,88 @@ def test_a_defect_while_loading_is_named_by_its_kind(error, reason, tiny):
     with pytest.raises(UserError) as found, failing_for(origin):
         raise error
     assert str(found.value) == f"m cannot be loaded: {reason}"
+
+
+def change_json(name, **settings):
+    def change(folder):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return change
+
+
+def without_weights(part):
+    def change(folder):
+        zero = lambda weights: {k: w * (part not in k) for k, w in weights.items()}  # noqa: E731
+        change_weights(folder, zero)
+
+    return change
+
+
+def take_weights_from_elsewhere(folder):
+    weights = folder / "model.safetensors"
+    names = list(load_file(weights))
+    weights.rename(folder.parent / "private.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../private.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+LONG = "word " * 100
+SAME = "different texts get the same embedding; its longest input is"
+MODES = "1_Pooling/config.json: of the pooling modes, each true or false, at least one"
+UNSOUND = {
+    "length": (change_json("sentence_bert_config.json", max_seq_length=2), f"{SAME} 2 tokens"),
+    "prompt": (
+        change_json(
+            "config_sentence_transformers.json", prompts={"x": LONG}, default_prompt_name="x"
+        ),
+        f"{SAME} 64 tokens",
+    ),
+    "query": (change_json("config_sentence_transformers.json", prompts={"query": LONG}), SAME),
+    "zero": (without_weights(""), SAME),
+    "words": (without_weights("word_embeddings"), SAME),
+    "cut": (
+        change_json("config_sentence_transformers.json", truncate_dim=-3),
+        "its embeddings are 29 wide, its files say -3",
+    ),
+    "nothing": (change_json("config_sentence_transformers.json", truncate_dim=0), SAME),
+    "width": (
+        change_json("1_Pooling/config.json", word_embedding_dimension=33),
+        "its embeddings are 32 wide, its files say 33",
+    ),
+    "no mode": (change_json("1_Pooling/config.json", pooling_mode_mean_tokens=False), MODES),
+    "text": (change_json("1_Pooling/config.json", pooling_mode_cls_token="false"), MODES),
+    "shards": (
+        take_weights_from_elsewhere,
+        "model.safetensors.index.json: '../private.safetensors' is no file of its folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNSOUND)
+def test_a_model_that_reads_no_text_is_refused(tiny, tmp_path, kind):
+    change, expected = UNSOUND[kind]
+    folder = tmp_path / "stored"
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny), pooling="mean")), folder)
+    change(folder)
+    for way in (
+        lambda: encoder.build(EncoderConfig(name=str(folder))),
+        lambda: load_model(str(folder)),
+        lambda: load_trained(folder, trust_remote_code=False),
+    ):
+        with pytest.raises(UserError, match=expected):
+            way()
+
+
+def test_two_pooling_modes_are_legal(tiny, tmp_path):
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny), pooling="mean")), tmp_path)
+    change_json("1_Pooling/config.json", pooling_mode_cls_token=True)(tmp_path)
+    model = load_model(str(tmp_path))
+    assert encoder.pooling_of(model) == "cls+mean"
+    assert model.encode("A cat.").shape == (64,)
+
+
+def test_a_plain_encoder_that_reads_no_text_is_refused(plain):
+    change_json("tokenizer_config.json", model_max_length=2)(plain)
+    with pytest.raises(UserError, match=f"{SAME} 2 tokens"):
+        load_model(str(plain), "mean")

@@ -1,4 +1,5 @@
 import inspect
+import itertools
 import json
 import shutil
 
@@ -14,11 +15,12 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
-from simcse import SimCSE
+from simcse import SimCSE, load_config
 from simcse.cli.main import main
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder, loading
 from simcse.errors import UserError
+from simcse.reports.runs import load_runs
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,69 @@ def test_max_length_cuts_and_is_put_back(simcse):
         simcse.encode(long, max_length=65)
 
 
+def test_max_length_leaves_room_beside_a_prompt(model_folder):
+    simcse = SimCSE(model_folder)
+    simcse.model.prompts = {"query": "a prompt of several words: ", "document": ""}
+    with pytest.raises(UserError, match="max_length: 4: different texts get the same embedding"):
+        simcse.encode(SENTENCES, max_length=4)
+    assert simcse.encode(SENTENCES, max_length=20).shape == (6, 32)
+
+
+ODD = (5, 2.5, b"x", {"a": 1}, [1], [["a"]], object(), np.arange(3), torch.ones(2))
+
+
+def test_arguments_of_another_type_are_one_line(simcse, model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("x,y\na,b\n")
+    simcse.build_index(["a cat", "a dog"])
+    simcse.save_index("i.safetensors")
+    before = list(simcse.index["sentences"])
+    calls = [
+        lambda odd: SimCSE(odd),
+        lambda odd: SimCSE(model_folder, odd),
+        lambda odd: SimCSE(model_folder, pooling=odd),
+        simcse.encode,
+        lambda odd: simcse.encode("a", odd),
+        lambda odd: simcse.encode("a", return_numpy=odd),
+        lambda odd: simcse.encode("a", normalize_to_unit=odd),
+        lambda odd: simcse.encode("a", role=odd),
+        lambda odd: simcse.build_index("a.csv", column=odd),
+        lambda odd: simcse.build_index("a.csv", column="x", separator=odd),
+        lambda odd: simcse.build_index("a.csv", column="x", encoding=odd),
+        lambda odd: simcse.build_index(["a"], use_faiss=odd),
+        lambda odd: simcse.build_index(["a"], faiss_fast=odd),
+        simcse.add_to_index,
+        simcse.search,
+        lambda odd: simcse.search("a", threshold=odd if not isinstance(odd, int | float) else "5"),
+        simcse.save_index,
+        lambda odd: simcse.save_index("i.safetensors", odd),
+        simcse.load_index,
+        lambda odd: simcse.load_index("i.safetensors", odd),
+        lambda odd: simcse.similarity(odd, "a"),
+        load_runs,
+        lambda odd: load_runs(model_folder, odd),
+        lambda odd: load_config("quickstart", odd),
+    ]
+    for call, odd in itertools.product(calls, ODD):
+        with pytest.raises(UserError) as error:
+            call(odd)
+        assert "\n" not in str(error.value)
+    for odd in ("5", *ODD[1:]):
+        with pytest.raises(UserError, match=r"max_length: .* is out of range"):
+            simcse.encode("a", max_length=odd)
+    assert simcse.index["sentences"] == before
+
+
+def test_types_are_named_as_they_are_called(simcse):
+    with pytest.raises(UserError) as error:
+        simcse.load_index(5)
+    assert str(error.value) == "SimCSE.load_index: path: Input should be str | Path, got int"
+    with pytest.raises(UserError, match=r"^device: the list is empty; name one or more$"):
+        simcse.encode("a", [])
+    one = simcse.encode("a", torch.device("cpu"), batch_size=np.int64(2), max_length=np.int64(5))
+    assert torch.equal(one, simcse.encode("a"))
+
+
 def test_encode_rejects_what_is_not_text(simcse):
     with pytest.raises(UserError, match="sentence 1: expected str, got NoneType"):
         simcse.encode(["fine", None])
@@ -104,12 +169,12 @@ def test_sentences_come_in_anything_that_gives_them_in_order(simcse, several):
         (lambda s: s.build_index(pd.DataFrame({"text": ["x"]})), "got DataFrame; pass one column"),
         (lambda s: s.add_to_index({"text": "x"}), "got dict; pass one column"),
         (lambda s: s.encode(Dataset.from_dict({"text": ["x"]})), "sentence 0: expected str, got d"),
-        (lambda s: s.encode("x", role="passage"), "role: 'passage' is unknown; allowed are query"),
+        (lambda s: s.encode("x", role="passage"), "role: Input should be 'query' or 'doc"),
         (lambda s: s.encode("x", batch_size=0), "batch_size: expected a whole number from 1 on"),
         (lambda s: s.encode("x", batch_size=2.5), "batch_size: .* got 2.5"),
         (lambda s: s.encode("x", "nowhere"), "device nowhere: "),
         (lambda s: s.encode("x", ["cpu", "nowhere"]), "device nowhere: "),
-        (lambda s: s.encode("x", 1.5), "device 1.5: "),
+        (lambda s: s.encode("x", 1.5), "encode: device: Input should be .*, got float"),
         (lambda s: s.search("x", top_k=0), "top_k: expected a whole number from 1 on, got 0"),
         (lambda s: s.search("x", top_k=-1), "top_k: .* got -1"),
         (lambda s: s.search("x", threshold=float("nan")), "threshold: expected a number, got nan"),

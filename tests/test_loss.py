@@ -529,6 +529,10 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher):
             "clip does not use the hard negatives of {triplets}",
         ),
         (
+            ["objective.terms={info_nce: {hard_negative_weight: 2.0}}"],
+            "objective.terms.info_nce.hard_negative_weight has no meaning: the rows of data.train",
+        ),
+        (
             ["data.train={single}", "data.form=labelled", "objective.terms=sup_con"],
             "data.train: the labels of {single} with two examples or more make no batch of 8",
         ),

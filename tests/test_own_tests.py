@@ -509,7 +509,7 @@ PAIR = "sentence1,sentence2,label\n"
         ("graded", PAIR + "x,y,1\nx,z,1.0\n", {}, "own.csv: all pairs have the grade 1; there"),
         ("graded", PAIR + "x,y,1\n,z,2\n", {}, "own.csv:3: field 1 of the row is empty"),
         ("graded", PAIR + "x,y,1\nx,z\n", {}, "own.csv:3: 2 fields, the header has 3"),
-        ("graded", "a;b;c\nx;y;1\n", {}, "set the test's separator=';' in the config"),
+        ("graded", "a;b;c\nx;y;1\n", {}, "set the test's separator=';', or name the column if"),
         ("pairs", PAIR + "x,y,1\nx,z,2\n", {}, "own.csv:3: a label is 0 or 1, true or false, got"),
         ("pairs", PAIR + "x,y,1\nx,z,true\n", {}, "own.csv: all pairs have the label 1; there"),
         ("labelled", "text,label\nx,a\ny,a\n", {}, "own.csv: all texts have the label 'a'; expect"),

@@ -140,7 +140,7 @@ def test_simcse_in_bfloat16_shares_its_index_with_float32(tiny, tmp_path):
     assert 0.99 < similarity < 1.01
     with pytest.raises(UserError, match="several encode in float32 only"):
         rounded.encode(SENTENCES, device=["cpu", "cpu"])
-    with pytest.raises(UserError, match="precision: 'half' is unknown; allowed are auto, float32"):
+    with pytest.raises(UserError, match="SimCSE: precision: Input should be 'auto', 'float32'"):
         SimCSE(folder, precision="half")
 
 

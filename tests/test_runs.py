@@ -554,6 +554,33 @@ def test_single_items_that_are_none_are_one_line(finished, tmp_path, change, cap
     assert "scores.npz: holds no values of single items" in message and message.count("\n") == 1
 
 
+def test_single_items_beyond_all_bounds_are_not_unpacked(finished, tmp_path, monkeypatch):
+    run = tmp_path / "bomb"
+    shutil.copytree(finished / "warm" / "seed-3", run)
+    np.savez_compressed(run / "scores.npz", **{"pairs.grade": np.zeros(2**26 + 1)})
+    reseal(run, items=hashlib.sha256((run / "scores.npz").read_bytes()).hexdigest())
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(UserError, match=r"scores\.npz: holds no values of single items"):
+        load_runs(run)
+
+
+def test_a_linked_run_is_none_of_several(finished, tmp_path, capsys):
+    folder, private = copy(finished, tmp_path) / "warm", tmp_path / "private"
+    (folder / "seed-5").rename(private)
+    (folder / "seed-5").symlink_to(private)
+    link = f"error: {folder / 'seed-5'}: a link, which no run makes"
+    for command in (["compare", str(folder), str(finished / "cold")], ["report", str(folder)]):
+        assert main(command) == 2
+        assert link in capsys.readouterr().err
+    again = ["train", str(finished / "small.yaml"), f"output={folder}"]
+    assert main([*again, "seeds=3"]) == 2
+    assert link in capsys.readouterr().err
+    shutil.rmtree(private)  # a link to nothing would become a folder elsewhere
+    assert main([*again, "seeds=3,5"]) == 2
+    assert link in capsys.readouterr().err
+    assert not private.exists()
+
+
 @pytest.mark.parametrize("name", ["/dev/zero", "../other", "pipe"])
 def test_a_seal_names_files_of_its_folder_alone(finished, tmp_path, name, capsys):
     run = tmp_path / "sealed"

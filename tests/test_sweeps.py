@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from simcse import load_config
 from simcse.cli.main import main
@@ -194,7 +195,7 @@ def test_a_run_that_diverges_does_not_end_the_sweep(config, tmp_path, monkeypatc
 
 
 def test_a_loss_that_is_no_number_diverges(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "backpropagate", lambda *_: {"info_nce": float("nan")})
+    monkeypatch.setattr(loop, "backpropagate", lambda *_: {"info_nce": torch.tensor(float("nan"))})
     with pytest.raises(DivergedError, match="step 1: the loss is nan"):
         several.train(load_config(config, {"output": tmp_path / "run"}), [])
 
@@ -233,6 +234,18 @@ def test_a_summary_names_no_folder_outside_of_its_own(tmp_path):
         (tmp_path / "summary.json").write_text(json.dumps({"planned": [name]}))
         with pytest.raises(UserError, match=r"summary\.json: damaged"):
             load_sets(tmp_path)
+
+
+def test_a_linked_run_is_none_of_a_sweep(config, swept, tmp_path, capsys):
+    folder = tmp_path / "swept"
+    shutil.copytree(swept, folder)
+    (folder / NAMES[1]).rename(tmp_path / "private")
+    (folder / NAMES[1]).symlink_to(tmp_path / "private")
+    expected = f"{re.escape(str(folder / NAMES[1]))}: a link, which no run makes"
+    with pytest.raises(UserError, match=expected):
+        load_sets(folder)
+    assert sweep(config, folder, "training.learning_rate=1e-3,2e-3", "seeds=3,5") == 2
+    assert re.search(expected, capsys.readouterr().err)
 
 
 def test_dry_run_of_a_sweep(config, tmp_path, capsys):

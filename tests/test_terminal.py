@@ -193,3 +193,31 @@ def test_ctrl_c_while_importing_and_while_exiting_is_one_line(more):
     assert answer.stdout == ""
     # The second one ends it as the system does, which a shell calls 130 too.
     assert answer.returncode == (-signal.SIGINT if more else 130)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("HF_HUB_DOWNLOAD_TIMEOUT", "soon"), ("TORCH_LOGS", "nonsense")]
+)
+def test_a_library_s_own_setting_that_it_cannot_take_is_one_line(tmp_path, name, value):
+    (tmp_path / "a.txt").write_text("a cat\n")
+    answer = subprocess.run(
+        [sys.executable, "-m", "simcse", "encode", "a.txt", "-o", "a.npy", "--model", "mini-bert"],
+        cwd=tmp_path,
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.startswith(f"error: environment: {name}='{value}': ")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_a_defect_stays_one_whatever_is_set(arguments, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("keys 1 of steps")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("simcse.training.several.train", broken)
+    with pytest.raises(KeyError):
+        main(arguments)

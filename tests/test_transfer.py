@@ -1,11 +1,16 @@
 """SentEval's transfer tasks: its files, its splits, and a classifier that learns."""
 
+import hashlib
+import json
+import shutil
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from simcse.errors import UserError
+from simcse.evaluation import names
 from simcse.evaluation.protocol import evaluate
 from simcse.evaluation.sources import load_task
 from simcse.evaluation.transfer import READERS, STRENGTHS, TransferTask, load_transfer
@@ -49,6 +54,14 @@ def test_polarity_files_are_sorted_as_senteval_does(mr):
     assert keys == sorted(keys)
     assert (rows[0][0][0], rows[0][1]) == ("café good", 1)
     assert all("  " not in text for (text,), _ in rows)
+
+
+def test_one_file_for_both_classes_is_refused(mr):
+    shutil.copy(mr / "MR" / "rt-polarity.pos", mr / "MR" / "rt-polarity.neg")
+    with pytest.raises(
+        UserError, match=r"rt-polarity\.pos and rt-polarity\.neg hold the same text"
+    ):
+        load_transfer("MR", mr)
 
 
 def test_ten_folds_with_an_inner_choice_of_strength(mr):
@@ -163,3 +176,18 @@ def test_real_files_have_the_published_sizes(senteval):
         if (senteval / folder).is_dir():
             task: TransferTask = load_transfer(name, senteval)
             assert sum(len(rows) for rows in task.parts.values()) == sizes.get(name, 0), name
+            assert (task.name, task.facts) == (name, {})
+
+
+def test_other_examples_do_not_bear_the_name(mr, monkeypatch, caplog):
+    rows = load_transfer("MR", mr).parts["all"]
+    examples = [["all", *texts, label] for texts, label in rows]
+    digest = hashlib.sha256(json.dumps(examples).encode()).hexdigest()
+    monkeypatch.setitem(names.CONTENTS, "MR", digest)
+    assert load_transfer("MR", mr).name == "MR"
+    write(mr / "MR" / "rt-polarity.neg", lines("bad", 31, seed=2))
+    task = load_transfer("MR", mr)
+    assert (task.name, task.facts["own"]) == ("MR (own data)", "labelled")
+    assert caplog.messages == ["task MR: not the data that was published; scored as own data"]
+    scores = evaluate(encode, [task]).scores["MR (own data)"]
+    assert scores["dataset"].startswith("own data, sha256 ")

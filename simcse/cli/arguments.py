@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import NoReturn, get_args
 
 from simcse import __version__
 from simcse.cli import commands
 from simcse.config.reading import config_names, nearest_settings
-from simcse.config.settings import Config, Pooling, Precision, Role
+from simcse.config.settings import SEPARATOR, Config, Encoding, Pooling, Precision, Role
 from simcse.errors import UserError
 from simcse.terminal import complain
 
@@ -196,7 +197,7 @@ def make_parser() -> argparse.ArgumentParser:
     encode.add_argument(
         "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
     )
-    encode.add_argument("--column", help="column of a table")
+    _add_table_options(encode)
     encode.add_argument(
         "--role", choices=get_args(Role), help="for models that embed both sides of a search apart"
     )
@@ -217,7 +218,7 @@ def make_parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--corpus", metavar="FILE", help="sentences to search, one a line or one column"
     )
-    search.add_argument("--column", help="column of a table")
+    _add_table_options(search)
     search.add_argument("--index", metavar="FILE", help="an index saved earlier")
     search.add_argument(
         "--save-index",
@@ -311,6 +312,16 @@ def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None
     _add_consent(parser)
 
 
+def _add_table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--column", help="column of a table")
+    parser.add_argument(
+        "--separator", type=_separator, help="between fields of csv and tsv files; '\\t' is a tab"
+    )
+    parser.add_argument(
+        "--encoding", choices=get_args(Encoding), default="utf-8", help="(default: %(default)s)"
+    )
+
+
 def _add_consent(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-remote-code",
@@ -323,6 +334,13 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a file that is there, whatever wrote it"
     )
+
+
+def _separator(text: str) -> str:
+    character = text.replace("\\t", "\t")
+    if not re.fullmatch(SEPARATOR, character):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one character that separates fields")
+    return character
 
 
 def _positive(text: str) -> int:

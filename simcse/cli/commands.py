@@ -30,6 +30,8 @@ from simcse.terminal import silence_libraries, visible
 def train(parsed: argparse.Namespace) -> None:
     """Train one seed or several, or show what would be done."""
     if parsed.schema:
+        if parsed.arguments != ["train", "--schema"]:
+            raise UserError("--schema: the same for every config; leave all other arguments out")
         print(json.dumps(json_schema(), indent=2))
         return
     if "LOCAL_RANK" not in os.environ:
@@ -227,7 +229,9 @@ def encode(parsed: argparse.Namespace) -> None:
     output = Path(parsed.output)
     check_name(output)
     may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
-    sentences = read_sentences(Path(parsed.file), parsed.column)
+    sentences = read_sentences(
+        Path(parsed.file), parsed.column, separator=parsed.separator, encoding=parsed.encoding
+    )
     simcse = SimCSE(
         parsed.model,
         parsed.device,
@@ -257,6 +261,8 @@ def search(parsed: argparse.Namespace) -> None:
     source = [option for option in (parsed.corpus, parsed.index) if option]
     if len(source) != 1:
         raise UserError("search needs either --corpus FILE or --index FILE.safetensors")
+    if parsed.index and (parsed.column, parsed.separator, parsed.encoding) != (None, None, "utf-8"):
+        raise UserError("--column, --separator, --encoding: of a --corpus; an --index has none")
     if not all(query.strip() for query in parsed.queries):
         raise UserError("search: a query is empty")
     _quiet_libraries()
@@ -276,7 +282,13 @@ def search(parsed: argparse.Namespace) -> None:
     if parsed.index:
         simcse.load_index(parsed.index)
     else:
-        simcse.build_index(parsed.corpus, batch_size=parsed.batch_size, column=parsed.column)
+        simcse.build_index(
+            parsed.corpus,
+            batch_size=parsed.batch_size,
+            column=parsed.column,
+            separator=parsed.separator,
+            encoding=parsed.encoding,
+        )
     if parsed.save_index:
         simcse.save_index(parsed.save_index, parsed.overwrite)
     for query in parsed.queries:

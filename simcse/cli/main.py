@@ -10,6 +10,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -47,6 +48,10 @@ _DISK_WORDS = (
     "PytorchStreamWriter failed writing",
     "inline_container.cc",
 )
+
+# Variables that the libraries read when they are imported; a value they cannot take is a traceback.
+_OF_LIBRARIES = re.compile("(ACCELERATE|HF|MPL|PYTORCH|TORCH|TRANSFORMERS)_?")
+_TELLING = re.compile(r"(?!(true|false|yes|no|on|off|none|auto)$)[^\d\W]\w*", re.IGNORECASE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,6 +111,8 @@ def _run(arguments: list[str]) -> int:
             )
         if isinstance(error, OSError) and error.filename:
             return _fail(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
+        if setting := _blamed_setting(error):
+            return _fail(f"environment: {setting}: {first_line(error)}", EXIT_USER_ERROR)
         raise
     return 0
 
@@ -142,6 +149,16 @@ def _is_the_disks(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _blamed_setting(error: Exception) -> str | None:
+    """The variable of a library's own that an error speaks of, by its name or by its value."""
+    for name, value in os.environ.items():
+        telling = re.escape(value) if _TELLING.fullmatch(value) else "(?!)"
+        blamed = re.compile(rf"\b({name}|{telling})\b", re.IGNORECASE)
+        if _OF_LIBRARIES.match(name) and blamed.search(str(error)):
+            return f"{name}={value!r}"
+    return None
 
 
 def _fail(message: str, status: int) -> int:

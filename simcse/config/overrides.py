@@ -7,13 +7,14 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import yaml
 
 from simcse.config.settings import (
+    SECTIONS,
     at_commas,
     objective_from_terms,
     temperature_from_number,
@@ -36,15 +37,27 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[Overri
 
     Args:
         overrides: Words such as ``training.steps=10``, whose values are read as YAML; or a mapping
-            such as ``{"training.steps": 10}``, whose values are taken as they are.
+            such as ``{"training.steps": 10}`` or ``{"training": {"steps": 10}}``, whose values are
+            taken as they are.
 
     Raises:
         UserError: A word without ``=``, or invalid YAML in it.
     """
     if isinstance(overrides, Mapping):
         pairs = [(str(key), value) for key, value in overrides.items()]
-        return [(k, os.fspath(v) if isinstance(v, os.PathLike) else v) for k, v in pairs]
-    return [_parse(word) for word in ([overrides] if isinstance(overrides, str) else overrides)]
+    else:
+        words = [overrides] if isinstance(overrides, str) else overrides
+        pairs = [_parse(word) for word in words]
+    return [leaf for key, value in pairs for leaf in _leaves(key, value)]
+
+
+def _leaves(key: str, value: Any) -> Iterator[Override]:
+    """The settings of a section one by one, so that those which are not named stay."""
+    if isinstance(value, Mapping) and key in SECTIONS:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key, os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def with_overrides(values: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:

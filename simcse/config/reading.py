@@ -23,6 +23,7 @@ from simcse.config.overrides import combinations, parse_overrides, with_override
 from simcse.config.settings import Config, leaves
 from simcse.config.yaml_values import read_values
 from simcse.errors import UserError
+from simcse.typed import typed
 
 # The clone keeps the configs beside the package, a wheel carries them inside it.
 _PACKAGE = Path(__file__).parent.parent
@@ -66,16 +67,18 @@ def find_config(name_or_path: str) -> Path:
     raise UserError(f"config {name_or_path}: no such file; shipped are {', '.join(config_names())}")
 
 
+@typed
 def load_config(
-    name_or_path: str | Path = "quickstart", overrides: Sequence[str] | Mapping[str, Any] = ()
+    name_or_path: str | Path = "quickstart",
+    overrides: str | Sequence[str] | Mapping[str, Any] = (),
 ) -> Config:
     """Read a YAML config, apply overrides and validate the result.
 
     Args:
         name_or_path: A YAML file, or the bare name of a shipped config.
-        overrides: From Python a mapping of dotted keys, such as ``{"training.steps": 10}``; from
-            the command line words such as ``training.learning_rate=5e-5``, whose value is read as
-            YAML and whose leading ``--`` is ignored.
+        overrides: From Python a mapping such as ``{"training.steps": 10}`` or ``{"training":
+            {"steps": 10}}``; from the command line words such as ``training.learning_rate=5e-5``,
+            whose value is read as YAML and whose leading ``--`` is ignored.
 
     Raises:
         UserError: Unreadable YAML, unknown keys (with the nearest valid ones), wrong types or

@@ -7,6 +7,7 @@ Nothing heavier than pydantic is imported here, so that a typing error is answer
 from __future__ import annotations
 
 import difflib
+import glob
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -205,7 +206,8 @@ def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
             yield from _texts(inner, f"{key}.{name}" if key else str(name))
 
 
-Separator = Annotated[str, Field(pattern=r"^[^\r\n\"]$")]
+SEPARATOR = r"^[^\r\n\"]$"
+Separator = Annotated[str, Field(pattern=SEPARATOR)]
 Encoding = Literal["utf-8", "latin-1", "cp1252"]
 EMBEDDED_TEXT = "python-docs"
 """The documents that come with the package."""
@@ -401,7 +403,8 @@ class DataConfig(_Section):
     """Share of the documents that training never sees, by a hash of their content, near-duplicates
     together: half of it for dev, half for test."""
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")] = "en"
-    """ISO 639 code of the documents' language, for splitting them into sentences."""
+    """ISO 639 code of the documents' language, for splitting them into sentences; a language that
+    the library (sentencex) does not know is split as English is."""
     split: str = "train"
     """Split of a Hub data set."""
     revision: str | None = None
@@ -719,9 +722,12 @@ class Config(_Section):
         shares = {data.held_out for data in self.sets if data.form == "documents"}
         if "documents" in (*self.evaluation.tasks, self.evaluation.dev):
             if not shares:
+                names = [name for data in self.sets for name in data.train if name != EMBEDDED_TEXT]
+                absent = [n for n in names if not (glob.has_magic(n) or Path(n).exists())]
+                hint = f" ({absent[0]} is no file or folder here)" if absent else ""
                 raise ValueError(
-                    f"evaluation: documents needs data.form=documents, got {got}; for other forms "
-                    "set evaluation.dev and evaluation.tasks, such as pairs"
+                    f"evaluation: documents needs data.form=documents, got {got}{hint}; for other "
+                    "forms set evaluation.dev and evaluation.tasks, such as pairs"
                 )
             if not sum(shares):
                 raise ValueError("evaluation: documents needs data.held_out above 0")
@@ -747,6 +753,17 @@ class Config(_Section):
         if repeated := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
             raise ValueError(f"seeds: {repeated[0]} is given twice; a seed counts once")
         return self
+
+
+def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield f"{prefix}{name}"
+            yield from _sections(field.annotation, f"{prefix}{name}.")
+
+
+SECTIONS = frozenset(_sections(Config)) | {"data"}
+"""Dotted keys of sections, such as ``training`` and ``objective.temperature``."""
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

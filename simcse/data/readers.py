@@ -14,7 +14,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset
 
-from simcse.config.settings import COLUMNS, EMBEDDED_TEXT, DataConfig
+from simcse.config.settings import COLUMNS, EMBEDDED_TEXT, DataConfig, Encoding, OwnTest
 from simcse.data.text_files import (
     DOCUMENT_SUFFIXES,
     MOST_CHARACTERS,
@@ -41,6 +41,7 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 MAX_CHARACTERS = 1_000_000
 _LONGEST = 4 * MAX_CHARACTERS + 4  # bytes
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_OPTIONS = "--"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PARQUET_ROWS = 1000  # in memory at a time; pyarrow's default may be gigabytes of long texts
 
@@ -58,7 +59,7 @@ class Wanted:
     """Between the fields of csv and tsv files; ``None`` goes by the file's name."""
     encoding: str = "utf-8"
     settings: str = "data."
-    """Before the names of settings in messages."""
+    """Before the names of settings in messages; ``--`` where they are options."""
 
     @classmethod
     def of(cls, config: DataConfig) -> Wanted:
@@ -88,9 +89,9 @@ class Wanted:
             return list(self.columns)
         if usual := self._usual(found):
             return usual
-        named = f"{self.settings}columns{self.option}"
         raise UserError(
-            f"{place}: choose columns ({named}), {COLUMNS[self.form][2]}, of {_shown(found)}"
+            f"{place}: choose columns ({self.called('columns')}), {COLUMNS[self.form][2]}, of "
+            f"{_shown(found)}"
         )
 
     def _usual(self, found: list[str]) -> list[str]:
@@ -131,10 +132,12 @@ class Wanted:
             texts.append(sound_text(place, value or "", self.most_characters))
         return place, tuple(texts)
 
-    @property
-    def option(self) -> str:
-        """What names a column beside the setting."""
-        return ", or --column" if self.settings == "data." else ""
+    def called(self, name: str, value: str = "") -> str:
+        """A setting, with a value for it, as messages name it."""
+        if self.settings == _OPTIONS:
+            name = name.removesuffix("s")
+            return f"{_OPTIONS}{name}{' ' * bool(value)}{value} (in Python {name}=)"
+        return f"{self.settings}{name}{'=' * bool(value)}{value}"
 
     @property
     def most_characters(self) -> int:
@@ -178,7 +181,12 @@ Fields = Iterator[tuple[str, tuple[str, ...]]]
 
 
 def read_sentences(
-    path: Path, column: str | None = None, suffix: str | None = None
+    path: Path,
+    column: str | None = None,
+    suffix: str | None = None,
+    *,
+    separator: str | None = None,
+    encoding: Encoding = "utf-8",
 ) -> Iterator[str]:
     """All texts of one file, in order, empty ones too.
 
@@ -186,12 +194,18 @@ def read_sentences(
         path: txt, csv, tsv, jsonl or parquet; all but parquet also with .gz.
         column: Column of a table; needed where there is more than one.
         suffix: Read it as a file that ends in this.
+        separator: Between the fields of a csv or tsv file.
+        encoding: Of any file but parquet.
 
     Raises:
-        UserError: Missing, undecodable or malformed file, with its line.
+        UserError: Missing, undecodable or malformed file, with its line; or an argument that has
+            no meaning for it.
     """
-    wanted = Wanted(columns=(column,) if column else ())
-    return (text for _, (text,) in source_of(path, suffix).read(wanted))
+    columns = (column,) if column else ()
+    wanted = Wanted(columns=columns, separator=separator, encoding=encoding, settings=_OPTIONS)
+    source = source_of(path, suffix)
+    refuse_unused([source], wanted, str(path), called=wanted.called)
+    return (text for _, (text,) in source.read(wanted))
 
 
 def source_of(path: Path, suffix: str | None = None) -> Source:
@@ -209,9 +223,48 @@ def source_of(path: Path, suffix: str | None = None) -> Source:
     return _File(path, suffix or _suffix(path))
 
 
+# Settings that only some sources make use of, with what stands for unset.
+_SOMETIMES: dict[str, tuple[object, ...]] = {
+    "split": ("train",),
+    "revision": (None,),
+    "names": ([], ()),
+    "quotes": (True,),
+    "separator": (None,),
+    "encoding": ("utf-8",),
+}
+_OF_TABLES = frozenset({"names", "quotes", "separator", "encoding"})
+_OF_FILES = {".csv": _OF_TABLES, ".tsv": _OF_TABLES, ".parquet": frozenset[str]()}
+
+
+def refuse_unused(
+    sources: Sequence[Source],
+    wanted: Wanted | DataConfig | OwnTest,
+    place: str,
+    called: Callable[[str], str],
+) -> None:
+    """Refuse settings that would change nothing.
+
+    Args:
+        sources: All that are read with them.
+        wanted: The settings.
+        place: Names the sources.
+        called: Names a setting.
+
+    Raises:
+        UserError: One is set of which no source makes use.
+    """
+    used = {name for source in sources for name in source.uses}
+    for name, unset in _SOMETIMES.items():
+        if name not in used and getattr(wanted, name, unset[0]) not in unset:
+            raise UserError(f"{called(name)} has no meaning for {place}")
+
+
 @dataclass(frozen=True)
 class _DocumentFiles:
+    uses = frozenset({"encoding"})
     paths: tuple[Path, ...]
+    links: int = 0
+    """Linked folders among them, which are not followed."""
 
     def identity(self) -> list[object]:
         return [value for path in self.paths for value in _File(path, "").identity()]
@@ -228,6 +281,7 @@ class _DocumentFiles:
 
 @dataclass(frozen=True)
 class _HubDataset:
+    uses = frozenset({"split", "revision"})
     name: str
     split: str
     data: Dataset
@@ -246,6 +300,13 @@ class _HubDataset:
 class _File:
     path: Path
     suffix: str
+    is_remote: bool = False
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Those of :data:`_SOMETIMES` that change how it is read."""
+        remote = {"revision"} if self.is_remote else frozenset[str]()
+        return _OF_FILES.get(self.suffix, frozenset({"encoding"})) | remote
 
     def identity(self) -> list[object]:
         # Size and time can both stay while the text changes; a gigabyte is hashed in a second.
@@ -288,7 +349,7 @@ class _File:
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{place}: not {encoding.upper()} text (byte {error.start} of the line); "
-                    f"{wanted.settings}encoding in the config names another"
+                    f"{wanted.called('encoding')} names another"
                 ) from error
             yield place, sound_text(place, text).rstrip("\r\n")
 
@@ -335,13 +396,15 @@ class _File:
                     _refuse_other_separator(place, header, row, wanted)
                 is_first = False
                 if row and len(row) != len(header):
-                    what = f"{wanted.settings}names has" if wanted.names else "the header has"
+                    what = f"{wanted.called('names')} has" if wanted.names else "the header has"
                     raise UserError(f"{place}: {len(row)} fields, {what} {len(header)}")
                 yield place, tuple(row[index] if row else "" for index in indexes)
         except csv.Error as error:
+            known = wanted.settings != _OPTIONS
+            hint = f" (where quotes are part of the text: {wanted.called('quotes', 'false')})"
             raise UserError(
-                f"{self.path}:{start}: not valid csv in the row that starts here: {error} (where "
-                f"quotes are part of the text: {wanted.settings}quotes=false)"
+                f"{self.path}:{start}: not valid csv in the row that starts here: {error}"
+                f"{hint * known}"
             ) from error
 
     def _read_parquet(self, wanted: Wanted) -> Fields:
@@ -378,11 +441,12 @@ def _refuse_other_separator(
     for character in ";\t|,":
         count = row[0].count(character)
         if count and count == (len(header) - 1 if wanted.names else header[0].count(character)):
-            value = "'\"\\t\"'" if character == "\t" else f"'{character}'"  # for a shell and YAML
+            tab = "'\\t'" if wanted.settings == _OPTIONS else "'\"\\t\"'"  # for a shell, and YAML
+            value = tab if character == "\t" else f"'{character}'"
             raise UserError(
                 f"{place}: one field, {row[0][:60]!r}, which {character!r} seems to separate; set "
-                f"{wanted.settings}separator={value} in the config, or name the column if it is "
-                f"one ({wanted.settings}columns{wanted.option})"
+                f"{wanted.called('separator', value)}, or name the column if it is one: "
+                f"{wanted.called('columns')}"
             )
 
 
@@ -410,9 +474,20 @@ def sound_text(place: str, text: str, most: int = MAX_CHARACTERS) -> str:
 Source = _HubDataset | _File | _DocumentFiles
 
 
+def linked_folders(sources: Iterable[Source]) -> int:
+    """How many links to folders were not followed."""
+    return sum(source.links for source in sources if isinstance(source, _DocumentFiles))
+
+
 def all_sources(config: DataConfig) -> list[Source]:
-    """The sources of every entry of ``data.train``; errors as of :func:`find_sources`."""
-    return [found for name in config.train for found in find_sources(name, config)]
+    """The sources of every entry of ``data.train``.
+
+    Raises:
+        UserError: As of :func:`find_sources`, or a setting has no meaning for any of them.
+    """
+    sources = [found for name in config.train for found in find_sources(name, config)]
+    refuse_unused(sources, config, ", ".join(config.train), called="data.{}".format)
+    return sources
 
 
 def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Iterator[Source]:
@@ -431,12 +506,13 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
     path = Path(name)
     is_document = config.form == "documents" and path.suffix.lower() in DOCUMENT_SUFFIXES
     if path.is_dir() and config.form == "documents":
-        if not (files := document_files(path)):
+        files, links = document_files(path)
+        if not files:
             raise UserError(
                 f"data.train: {name} holds no {', '.join(DOCUMENT_SUFFIXES)}; tables (jsonl, "
                 "parquet, csv) are named themselves"
             )
-        yield _DocumentFiles(tuple(files))
+        yield _DocumentFiles(tuple(files), links)
     elif path.is_file() and is_document:
         yield _DocumentFiles((path,))
     elif path.is_file():
@@ -449,8 +525,10 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
             yield from (_File(file, _suffix(file)) for file in files)
     elif path.is_dir():
         raise UserError(f"data.train: {name} is a folder; name its files, such as {name}/*.txt")
-    elif ":" not in name and (path.is_absolute() or name.count("/") > 1 or has_data_suffix(path)):
-        raise UserError(f"data.train: {name}: no such file")
+    elif ":" not in name and (
+        path.is_absolute() or name.count("/") > 1 or name.endswith("/") or has_data_suffix(path)
+    ):
+        raise UserError(f"data.train: {name}: no such file or folder")
     else:
         yield from _from_hub(name, config, refresh=refresh)
 
@@ -484,7 +562,7 @@ def _from_hub(name: str, config: DataConfig, *, refresh: bool) -> Iterator[Sourc
             error,
         ) from error
     if file:
-        yield _File(folder / file, _suffix(Path(file)))
+        yield _File(folder / file, _suffix(Path(file)), is_remote=True)
         return
     try:
         data = load_dataset(str(folder), split=config.split)

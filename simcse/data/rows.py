@@ -23,7 +23,7 @@ from simcse.caches import cache_folder, cached
 from simcse.config.settings import EMBEDDED_TEXT, DataConfig
 from simcse.data.documents import HELD_OUT, Documents, embedded_documents, passages, sentences
 from simcse.data.forms import Row, rows_of
-from simcse.data.readers import Fields, Source, Wanted, all_sources, find_sources
+from simcse.data.readers import Fields, Source, Wanted, all_sources, find_sources, linked_folders
 from simcse.data.tokens import first_ids, in_chunks
 from simcse.errors import UserError
 
@@ -99,6 +99,8 @@ def load_training_data(
         rows = _passages(documents, found) if documents else _read(config, found)
         return asdict(_tokenize(rows, found, tokenizer, config, temporary))
 
+    if links := linked_folders(sources):
+        print(f"warning: data.train: links to folders are left out ({links}); name the folders too")
     counts = TextCounts(**cached(path, make))
     if counts.rows == 0:
         raise UserError(f"data.train: no text in {', '.join(config.train)}: {counts}")

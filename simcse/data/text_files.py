@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from typing import NoReturn
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 
 from simcse.errors import UserError
@@ -13,18 +16,31 @@ from simcse.errors import UserError
 DOCUMENT_SUFFIXES = (".txt", ".md", ".markdown")
 MOST_CHARACTERS = 50_000_000
 _FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
-_TITLE = re.compile(r"^title:[ \t]*(.*\S)[ \t]*$", re.MULTILINE)
+_TITLE = re.compile(r"^title:(.*)$", re.MULTILINE)
+# Markdown without a blank line for this many characters is none; brackets alone take 15 s a MB.
+_LONGEST_PARAGRAPH = 100_000
 
 
-def document_files(folder: Path) -> list[Path]:
-    """Files of a folder and the folders in it, in order; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in DOCUMENT_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+def document_files(folder: Path) -> tuple[list[Path], int]:
+    """Files of a folder and the folders in it, in order, and how many linked folders it has.
+
+    Links to folders are not followed, since they may lead back; what is hidden is left out.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+
+    def stop(error: OSError) -> NoReturn:
+        raise error
+
+    found: list[Path] = []
+    links = 0
+    for root, folders, names in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links += sum(Path(root, name).is_symlink() for name in folders)
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+    documents = (path for path in found if path.suffix.lower() in DOCUMENT_SUFFIXES)
+    return sorted(path for path in documents if path.is_file()), links
 
 
 def read_document(path: Path, encoding: str) -> str:
@@ -47,16 +63,19 @@ def read_document(path: Path, encoding: str) -> str:
 def plain_text(markdown: str) -> tuple[str, str]:
     """Title and text of Markdown, without code blocks, HTML, and marks.
 
-    The title is that of the front matter, or the first heading.
+    The title is that of the front matter, or the first heading. Paragraphs beyond all bounds are
+    taken as they stand.
     """
     title = ""
     if front := _FRONT_MATTER.match(markdown):
         markdown = markdown[front.end() :]
         if found := _TITLE.search(front[1]):
-            title = found[1].strip("\"'")
+            title = found[1].strip().strip("\"'")
     paragraphs = []
     is_heading = False
-    for token in MarkdownIt("commonmark").enable("table").parse(markdown):
+    parser = MarkdownIt("commonmark").enable("table")
+    parser.core.ruler.at("inline", _read_marks)
+    for token in parser.parse(markdown):
         if token.type in ("heading_open", "heading_close"):
             is_heading = token.type == "heading_open"
         elif token.type == "inline":
@@ -66,6 +85,16 @@ def plain_text(markdown: str) -> tuple[str, str]:
             else:
                 paragraphs.append(text)
     return title, "\n\n".join(paragraphs)
+
+
+def _read_marks(state: StateCore) -> None:
+    """As the library does, but in the longest paragraphs."""
+    for token in state.tokens:
+        if token.type == "inline" and len(token.content) > _LONGEST_PARAGRAPH:
+            token.children = [Token("text", "", 0, content=token.content)]
+        elif token.type == "inline":
+            token.children = []
+            state.md.inline.parse(token.content, state.md, state.env, token.children)
 
 
 def _words(token: Token) -> str:

@@ -67,12 +67,13 @@ def source_of(
         refresh: Ask the Hub for the newest commit.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or a folder is given a revision.
     """
-    if Path(name).is_dir():
-        return name
-    if name == EMBEDDED_ENCODER:
-        return str(Path(__file__).parent.parent / "assets" / EMBEDDED_ENCODER)
+    if Path(name).is_dir() or name == EMBEDDED_ENCODER:
+        if revision is not None:
+            raise UserError(f"{label or name}: revision {revision} has no meaning for a folder")
+        embedded = Path(__file__).parent.parent / "assets" / EMBEDDED_ENCODER
+        return name if Path(name).is_dir() else str(embedded)
     try:
         return str(snapshot(name, revision, refresh=refresh))
     except UserError as error:
@@ -158,7 +159,9 @@ def with_pooling(
     if pooling == "pooler" and not (has_pooler and complete and isinstance(layer, nn.Linear)):
         raise UserError(f"{origin.label} has no weights of a pooler, which pooling pooler needs")
     modules = [transformer, *pooling_modules(transformer, pooling)]
-    return SentenceTransformer(modules=modules, trust_remote_code=origin.trust_remote_code)
+    model = SentenceTransformer(modules=modules, trust_remote_code=origin.trust_remote_code)
+    gate.check_embeddings(origin.label, model)
+    return model
 
 
 def _sentence_model(origin: Origin, config: EncoderConfig) -> SentenceTransformer:

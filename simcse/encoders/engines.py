@@ -108,6 +108,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     some = [p for p in parameters if p.grad is not None]
     kinds = [[p for p in some if isinstance(p, DTensor) is sharded] for sharded in (True, False)]
     norms = [get_total_norm([p.grad for p in kind]) for kind in kinds if kind]  # type: ignore[misc]
+    if not norms:
+        return torch.zeros(())
     norm = torch.stack([whole_tensor(norm).float() for norm in norms]).norm()
     for kind in kinds:
         clip_grads_with_norm_(kind, limit or math.inf, norm)

@@ -31,6 +31,8 @@ logger = logging.getLogger("simcse")
 _NAMED = 3  # weights that an error names
 _MOST_LAYERS = 1_000
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # of folders below a folder
+# Pairs of texts of one token, or of as many, in alphabets of which every vocabulary has one.
+_PAIRS = ["a", "b", "1", "2", "一", "二", "и", "я"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,38 @@ def load_sentence_model(
             if made_up and has_optional_pooler(type(module.model)):
                 module.model.pooler = None
     _check_finite(origin, model)
+    check_embeddings(origin.label, model)
     return model
+
+
+def check_embeddings(label: str, model: SentenceTransformer) -> None:
+    """See that embeddings depend on the text, for queries and documents too.
+
+    They do not where the longest input, or a prompt, leaves no room for the text, nor where weights
+    are zero.
+
+    Args:
+        label: Starts every error.
+        model: Any.
+
+    Raises:
+        UserError: Different texts get the same embedding, or the model cannot embed at all.
+    """
+    for encode in (model.encode, model.encode_query, model.encode_document):
+        try:
+            found = encode(_PAIRS, convert_to_tensor=True, show_progress_bar=False)
+        except Exception as error:  # what its files say of its tokenizer shows only when it is used
+            raise UserError(f"{label}: cannot be used: {first_line(error)}") from error
+        if (found[::2] - found[1::2]).norm() <= 1e-6 * found.norm():
+            raise UserError(
+                f"{label}: different texts get the same embedding; its longest input is "
+                f"{model.max_seq_length} tokens, prompt and special tokens included"
+            )
+        if found.shape[1] != model.get_embedding_dimension():
+            raise UserError(
+                f"{label}: its embeddings are {found.shape[1]} wide, its files say "
+                f"{model.get_embedding_dimension()}"
+            )
 
 
 def load_transformer(
@@ -177,6 +210,7 @@ def _admitting(origin: Origin) -> Iterator[set[str]]:
     try:
         with failing_for(origin):
             _check_layers(origin)
+            _check_shards(origin)
             yield made_up
     finally:
         PreTrainedModel.from_pretrained = original
@@ -237,14 +271,27 @@ def _check_layers(origin: Origin) -> None:
                     raise UserError(f"{origin.label}: {path.name}: {key} is {value}; {allowed}")
 
 
-def _check_modules(origin: Origin) -> None:
-    """Names and activations of the modules, before the library acts on them.
-
-    A name becomes a path when the model is saved, and without consent the library would put tanh in
-    the place of an activation that it may not run.
+def _check_shards(origin: Origin) -> None:
+    """Refuse weights that an index of shards takes from elsewhere.
 
     Raises:
-        UserError: A name leads out of the folder, or a dense layer has a foreign activation.
+        UserError: It names a file outside of its folder.
+    """
+    for path in Path(origin.path).rglob("*.index.json"):
+        shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        if outside := [name for name in shards if Path(name).name != name]:
+            raise UserError(f"{origin.label}: {path.name}: {outside[0]!r} is no file of its folder")
+
+
+def _check_modules(origin: Origin) -> None:
+    """Names and settings of the modules, before the library acts on them.
+
+    A name becomes a path when the model is saved. The library would put tanh in the place of an
+    activation that it may not run, and take the mean for a pooling without a mode.
+
+    Raises:
+        UserError: A name leads out of the folder, a dense layer has a foreign activation, or a
+            pooling has no mode.
     """
     root = Path(origin.path)
     for path, kind in _modules(root):
@@ -254,6 +301,14 @@ def _check_modules(origin: Origin) -> None:
             settings = Dense.load_config(origin.path, subfolder=path)
             if not settings.get("activation_function", "torch.").startswith("torch."):
                 raise _foreign_code(origin)
+        if kind.rpartition(".")[2] == "Pooling":
+            settings = json.loads((root / path / "config.json").read_text(encoding="utf-8"))
+            modes = [value for key, value in settings.items() if key.startswith("pooling_mode_")]
+            if modes and not (True in modes and {*map(type, modes)} == {bool}):
+                raise UserError(
+                    f"{origin.label}: {path}/config.json: of the pooling modes, each true or "
+                    "false, at least one has to be true"
+                )
 
 
 def _modules(root: Path) -> Iterator[tuple[str, str]]:

@@ -51,13 +51,7 @@ def load_model(
     origin = find_model(name, trust_remote_code=trust_remote_code)
     _check_device(device)
     model = _load(origin, pooling)
-    if device is not None:
-        model = model.to(device)
-    try:
-        model.encode_query(["short", "a little longer"], show_progress_bar=False)
-    except Exception as error:  # what its files say of its tokenizer shows only when it is used
-        raise UserError(f"{origin.label}: cannot be used: {first_line(error)}") from error
-    return model
+    return model if device is None else model.to(device)
 
 
 def find_model(name: str | None = None, *, trust_remote_code: bool = False) -> Origin:

@@ -31,7 +31,7 @@ from simcse.config.settings import TaskName
 from simcse.encoders.encoder import fingerprint
 from simcse.errors import HubUnreachableError, UserError, first_line
 from simcse.evaluation.hub_results import is_commit
-from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest
+from simcse.evaluation.names import GROUPS, MTEB, MTEB_STS, nearest, published_as
 from simcse.evaluation.protocol import EmbeddingCache, Encode, Scores
 from simcse.evaluation.sources import is_here, read_sts, require_grades
 from simcse.hub import failures
@@ -196,6 +196,10 @@ def fill_from(data: Path | None, task: AbsTask) -> bool:
     # All of SICK is mteb's test set; SentEval's is a part of it.
     rows = read_sts("SICK-R (all)" if name == "SICK-R" else name, data)
     require_grades(name, rows)
+    if published_as(name, rows, "graded")[1]:
+        raise UserError(
+            f"{data}: its {name} is not the data that was published; score it without {MTEB}"
+        )
     sentence1, sentence2, score = zip(*rows, strict=True)
     columns = dict(zip((*_COLUMNS, "score"), (sentence1, sentence2, score), strict=True))
     task.dataset = DatasetDict({"test": Dataset.from_dict(columns)})

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from simcse.config.settings import MTEB as MTEB
+from simcse.config.settings import OwnKind
 from simcse.errors import UserError
+
+logger = logging.getLogger("simcse")
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "SICK-R")
 """The seven tasks whose average the papers report."""
@@ -34,6 +40,20 @@ SIZES = {
 }  # fmt: skip
 """Scored pairs, or labelled examples, of every part of a benchmark as it was published."""
 
+CONTENTS = {
+    "STS12": "377744a83da24b59b09df7d9e0cf78cf3733c94514286c4034bc6cd049e51474",
+    "STS13": "0c8b40f76805e54a80c28dfa00046c3769e3320ec00ac2fd87e42da026e8b0bd",
+    "STSB": "5a7204084a27bffaee83adad03eac37fd54019fb9e933ed84753501dbf690566",
+    "STSB-dev": "db3358c08546a1ddaf2c98bf0c55569df40530018451e9aa635a5c53413d7850",
+    "STS-B dev": "db3358c08546a1ddaf2c98bf0c55569df40530018451e9aa635a5c53413d7850",
+    "STS-B train+dev+test": "3bf1b45911d90e8e749a2842c4d22a4ad90398e16869bbaa56b4ff75d1c8cd00",
+    "MR": "1bf02a0404734159c06ebe7ea8fa4e13cd1388880dff83ba325bf9fdb1f6f6a3",
+    "SUBJ": "ed9edc53dea79dad6ff01c016f889b1be5a5d6b63069b27e99bf67bc295fdb96",
+    "TREC": "455c985658136e4e1f164e8edad05980c468817f648a322772e40325b32b14ea",
+    "MRPC": "5850e79629a08b31bb5e245f4fb041750d3acb6ed24269512c8a64e6b585f555",
+}
+"""SHA-256 of sentences and labels as they were published, where the project had the files."""
+
 MTEB_STS = {f"{MTEB}{'STSBenchmark' if name == 'STSB' else name}": name for name in STS}
 """mteb's name, with the prefix, to the name of the same task here."""
 
@@ -59,6 +79,29 @@ def check_size(part: str, found: int, place: Path) -> None:
             f"{place}: {found:,} scored examples, {part} was published with {SIZES[part]:,}; a "
             "score by a benchmark's name needs all of its data and no other"
         )
+
+
+def published_as(
+    name: str, rows: Sequence[Sequence[object]], kind: OwnKind
+) -> tuple[str, dict[str, str]]:
+    """What scores on data in a benchmark's place are called, and facts to be kept with them.
+
+    Args:
+        name: Of the benchmark.
+        rows: Sentences and grade or label of every example; the space between words does not count.
+        kind: What the data would be as a test of the user's own.
+
+    Returns:
+        The benchmark's name and no facts, unless the data are known to be others: a name that says
+        so and the facts of a test on the user's own data, which keep its scores out of
+        ``model-index``. A warning says so too.
+    """
+    plain = [[" ".join(v.split()) if isinstance(v, str) else v for v in row] for row in rows]
+    digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+    if CONTENTS.get(name, digest) == digest:
+        return name, {}
+    logger.warning("task %s: not the data that was published; scored as own data", name)
+    return f"{name} (own data)", {"own": kind, "dataset": f"own data, sha256 {digest}"}
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

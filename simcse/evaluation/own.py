@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from simcse.config.reading import problems
 from simcse.config.settings import OwnTest, own_test_from_text
-from simcse.data.readers import Wanted, source_of
+from simcse.data.readers import Wanted, refuse_unused, source_of
 from simcse.errors import UserError
 from simcse.evaluation.classification import FOLDS, LabelledTask, PairClassificationTask
 from simcse.evaluation.ranking import Judgements
@@ -57,6 +57,7 @@ def own_task(test: OwnTest) -> Task:
     if test.kind == "retrieval":
         return _retrieval(test, path, facts)
     facts["dataset"] = _digest(path)
+    refuse_unused([source_of(path)], test, str(path), "the test's {}".format)
     rows = list(_rows(path, _wanted(test)))
     if test.kind == "labelled":
         return _labelled(test, path, rows, facts)
@@ -99,6 +100,7 @@ def _retrieval(test: OwnTest, folder: Path, facts: Facts) -> Task:
         if not (path.is_dir() if path == folder else path.is_file()):
             kind = "folder" if path == folder else "file"
             raise UserError(f"{path}: no such {kind}; retrieval takes {LAYOUT}")
+    refuse_unused([source_of(corpus)], test, str(folder), "the test's {}".format)
     facts["dataset"] = _digest(corpus, queries, qrels)
     documents, places = _texts_by_id(corpus, test)
     asked, numbers = _texts_by_id(queries, test)

@@ -14,7 +14,7 @@ from simcse.data.documents import Documents, embedded_documents
 from simcse.errors import UserError
 from simcse.evaluation.documents import document_task
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
-from simcse.evaluation.names import GROUPS, STS, check_size, mteb_name, nearest
+from simcse.evaluation.names import GROUPS, STS, check_size, mteb_name, nearest, published_as
 from simcse.evaluation.own import own_task
 from simcse.evaluation.tasks import GeometryTask, PairTask, Task
 from simcse.evaluation.transfer import READERS, load_transfer
@@ -97,9 +97,10 @@ def load_task(name: str, data: Path | None, documents: Sequence[Documents] = ())
     if name in READERS:
         return load_transfer(name, data)
     rows = read_sts(name, data)
+    title, own = published_as(name, rows, "graded")
     # mteb's task of that name has 9,927 pairs: all of SICK.
     facts = {"source": f"SentEval, {len(rows):,}"} if name == "SICK-R" else {}
-    return _pair_task(name, rows, facts)
+    return _pair_task(title, rows, {**facts, **own})
 
 
 def read_sts(name: str, data: Path) -> list[Row]:
@@ -177,7 +178,8 @@ def load_geometry(data: Path | None, *, dev_only: bool) -> GeometryTask:
             raise UserError(
                 f"{data / 'STS' / 'STSBenchmark'}: no pair graded above 4, so no alignment"
             )
-        return GeometryTask(f"STS-B {'+'.join(parts)}", *_columns(rows))
+        source, _ = published_as(f"STS-B {'+'.join(parts)}", rows, "graded")
+        return GeometryTask(source, *_columns(rows))
     return GeometryTask("embedded pairs", *_columns(read_pairs()))
 
 

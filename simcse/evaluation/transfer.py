@@ -9,8 +9,8 @@ own classifier, which is trained by gradient descent.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sklearn.model_selection import BaseCrossValidator, PredefinedSplit, Stratif
 
 from simcse.errors import UserError
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
-from simcse.evaluation.names import check_size
+from simcse.evaluation.names import check_size, published_as
 from simcse.evaluation.tasks import Lookup, Result
 
 SEED = 1111
@@ -43,6 +43,8 @@ class TransferTask:
 
     name: str
     parts: dict[str, list[Example]]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """As of :class:`~simcse.evaluation.tasks.PairTask`."""
     metric: str = "accuracy"
 
     def texts(self) -> list[str]:
@@ -55,7 +57,8 @@ class TransferTask:
         labels = {part: np.array([label for _, label in rows]) for part, rows in self.parts.items()}
         if "all" in features:
             right = _fold_hits(features["all"], labels["all"])
-            return Result({"accuracy": float(right.mean()), "examples": len(right)})
+            accuracy = float(right.mean())
+            return Result({"accuracy": accuracy, "examples": len(right), **self.facts})
         model = _fit(features, labels)
         predicted = model.predict(features["test"])
         scores: dict[str, Any] = {
@@ -64,7 +67,7 @@ class TransferTask:
         }
         if len(self.parts["test"][0][0]) == 2:
             scores["f1"] = float(f1_score(labels["test"], predicted))
-        return Result(scores)
+        return Result({**scores, **self.facts})
 
 
 def load_transfer(name: str, data: Path) -> TransferTask:
@@ -75,8 +78,8 @@ def load_transfer(name: str, data: Path) -> TransferTask:
             fewer examples than were published.
     """
     folder, read = READERS[name]
-    task = TransferTask(name, read(data / folder))
-    for part, rows in task.parts.items():
+    parts = read(data / folder)
+    for part, rows in parts.items():
         counts = Counter(label for _, label in rows)
         if len(counts) < 2 or (part != "dev" and part != "test" and min(counts.values()) < 10):
             raise UserError(
@@ -84,7 +87,9 @@ def load_transfer(name: str, data: Path) -> TransferTask:
                 "expected two labels or more, with at least 10 examples each"
             )
         check_size(name if part == "all" else f"{name} {part}", len(rows), data / folder)
-    return task
+    examples = [(part, *texts, label) for part, rows in parts.items() for texts, label in rows]
+    title, facts = published_as(name, examples, "labelled")
+    return TransferTask(title, parts, facts)
 
 
 def _features(rows: list[Example], embed: Lookup) -> np.ndarray:
@@ -141,6 +146,10 @@ def _polarity(positive: str, negative: str) -> Callable[[Path], dict[str, list[E
         rows: list[Example] = []
         for name, label in ((positive, 1), (negative, 0)):
             rows += [((spaced(line),), label) for line in _texts(folder / name)]
+        if {texts for texts, label in rows if label} == {
+            texts for texts, label in rows if not label
+        }:
+            raise UserError(f"{folder}: {positive} and {negative} hold the same texts")
         return {"all": _sorted(rows)}
 
     return read

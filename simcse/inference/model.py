@@ -7,22 +7,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Annotated, Any, TypeVar, overload
 
 import numpy as np
 import torch
+from pydantic import SkipValidation
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
-from simcse.config.settings import Pooling, Precision, Role
+from simcse.config.settings import Encoding, Pooling, Precision, Role, Separator
 from simcse.data.readers import has_data_suffix, read_sentences, sound_text
 from simcse.encoders.encoding import encode_by_length, encoder_of
+from simcse.encoders.gate import check_embeddings
 from simcse.encoders.loading import load_model
 from simcse.encoders.precision import resolved
 from simcse.errors import UserError, first_line
 from simcse.inference import index as indexing
+from simcse.typed import typed
 
 _PROBE = "The index belongs to the model that made it."
+
+T = TypeVar("T")
+# Not by its type: what numpy gives is a number too, and texts may be many.
+Unchecked = Annotated[T, SkipValidation]
 
 Match = tuple[str, float]
 """A sentence of the index and its cosine similarity to the query."""
@@ -59,24 +66,23 @@ class SimCSE:
         UserError: The model does not exist or cannot be loaded.
     """
 
+    @typed
     def __init__(
         self,
         model_name_or_path: str | Path | None = None,
-        device: str | None = None,
-        num_cells: int = 100,
-        num_cells_in_search: int = 10,
+        device: str | torch.device | None = None,
+        num_cells: Unchecked[int] = 100,
+        num_cells_in_search: Unchecked[int] = 10,
         *,
         pooling: Pooling | None = None,
         precision: Precision = "float32",
         trust_remote_code: bool = False,
     ) -> None:
-        if precision not in get_args(Precision):
-            allowed = ", ".join(get_args(Precision))
-            raise UserError(f"precision: {precision!r} is unknown; allowed are {allowed}")
         _check_count("num_cells", num_cells)
         _check_count("num_cells_in_search", num_cells_in_search)
         name = None if model_name_or_path is None else str(model_name_or_path)
-        self.model = load_model(name, pooling, device, trust_remote_code=trust_remote_code)
+        place = None if device is None else str(device)
+        self.model = load_model(name, pooling, place, trust_remote_code=trust_remote_code)
         self.device = str(self.model.device)
         self.precision: Precision = resolved(precision)
         self.num_cells = num_cells
@@ -93,15 +99,16 @@ class SimCSE:
         """The model's tokenizer."""
         return self.model.tokenizer
 
+    @typed
     def encode(
         self,
-        sentence: str | Iterable[str],
-        device: str | list[str] | None = None,
+        sentence: Unchecked[str | Iterable[str]],
+        device: str | torch.device | list[str] | None = None,
         return_numpy: bool = False,
         normalize_to_unit: bool = True,
         keepdim: bool = False,
-        batch_size: int = 64,
-        max_length: int | None = None,
+        batch_size: Unchecked[int] = 64,
+        max_length: Unchecked[int | None] = None,
         show_progress_bar: bool = False,
         role: Role | None = None,
     ) -> np.ndarray | Tensor:
@@ -130,15 +137,16 @@ class SimCSE:
         texts = _texts(sentence)
         _check_count("batch_size", batch_size)
         device = self.device if device is None else device
-        _check_device(device)
-        if isinstance(device, list) and self.precision != "float32":
+        devices = device if isinstance(device, list) else [str(device)]
+        _check_devices(devices)
+        if len(devices) > 1 and self.precision != "float32":
             raise UserError(f"device: several encode in float32 only, not in {self.precision}")
         with self._cut_at(max_length):
-            if isinstance(device, list) and texts:  # the library shares the work out
+            if len(devices) > 1 and texts:  # the library shares the work out
                 embeddings = encoder_of(self.model, role)(
                     texts,
                     batch_size=batch_size,
-                    device=device,
+                    device=devices,
                     normalize_embeddings=normalize_to_unit,
                     show_progress_bar=show_progress_bar,
                 ).astype(np.float32, copy=False)
@@ -147,7 +155,7 @@ class SimCSE:
                     self.model,
                     texts,
                     batch_size,
-                    device=None if isinstance(device, list) else device,
+                    device=devices[0],
                     normalize=normalize_to_unit,
                     show_progress=show_progress_bar,
                     role=role,
@@ -157,11 +165,12 @@ class SimCSE:
             embeddings = embeddings[0]
         return embeddings if return_numpy else torch.from_numpy(embeddings)
 
+    @typed
     def similarity(
         self,
-        queries: str | Iterable[str],
-        keys: str | Iterable[str] | np.ndarray,
-        device: str | list[str] | None = None,
+        queries: Unchecked[str | Iterable[str]],
+        keys: Unchecked[str | Iterable[str] | np.ndarray],
+        device: str | torch.device | list[str] | None = None,
     ) -> float | np.ndarray:
         """Cosine similarities in [-1, 1].
 
@@ -188,15 +197,18 @@ class SimCSE:
             return scores
         return float(scores[0, 0]) if key.ndim == 1 else scores[0]
 
+    @typed
     def build_index(
         self,
-        sentences_or_file_path: str | Path | Iterable[str],
+        sentences_or_file_path: Unchecked[str | Path | Iterable[str]],
         use_faiss: bool | None = None,
         faiss_fast: bool = False,
-        device: str | list[str] | None = None,
-        batch_size: int = 64,
+        device: str | torch.device | list[str] | None = None,
+        batch_size: Unchecked[int] = 64,
         *,
         column: str | None = None,
+        separator: Separator | None = None,
+        encoding: Encoding = "utf-8",
     ) -> None:
         """Encode sentences for :meth:`search`, replacing an earlier index.
 
@@ -210,19 +222,22 @@ class SimCSE:
             device: As in :meth:`encode`.
             batch_size: As in :meth:`encode`.
             column: Column of a table with more than one.
+            separator: Between the fields of a csv or tsv file, where it is another than usual.
+            encoding: Character encoding of the file.
 
         Raises:
             UserError: The file is missing or malformed, or faiss is asked for and not installed.
         """
-        sentences = _sentences(sentences_or_file_path, column)
+        sentences = _sentences(sentences_or_file_path, column, separator, encoding)
         embeddings = self._array(sentences, device, "document", batch_size)
         self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
 
+    @typed
     def add_to_index(
         self,
-        sentences_or_file_path: str | Path | Iterable[str],
-        device: str | list[str] | None = None,
-        batch_size: int = 64,
+        sentences_or_file_path: Unchecked[str | Path | Iterable[str]],
+        device: str | torch.device | list[str] | None = None,
+        batch_size: Unchecked[int] = 64,
     ) -> None:
         """Encode more sentences into the index; arguments as in :meth:`build_index`."""
         index = self._built_index()
@@ -234,7 +249,7 @@ class SimCSE:
     def search(
         self,
         queries: str,
-        device: str | list[str] | None = ...,
+        device: str | torch.device | list[str] | None = ...,
         threshold: float = ...,
         top_k: int = ...,
     ) -> list[Match]: ...
@@ -243,17 +258,18 @@ class SimCSE:
     def search(
         self,
         queries: list[str],
-        device: str | list[str] | None = ...,
+        device: str | torch.device | list[str] | None = ...,
         threshold: float = ...,
         top_k: int = ...,
     ) -> list[list[Match]]: ...
 
+    @typed
     def search(
         self,
-        queries: str | list[str],
-        device: str | list[str] | None = None,
-        threshold: float = 0.6,
-        top_k: int = 5,
+        queries: Unchecked[str | list[str]],
+        device: str | torch.device | list[str] | None = None,
+        threshold: Unchecked[float] = 0.6,
+        top_k: Unchecked[int] = 5,
     ) -> list[Match] | list[list[Match]]:
         """The most similar sentences of the index.
 
@@ -289,6 +305,7 @@ class SimCSE:
             ]
         return matches[0] if isinstance(queries, str) else matches
 
+    @typed
     def save_index(self, path: str | Path, overwrite: bool = False) -> None:
         """Save the index as one ``.safetensors`` file, replacing an older index in one step.
 
@@ -304,6 +321,7 @@ class SimCSE:
         indexing.check_target(Path(path), overwrite=overwrite)
         indexing.save(index, self._probe(), Path(path))
 
+    @typed
     def load_index(
         self, path: str | Path, use_faiss: bool | None = None, faiss_fast: bool = False
     ) -> None:
@@ -321,9 +339,9 @@ class SimCSE:
     def _array(
         self,
         texts: str | Iterable[str],
-        device: str | list[str] | None,
+        device: str | torch.device | list[str] | None,
         role: Role,
-        batch_size: int = 64,
+        batch_size: Unchecked[int] = 64,
     ) -> np.ndarray:
         return np.asarray(
             self.encode(texts, device, return_numpy=True, batch_size=batch_size, role=role)
@@ -350,9 +368,10 @@ class SimCSE:
             yield
             return
         limit = self.model.max_seq_length
-        if not 3 <= max_length <= (limit or max_length):
+        whole = isinstance(max_length, Integral)
+        if not (whole and 3 <= max_length <= (limit or max_length)):
             raise UserError(
-                f"max_length: {max_length} is out of range; this encoder allows 3 to {limit}"
+                f"max_length: {max_length!r} is out of range; this encoder allows 3 to {limit}"
             )
         try:
             self.model.max_seq_length = max_length
@@ -360,17 +379,25 @@ class SimCSE:
             first = type(self.model[0]).__name__
             raise UserError(f"max_length: {first} cuts no texts; leave it out") from error
         try:
+            if any(self.model.prompts.values()):  # whose tokens count too
+                check_embeddings(f"max_length: {max_length}", self.model)
             yield
         finally:
             self.model.max_seq_length = limit
 
 
-def _sentences(source: str | Path | Iterable[str], column: str | None = None) -> list[str]:
+def _sentences(
+    source: str | Path | Iterable[str],
+    column: str | None = None,
+    separator: str | None = None,
+    encoding: Encoding = "utf-8",
+) -> list[str]:
     """Sentences as they are given, or those of a file."""
     if not isinstance(source, str | Path):
         return _texts(source)
     path = Path(source)
-    lines = read_sentences(path, column, None if has_data_suffix(path) else ".txt")
+    suffix = None if has_data_suffix(path) else ".txt"
+    lines = read_sentences(path, column, suffix, separator=separator, encoding=encoding)
     sentences = [sentence for line in lines if (sentence := line.rstrip())]
     if not sentences:
         raise UserError(f"{path}: no text in it")
@@ -402,9 +429,11 @@ def _check_count(name: str, value: object) -> None:
         raise UserError(f"{name}: expected a whole number from 1 on, got {value!r}")
 
 
-def _check_device(device: str | list[str]) -> None:
-    for one in device if isinstance(device, list) else [device]:
+def _check_devices(devices: list[str]) -> None:
+    if not devices:
+        raise UserError("device: the list is empty; name one or more")
+    for device in devices:
         try:
-            torch.empty(0, device=one)
+            torch.empty(0, device=device)
         except (RuntimeError, AssertionError, TypeError) as error:  # torch's ways to say so
-            raise UserError(f"device {one}: {first_line(error)}") from error
+            raise UserError(f"device {device}: {first_line(error)}") from error

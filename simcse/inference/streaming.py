@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 
 from simcse.data.tokens import in_chunks
 from simcse.errors import UserError
-from simcse.files import replacing
+from simcse.files import replacing_alone
 
 CHUNK = 20_000  # texts in memory at a time; enough for length-grouped batches
 
@@ -37,10 +37,10 @@ def encode_to_file(
         Rows and width.
 
     Raises:
-        UserError: There is no text, or the name ends otherwise.
+        UserError: There is no text, the name ends otherwise, or another process writes the file.
     """
     check_name(output)
-    with replacing(output) as temporary:
+    with replacing_alone(output) as temporary:
         chunks = ((chunk, encode(chunk)) for chunk in in_chunks(texts, CHUNK, len))
         rows, width = FORMATS[output.suffix](temporary, chunks)
         if rows == 0:

@@ -6,12 +6,12 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from pydantic import BaseModel
@@ -25,6 +25,7 @@ from simcse.files import replacing
 from simcse.reports.records import EvaluatedScores, LogLine, Plan, RunScores, parse
 from simcse.sealing import MANIFEST, damage
 from simcse.terminal import quiet_libraries
+from simcse.typed import typed
 
 if TYPE_CHECKING:
     from simcse.inference.model import SimCSE
@@ -43,6 +44,7 @@ RAW_ITEMS_FILE = "raw_scores.npz"
 RESULT_FILES = (SCORES_FILE, ITEMS_FILE, LOG_FILE, ENVIRONMENT_FILE, RAW_SCORES_FILE)
 """What a finished run's manifest names beside the files of the model."""
 
+_MOST_ITEMS = 2**29  # bytes of unpacked values: 60 million of them
 _MODULES = "modules.json"
 _WEIGHTS = ".safetensors"
 _NOT_OF_THE_MODEL = ("checkpoints", "tensorboard")  # nothing in them is ever exported
@@ -101,7 +103,8 @@ class RunSet:
         return [float(values[key]) for values in scores if key in values]
 
 
-def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
+@typed
+def load_runs(path: str | Path, seeds: Sequence[str] | None = None) -> RunSet:
     """Read a run folder, a folder of seeds, or the folder or file that ``evaluate`` wrote.
 
     Of a sweep's folder this is the setting with the best dev score.
@@ -114,7 +117,7 @@ def load_runs(path: Path, seeds: Sequence[str] | None = None) -> RunSet:
         UserError: There is nothing finished, a file is damaged, or the seeds are not of one
             setting and one test.
     """
-    path = path.absolute()
+    path = Path(path).absolute()
     if path.is_file():
         if path.suffix != ".json":
             raise UserError(f"{path}: not a run folder and not a {SCORES_FILE}")
@@ -166,6 +169,7 @@ def load_sets(path: Path, settings: Sequence[str] | None = None) -> list[RunSet]
         raise UserError(f"{path}: every run of this sweep has diverged")
     if missing := [name for name in chosen if not (path / name).is_dir()]:
         raise UserError(f"{path}: not finished: {', '.join(missing)}; run its command again")
+    refuse_links(path / name for name in chosen)
     return [load_runs(path / name) for name in chosen]
 
 
@@ -200,7 +204,18 @@ def seed_folders(path: Path) -> dict[str, Path]:
     """Seed to its run folder, finished or not, in the order of the numbers."""
     folders = {p.name.removeprefix(SEED_PREFIX): p for p in path.glob(f"{SEED_PREFIX}*")}
     seeds = [seed for seed, folder in folders.items() if seed.isdecimal() and folder.is_dir()]
+    refuse_links(folders[seed] for seed in seeds)
     return {seed: folders[seed] for seed in sorted(seeds, key=lambda seed: (int(seed), seed))}
+
+
+def refuse_links(paths: Iterable[Path]) -> None:
+    """See that files and folders of runs are nobody else's.
+
+    Raises:
+        UserError: One is a link.
+    """
+    if links := [path for path in paths if path.is_symlink()]:
+        raise UserError(f"{links[0]}: a link, which no run makes; it could lead to private files")
 
 
 def setting_differences(a: Config, b: Config) -> list[str]:
@@ -328,8 +343,7 @@ def finished_run(folder: Path) -> tuple[dict[str, Any], Config]:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder}: not finished; run its command again")
     own = [path for path in folder.iterdir() if path.name not in _NOT_OF_THE_MODEL]
-    if links := [p for path in own for p in (path, *path.rglob("*")) if p.is_symlink()]:
-        raise UserError(f"{links[0]}: a link, which no run makes; it could lead to private files")
+    refuse_links(p for path in own for p in (path, *path.rglob("*")))
     if problem := damage(folder, [*RESULT_FILES, _MODULES]):
         raise UserError(
             f"{folder / problem}; bring that file back, or remove it and {MANIFEST} and run the "
@@ -408,6 +422,8 @@ def read_items(scores: Path, values: dict[str, Any]) -> Items:
     if hashlib.sha256(content).hexdigest() != values.get("items"):
         raise UserError(f"{path}: damaged, or of other scores than {scores.name}; evaluate again")
     try:
+        if sum(part.file_size for part in ZipFile(io.BytesIO(content)).infolist()) > _MOST_ITEMS:
+            raise ValueError("more than any test has")
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             items = dict(file)
         lengths: dict[str, set[int]] = {}
@@ -416,6 +432,15 @@ def read_items(scores: Path, values: dict[str, Any]) -> Items:
             lengths.setdefault(name.rpartition(".")[0], set()).add(len(array) if valid else -1)
         if all(len(sizes) == 1 and -1 not in sizes for sizes in lengths.values()):
             return items
-    except (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error):
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        EOFError,
+        MemoryError,
+        BadZipFile,
+        zlib.error,
+    ):
         pass  # the hash fits, so whoever wrote the scores made up this too
     raise UserError(f"{path}: holds no values of single items; evaluate again")

@@ -22,6 +22,7 @@ from simcse.reports.runs import (
     load_runs,
     load_sets,
     read_plan,
+    refuse_links,
     seed_folders,
     setting_differences,
 )
@@ -179,11 +180,12 @@ class _Several:
                 f"output: {folder} is not empty and not a folder of {self.kind}; {another}"
             )
         names = [*plan.names, *(f"{SEED_PREFIX}{seed}" for seed in seeds)]
-        self._check_settings([folder / name for name in names])
+        self._check_settings([folder / name for name in dict.fromkeys([*names, *self.members])])
         return PlannedRuns([int(seed) for seed in seeds], plan.names, plan.diverged)
 
     def _check_settings(self, runs: list[Path]) -> None:
         """Runs that are there differ from those of this command only as these do."""
+        refuse_links(runs)
         reference, *more = self.members.values()
         varied = {_key(line) for other in more for line in setting_differences(reference, other)}
         for member in runs:

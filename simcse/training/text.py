@@ -138,7 +138,8 @@ class TrainingText:
             documents: Those of :meth:`.Documents.of`, where they have been read already.
 
         Raises:
-            UserError: Text that cannot be read, or as :meth:`TrainingSet.check`.
+            UserError: Text that cannot be read, a weight of hard negatives without any, or as
+                :meth:`TrainingSet.check`.
         """
         sets = []
         for data in config.sets:
@@ -149,6 +150,12 @@ class TrainingText:
             print(own.in_words(), flush=True)
             own.check(config, model)
             sets.append(own)
+        for name, term in config.objective.terms.items():
+            if getattr(term, "hard_negative_weight", 1) != 1 and all(s.columns < 3 for s in sets):
+                raise UserError(
+                    f"objective.terms.{name}.hard_negative_weight has no meaning: the rows of "
+                    "data.train have no hard negatives"
+                )
         text = cls(config, sets, model)
         if len(sets) > 1:
             print(text.shares())
