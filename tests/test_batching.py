@@ -1,11 +1,11 @@
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simcse.data.batching import GroupBatchSampler, ViewBatchSampler
+from simcse.data.batching import GroupBatchSampler, SetSampler, ViewBatchSampler
 
 LENGTHS = np.random.default_rng(0).integers(4, 33, size=1000)
 
@@ -171,3 +171,45 @@ def test_parts_of_a_grouped_batch_hold_its_pairs():
         assert all(labels[a] == labels[b] for a, b in pairs)
     with pytest.raises(ValueError, match="batch_size must be a multiple of 6, got 14"):
         GroupBatchSampler(labels, 14, 5, 3)
+
+
+def of_sets(weights=None, seed=0):
+    """Of three sets with 5, 3 and 1 batches an epoch."""
+    samplers = [ViewBatchSampler(LENGTHS[:rows], 10, "random", seed) for rows in (50, 39, 10)]
+    return SetSampler(samplers, weights, seed)
+
+
+def test_every_set_is_drawn_once_an_epoch():
+    sampler = of_sets()
+    assert len(sampler) == 9
+    stream = sampler.batches_from(0)
+    for epoch in range(3):
+        found = list(islice(stream, 9))
+        for number, own in enumerate(sampler.samplers):
+            drawn = [(its, rows) for chosen, its, rows in found if chosen == number]
+            assert drawn == [(epoch, rows) for rows in own.batches(epoch)]
+
+
+@pytest.mark.parametrize("weights", [None, [1, 1, 1], [1, 5, 0.01]])
+def test_the_batches_of_several_sets_can_begin_at_any_step(weights):
+    sampler = of_sets(weights, seed=3)
+    whole = list(islice(sampler.batches_from(0), 40))
+    for step in range(30):
+        assert list(islice(of_sets(weights, seed=3).batches_from(step), 10)) == whole[step:][:10]
+    assert whole != list(islice(of_sets(weights, seed=4).batches_from(0), 40))
+    # A set's own epochs follow one another without a gap.
+    for number, own in enumerate(sampler.samplers):
+        drawn = [(epoch, rows) for chosen, epoch, rows in whole if chosen == number]
+        every = [(epoch, rows) for epoch in range(40) for rows in own.batches(epoch)]
+        assert drawn == every[: len(drawn)] and drawn
+
+
+def test_weights_are_shares_of_the_batches():
+    assert of_sets([1, 1, 1]).counts.tolist() == [3, 3, 3]
+    assert of_sets([2, 1, 0.001]).counts.tolist() == [6, 3, 1]  # at least one an epoch
+
+
+def test_one_set_keeps_its_order():
+    one = ViewBatchSampler(LENGTHS, 64, "length_grouped", 1)
+    found = [rows for _, _, rows in islice(SetSampler([one], None, 1).batches_from(0), 30)]
+    assert found == [*one.batches(0), *one.batches(1)]

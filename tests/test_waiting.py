@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import MINI_BERT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simcse.cli.main import main
@@ -78,6 +79,7 @@ CASES = {
     "learned temperature": ["objective.temperature={start: 0.05, schedule: learnable}"],
     "terms": ["objective.terms={decoupled: 1, clip: 0.5, nt_xent: 1, distill_start: 1}"],
     "dino": ["objective.terms=dino"],
+    "teacher": ["objective.terms=distill_l2", f"objective.teacher={MINI_BERT}"],
     "dropout of views": ["views=[{dropout: 0.1},{dropout: 0.2}]"],
     "cls": ["encoder.pooling=cls"],
     "checkpointing": ["training.activation_checkpointing=true"],

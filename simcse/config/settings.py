@@ -724,7 +724,7 @@ class Config(_Section):
             if not shares:
                 names = [name for data in self.sets for name in data.train if name != EMBEDDED_TEXT]
                 absent = [n for n in names if not (glob.has_magic(n) or Path(n).exists())]
-                hint = f" ({absent[0]} is no file or folder here)" if absent else ""
+                hint = f" ({absent[0]!r} is no file or folder here)" if absent else ""
                 raise ValueError(
                     f"evaluation: documents needs data.form=documents, got {got}{hint}; for other "
                     "forms set evaluation.dev and evaluation.tasks, such as pairs"
