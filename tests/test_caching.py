@@ -44,6 +44,7 @@ OBJECTIVES = {
     "identical": {"columns": 3, "hashes": 9},
     "distill_l2": {"objective": {"terms": "distill_l2"}, "teacher": True},
     "distill_similarity": {"objective": {"terms": "distill_similarity"}, "teacher": True},
+    "guide": {"columns": 3, "guide": True},
 }
 
 
@@ -60,7 +61,7 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
     """
     case = OBJECTIVES[name]
     taught = np.random.default_rng(0).normal(size=(99, 8)).astype(np.float32)
-    lookups = {name: taught.__getitem__ for name in ("teacher",) if name in case}
+    lookups = {name: taught.__getitem__ for name in ("teacher", "guide") if name in case}
     config = validate(
         {
             "encoder": {"name": str(folder), "dropout": dropout, **case.get("encoder", {})},

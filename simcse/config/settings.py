@@ -551,12 +551,31 @@ class ObjectiveConfig(_Section):
     """For ``distill_l2`` and ``distill_similarity``: any sentence-transformers model."""
     teacher_revision: str | None = None
     """Branch, tag or commit of a Hub teacher."""
+    guide: PathText | None = None
+    """Leave out negatives that this sentence-transformers model finds closer to the anchor than
+    its positive is, less ``guide_margin`` (GISTEmbed, https://arxiv.org/abs/2402.16829)."""
+    guide_revision: str | None = None
+    """Branch, tag or commit of a Hub guide."""
+    guide_margin: Annotated[Number, Field(ge=0)] = 0.0
+    """How far below the positive's a negative's similarity has to be; where a text is its own
+    positive that is 1, so ``0.1`` leaves out similarities above 0.9."""
+    guide_margin_kind: Literal["absolute", "relative"] = "absolute"
+    """``relative`` takes the margin as a share of the positive's similarity."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> ObjectiveConfig:
         if sum(term.weight for term in self.terms.values()) == 0:
             raise ValueError("terms: the weights sum to 0")
         return self
+
+    @property
+    def helpers(self) -> dict[str, tuple[str, str | None]]:
+        """Name and revision of the other models that look at the training text."""
+        models = {
+            "teacher": (self.teacher, self.teacher_revision),
+            "guide": (self.guide, self.guide_revision),
+        }
+        return {kind: (name, revision) for kind, (name, revision) in models.items() if name}
 
 
 class TrainingConfig(_Section):
@@ -739,6 +758,11 @@ class Config(_Section):
             raise ValueError(f"encoder.towers: two needs data.form=pairs, got {got}")
         if self.objective.teacher is not None and {*forms} != {"sentences"}:
             raise ValueError(f"objective.teacher needs data.form=sentences, got {got}")
+        if self.objective.guide is not None and "documents" in forms:
+            raise ValueError(
+                "objective.guide needs texts that stay the same, and those of data.form=documents "
+                "are drawn anew in each epoch"
+            )
         if "labelled" in forms and self.training.batch_size % 2:
             raise ValueError("training.batch_size must be even with data.form=labelled")
         if "labelled" in forms and self.training.batch_size < 4:

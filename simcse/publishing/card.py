@@ -220,7 +220,7 @@ def without_folders(config: Config, made_from: dict[str, Any]) -> dict[str, Any]
         values["evaluation"]["data"] = Path(config.evaluation.data).name
     if not made_from["encoder_commit"]:
         values["encoder"]["name"] = Path(config.encoder.name).name
-    teacher = config.objective.teacher
-    if teacher is not None and teacher not in from_hub:
-        values["objective"]["teacher"] = Path(teacher).name
+    for kind, (name, _) in config.objective.helpers.items():
+        if name not in from_hub:
+            values["objective"][kind] = Path(name).name
     return values

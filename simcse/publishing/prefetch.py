@@ -11,11 +11,11 @@ from simcse.encoders import encoder
 from simcse.errors import UserError
 from simcse.evaluation.scoring import plan_tasks
 from simcse.evaluation.sources import load_dev_task
-from simcse.training.text_embeddings import load_teacher
+from simcse.training.text_embeddings import load_helper
 
 
 def prefetch(config: Config) -> None:
-    """Fetch the newest encoder, training text and teacher, with the same calls that a run makes.
+    """Fetch the newest encoder, text, teacher and guide, with the same calls that a run makes.
 
     Raises:
         UserError: Something is neither on this machine nor available on the Hub. What could be
@@ -29,9 +29,9 @@ def prefetch(config: Config) -> None:
             for _ in find_sources(name, own, refresh=True):
                 pass
             print(f"text     {_named(name, own.revision)}", flush=True)
-    if config.objective.teacher is not None:
-        load_teacher(config.objective, refresh=True)
-        print(f"teacher  {_named(config.objective.teacher, config.objective.teacher_revision)}")
+    for kind, (name, revision) in config.objective.helpers.items():
+        load_helper(config.objective, kind, refresh=True)
+        print(f"{kind:8} {_named(name, revision)}")
     data = Path(config.evaluation.data) if config.evaluation.data else None
     try:
         documents = Documents.of(config)

@@ -211,7 +211,6 @@ class Start(Record):
     """Hashes of what training began with."""
 
     encoder: str
-    teacher: str | None
 
 
 class Description(Record):
@@ -237,4 +236,4 @@ class MadeFrom(Record):
     terms: dict[str, Description]
     """Terms of the objective that are classes of the user's own."""
     from_hub: list[str]
-    """Entries of ``data.train``, and the teacher, that came from the Hub."""
+    """Entries of ``data.train``, teacher and guide that came from the Hub."""

@@ -19,7 +19,7 @@ from simcse.encoders.engines import Engine
 from simcse.encoders.mini_batches import Features, embed_in_mini_batches, mini_batches
 from simcse.encoders.precision import mixed_precision
 from simcse.errors import UserError, first_line
-from simcse.objectives import Batch, same_text_mask
+from simcse.objectives import Batch, guide_mask, same_text_mask
 from simcse.objectives.terms import resolve
 from simcse.objectives.weighted_sum import WeightedSum
 
@@ -147,6 +147,10 @@ class TrainingLoss(nn.Module):
         mask = None
         if len(views) > 1 and self.config.objective.mask_identical:
             mask = same_text_mask(identities, labels)  # (batch, (columns - 1) * batch)
+        if "guide" in features and len(views) > 1:
+            guide, rule = distributed.gather(features["guide"], 1), self.config.objective
+            guided = guide_mask(guide, rule.guide_margin, rule.guide_margin_kind)
+            mask = guided if mask is None else mask | guided
         own = 2 * features["identities"].shape[1]  # anchors and positives of this process
         texts = {key: features[key][:own] for key in ("input_ids", "attention_mask")}
         terms: dict[str, Tensor] = self.objective(Batch(views, mask, labels, teacher, texts))

@@ -67,7 +67,7 @@ from simcse.training.loss import TrainingLoss
 from simcse.training.resuming import Position
 from simcse.training.setup import Dev, check_views_differ, make_accelerator
 from simcse.training.text import TrainingText
-from simcse.training.text_embeddings import teacher_embeddings
+from simcse.training.text_embeddings import TextEmbeddings, text_embeddings
 from simcse.training.untrained import Untrained, score_in, score_untrained, take_over
 
 _START_ROWS = 4096  # to fit a student's map to its teacher's width
@@ -82,8 +82,8 @@ class Prepared:
     tasks: TaskList
     dev: Dev
     loss: TrainingLoss
-    teacher: str | None
-    """Tells the teacher's embeddings from any other's."""
+    helpers: dict[str, str]
+    """Tell the embeddings of the teacher and of the guide from any other's."""
 
     @property
     def scored(self) -> TaskList:
@@ -306,18 +306,20 @@ def prepare(config: Config) -> Prepared:
         f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}, "
         f"{config.training.precision}"
     )
-    teacher, used = None, text.used() if config.objective.teacher is not None else []
-    if used:
-        hashes = [own.values("text_hash")[rows] for own, rows in zip(text.sets, used, strict=True)]
+    hashes = text.hashes() if config.objective.helpers else np.empty(0)
+    embeddings: dict[str, TextEmbeddings] = {}
+    for kind in config.objective.helpers:
         with distributed.first():
-            teacher = teacher_embeddings(config, np.unique(np.concatenate(hashes)))
-        text.look_up("teacher", teacher)
+            embeddings[kind] = text_embeddings(config, kind, hashes)
+        text.look_up(kind, embeddings[kind])
+    teacher = embeddings.get("teacher")
     with naming_memory("for what the objective learns", "the sizes in objective.terms"):
         loss = TrainingLoss(model, config, teacher.width if teacher else None)
-    if used:
-        some = text.collate(0, 0, np.flatnonzero(used[0])[:_START_ROWS].tolist())
-        loss.start_from(on_device(some, model.device))
-    return Prepared(text, model, tasks, dev, loss, teacher.key if teacher else None)
+    if teacher:
+        chosen = np.flatnonzero(text.used()[0])[:_START_ROWS].tolist()
+        loss.start_from(on_device(text.collate(0, 0, chosen), model.device))
+    keys = {kind: found.key for kind, found in embeddings.items()}
+    return Prepared(text, model, tasks, dev, loss, keys)
 
 
 def _is_finished(run: Path, config: Config) -> bool:
@@ -379,7 +381,7 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
             f"output: process {distributed.rank()} does not see {path}; all machines need the "
             "same folder"
         )
-    start = {"encoder": encoder.fingerprint(prepared.model), "teacher": prepared.teacher}
+    start = {"encoder": encoder.fingerprint(prepared.model), **prepared.helpers}
     start |= {f"evaluation: {name}": data for name, data in prepared.scored.own_data.items()}
     if path.is_file():
         before = read_json(path, MadeFrom)
@@ -421,12 +423,10 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
 
 
 def _from_hub(config: Config) -> list[str]:
-    """What of the training text was had from there, and the teacher if it was."""
+    """What of the training text was had from there, and of teacher and guide."""
     found = [name for data in config.sets for name in data.train if is_from_hub(name)]
-    teacher = config.objective.teacher
-    if teacher is not None and not Path(encoder.source_of(teacher)).exists():
-        found.append(teacher)
-    return found
+    helpers = [name for name, _ in config.objective.helpers.values()]
+    return found + [name for name in helpers if not Path(encoder.source_of(name)).exists()]
 
 
 def step_seconds(

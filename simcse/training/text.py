@@ -196,6 +196,12 @@ class TrainingText:
                 break
         return used
 
+    def hashes(self) -> np.ndarray:
+        """Of the texts that the run will see, distinct and sorted."""
+        used = zip(self.sets, self.used(), strict=True)
+        found = [own.values("text_hash")[rows].ravel() for own, rows in used]
+        return np.unique(np.concatenate(found))
+
     def look_up(self, name: str, embeddings: TextEmbeddings) -> None:
         """Give every batch the embeddings of its texts, as a feature of this name."""
         for collator in self.collators:

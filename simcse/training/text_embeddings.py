@@ -1,4 +1,4 @@
-"""A teacher's embeddings of the training text: computed once, memory-mapped, found by text."""
+"""Embeddings of the training text by a teacher or a guide: computed once, found by text."""
 
 from __future__ import annotations
 
@@ -42,46 +42,57 @@ class TextEmbeddings:
         return int(self.vectors.shape[1])
 
     def __call__(self, hashes: np.ndarray) -> np.ndarray:
-        """Those of texts, float32, ``(*hashes.shape, dim)``."""
-        return np.asarray(self.vectors[np.searchsorted(self.hashes, hashes)])
+        """Those of texts, float32, ``(*hashes.shape, dim)``.
+
+        Raises:
+            ValueError: A text that has none.
+        """
+        places = np.searchsorted(self.hashes, hashes)
+        if (self.hashes.take(places, mode="clip") != hashes).any():
+            raise ValueError("a text has no embedding")
+        return np.asarray(self.vectors[places])
 
 
-def load_teacher(config: ObjectiveConfig, *, refresh: bool = False) -> SentenceTransformer:
-    """The teacher of a config that names one; ``refresh`` as in :func:`.snapshot`.
+def load_helper(
+    config: ObjectiveConfig, kind: str, *, refresh: bool = False
+) -> SentenceTransformer:
+    """The ``teacher`` or ``guide`` that a config names; ``refresh`` as in :func:`.snapshot`.
 
     Raises:
         UserError: It cannot be loaded.
     """
-    name, label = str(config.teacher), f"objective.teacher: {config.teacher}"
-    folder = source_of(name, config.teacher_revision, label=label, refresh=refresh)
-    return load_sentence_model(Origin(label, folder, "a teacher has to do without"))
+    name, revision = config.helpers[kind]
+    label = f"objective.{kind}: {name}"
+    folder = source_of(name, revision, label=label, refresh=refresh)
+    return load_sentence_model(Origin(label, folder, f"a {kind} has to do without"))
 
 
-def teacher_embeddings(config: Config, hashes: np.ndarray) -> TextEmbeddings:
-    """The teacher's embeddings of the texts with some hashes.
+def text_embeddings(config: Config, kind: str, hashes: np.ndarray) -> TextEmbeddings:
+    """Embeddings of the texts with some hashes by the ``teacher`` or the ``guide``.
 
     Args:
-        config: Names teacher and text.
+        config: Names model and text.
+        kind: Which of them.
         hashes: From the column ``text_hash`` of :func:`simcse.data.rows.load_training_data`,
             distinct and sorted.
 
     Raises:
-        UserError: The teacher cannot be loaded.
+        UserError: It cannot be loaded.
     """
-    teacher, name = load_teacher(config.objective), str(config.objective.teacher)
-    key = hashlib.sha256(fingerprint(teacher).encode() + hashes.tobytes()).hexdigest()[:24]
+    model, name = load_helper(config.objective, kind), config.objective.helpers[kind][0]
+    key = hashlib.sha256(fingerprint(model).encode() + hashes.tobytes()).hexdigest()[:24]
     cache = config.sets[0].cache
     path = (Path(cache) if cache else cache_folder() / "embeddings") / f"{key}.npy"
 
     def make(temporary: Path) -> dict[str, Any]:
-        width = teacher.get_embedding_dimension()
-        print(f"teacher  {name}: embedding {len(hashes):,} texts, {width} wide", flush=True)
+        width = model.get_embedding_dimension()
+        print(f"{kind:8} {name}: embedding {len(hashes):,} texts, {width} wide", flush=True)
         memory = open_memmap(temporary, "w+", np.float32, (len(hashes), width))
         done = 0
         for chunk in in_chunks(texts_of(config.sets, hashes), _CHUNK, lambda pair: len(pair[1])):
             found, texts = zip(*chunk, strict=True)
             places = np.searchsorted(hashes, found)
-            memory[places] = encode_by_length(teacher, texts, config.evaluation.batch_size)
+            memory[places] = encode_by_length(model, texts, config.evaluation.batch_size)
             done += len(chunk)
         memory.flush()
         del memory
