@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test soak bench bench-curves lint format
+.PHONY: install quickstart test soak bench bench-gpu lint format
 
 install: .venv/installed
 
@@ -28,15 +28,19 @@ soak: .venv/installed
 WIKI ?=
 SENTEVAL ?=
 
+# Prints one table; what it rests on is in benchmarks/results.
 bench: .venv/installed
-	$(BIN)/python benchmarks/startup.py $(WIKI)
-	$(BIN)/python benchmarks/encoding.py $(WIKI) $(if $(SENTEVAL),--senteval $(SENTEVAL))
-	$(BIN)/python benchmarks/memory.py --largest 4096 --rounds 1
-	$(BIN)/python benchmarks/parts.py $(WIKI)
-	$(BIN)/python benchmarks/training.py $(WIKI)
+	$(BIN)/python benchmarks/startup.py $(WIKI) > /dev/null
+	$(BIN)/python benchmarks/encoding.py $(WIKI) $(if $(SENTEVAL),--senteval $(SENTEVAL)) > /dev/null
+	$(BIN)/python benchmarks/training.py $(WIKI) > /dev/null
+	$(BIN)/python benchmarks/summary.py
 
-bench-curves: .venv/installed
-	$(BIN)/python benchmarks/curves.py $(WIKI)
+# The same on a GPU, in less than ten minutes, and whether training there is right at all.
+bench-gpu: .venv/installed
+	scripts/gpu_smoke.sh
+	$(BIN)/python benchmarks/encoding.py $(WIKI) > /dev/null
+	$(BIN)/python benchmarks/training.py $(WIKI) --small --steps 200 > /dev/null
+	$(BIN)/python benchmarks/summary.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _start(argv)
     except KeyboardInterrupt:  # while importing, or again while the first one was being answered
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("error: interrupted", file=sys.stderr)
+        print("\n" * sys.stderr.isatty() + "error: interrupted", file=sys.stderr)
         return 130
     finally:
         # Nothing is left to do: from here on Ctrl-C ends the process without Python's traceback.

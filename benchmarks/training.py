@@ -40,6 +40,7 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -172,29 +173,43 @@ class Clock:
         self.weights = layers * (3 * width**2 + after_attention)
         self.left_out = after_attention if cut else 0  # for all tokens but one, in the last layer
         self.attention = 2 * layers * width
-        self.operations, self.tokens, self.places = 0.0, 0, 0
+        self.masks: list[Tensor] = []
         self.seconds = self.cpu = 0.0
         self.hook = transformer.register_forward_pre_hook(self._count)
 
     def _count(self, module: Any, inputs: Any) -> None:
-        mask = inputs[0]["attention_mask"]
-        lengths = mask.sum(dim=1).double()
-        self.tokens += int(lengths.sum())
-        self.places += mask.numel()
-        # Two operations a weight and token, and for each pair of tokens in attention; the backward
-        # pass costs twice the forward pass. Padding is not counted.
-        products = self.weights * lengths.sum() - self.left_out * (lengths - 1).sum()
-        once = 2 * (products + self.attention * lengths.square().sum())
-        self.operations += 3 * float(once)
+        self.masks.append(inputs[0]["attention_mask"])
 
-    def step(self, number: int) -> None:
-        """Start after the first few steps, stop at every later one."""
+    def step(self, number: int, last: int) -> None:
+        """Start after the first few steps, stop at the last."""
+        if number not in (WARM, last):
+            return
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         now, cpu = time.perf_counter(), time.process_time()
         if number == WARM:
             self.started, self.cpu_started = now, cpu
-            self.operations, self.tokens, self.places = 0.0, 0, 0
-        elif number > WARM:
+            self.masks.clear()
+        else:
             self.seconds, self.cpu = now - self.started, cpu - self.cpu_started
+
+    @property
+    def tokens(self) -> int:
+        """Computed, but for padding."""
+        return sum(int(mask.sum()) for mask in self.masks)
+
+    @property
+    def operations(self) -> float:
+        """Two a weight and token, and for each pair of tokens in attention.
+
+        The backward pass costs twice the forward pass. Padding is not counted.
+        """
+        total = 0.0
+        for mask in self.masks:
+            lengths = mask.sum(dim=1).double().cpu()
+            products = self.weights * lengths.sum() - self.left_out * (lengths - 1).sum()
+            total += 6 * float(products + self.attention * lengths.square().sum())
+        return total
 
     def sentences(self, mean_tokens: float) -> float:
         """The timed work in sentences of mean length, each seen in two views."""
@@ -203,7 +218,7 @@ class Clock:
     @property
     def padding(self) -> float:
         """Share of the computed tokens that are padding."""
-        return 1 - self.tokens / max(self.places, 1)
+        return 1 - self.tokens / sum(mask.numel() for mask in self.masks)
 
 
 def ours(setting: Setting, batching: str, precision: str, seed: int) -> Clock:
@@ -217,7 +232,7 @@ def ours(setting: Setting, batching: str, precision: str, seed: int) -> Clock:
     clock = Clock(loss.model, cut=bool(loss.cuts))
 
     def step(progress: Progress, number: int) -> None:
-        clock.step(number)
+        clock.step(number, setting.steps)
 
     with (
         patch.object(Progress, "step", step),
@@ -272,7 +287,7 @@ class Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step is done."""
-        self.clock.step(state.global_step)
+        self.clock.step(state.global_step, state.max_steps)
 
 
 def check_same(setting: Setting) -> None:

@@ -78,7 +78,7 @@ COMPARE
 
 batch=$((16 * GPUS))
 tiny=(quickstart "data.train=$OUT/pairs.jsonl" data.form=pairs "training.batch_size=$batch"
-    training.log_every=1 evaluation.every=20 evaluation.dev=pairs
+    training.log_every=1 training.precision=float32 evaluation.every=20 evaluation.dev=pairs
     evaluation.tasks=pairs 'evaluation.raw_poolings=[]')
 small=("${tiny[@]}" training.steps=20)
 check checkpointed one "${small[@]}" training.activation_checkpointing=true \

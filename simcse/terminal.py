@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
+Item = TypeVar("Item")
 _LONGEST = 800  # characters of an error line
 # Control characters, line breaks, what reverses the direction of writing, undecodable bytes.
 _ACTING = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -65,6 +66,13 @@ def quiet_libraries() -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def counting(items: Iterable[Item], doing: str, unit: str) -> Iterator[Item]:
+    """The items, counted on a terminal where they take longer than a second."""
+    from tqdm import tqdm  # here, since errors need no such imports
+
+    yield from tqdm(items, desc=doing, unit=f" {unit}", disable=None, leave=False, delay=1)
 
 
 class VisibleOutput:

@@ -22,6 +22,7 @@ from simcse import SimCSE
 from simcse.cli.main import main
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
+from simcse.encoders.base_card import of_card
 from simcse.encoders.encoder import fingerprint
 from simcse.evaluation.mteb_tasks import evaluate_mteb, find_tasks
 
@@ -213,12 +214,12 @@ def test_the_section_hub_fills_the_card_and_may_change_later(export, one_picture
 
 def test_several_seeds_show_mean_and_interval(export, two_seeds, one_picture):
     text = (export(two_seeds) / "README.md").read_text()
-    assert "| mean ± std of 2 seeds | 95% interval of the mean |" in text
+    assert "| all 2 seeds |" in text and "(95% interval of the mean)" in text
     summary = json.loads((two_seeds / "summary.json").read_text())["test"]["pairs"]
     found = summary["cosine_spearman"]
     low, high = 100 * found["low"], 100 * found["high"]
     assert (
-        f"{100 * found['mean']:.2f} ± {100 * found['std']:.2f} | {low:.2f} to {high:.2f} |" in text
+        f"{100 * found['mean']:.2f} ± {100 * found['std']:.2f} ({low:.2f} to {high:.2f}) |" in text
     )
     best = json.loads((two_seeds / "summary.json").read_text())["dev"]["best_seed"]
     assert f"seed {best}." in text
@@ -367,3 +368,55 @@ def test_nothing_is_overwritten(export, capsys, one_picture):
     assert main(["export", str(folder), str(folder.parent / "again")]) == 2
     assert "is no finished run" in capsys.readouterr().err
     assert not (folder.parent / "again").exists()
+
+
+def test_the_card_has_untrained_scores_and_what_training_changed(export, one_picture):
+    text = (export() / "README.md").read_text()
+    columns = "untrained (mean) | **this model** | after - before | 95% interval |"
+    assert f"| task | score | {columns}" in text
+    change = json.loads((export.run / "scores.json").read_text())["changes"]["pairs"]["scores"]
+    assert f" | {100 * change['cosine_spearman']['difference']:+.2f} | " in text
+
+
+def test_licence_and_base_model_are_those_of_the_encoders_own_card(
+    export, one_picture, tiny, text_file, tmp_path
+):
+    source = shutil.copytree(tiny, tmp_path / "renamed")
+    (source / "README.md").write_text("---\nlicense: mit\nbase_model:\n- me/encoder\n---\n# x\n")
+    settings = [f"encoder.name={source}", f"data.train={text_file}", "training.steps=2"]
+    settings += ["training.batch_size=8", "evaluation.dev=pairs", "evaluation.tasks=pairs"]
+    settings += ["evaluation.raw_poolings=[]", f"output={tmp_path / 'mine'}"]
+    assert main(["train", "quickstart", *settings]) == 0
+    text = (export(tmp_path / "mine") / "README.md").read_text()
+    card = ModelCard(text)
+    assert (card.data.license, card.data.base_model) == ("mit", "me/encoder")
+    assert (
+        "A sentence encoder made from [me/encoder](https://huggingface.co/me/encoder) with" in text
+    )
+    assert main(["train", "quickstart", *settings, "hub.base_model=bert-base-uncased"]) == 0
+    card = ModelCard.load(export(tmp_path / "mine") / "README.md")
+    assert card.data.base_model == "bert-base-uncased"
+
+
+def test_a_folders_name_is_no_models_name(exported):
+    text = (exported / "README.md").read_text()
+    assert "A sentence encoder made from an encoder that is not on the Hub with" in text
+    assert 'SentenceTransformer("./small")' in text
+    assert "(#how" not in text and "pip install simcse" not in text and "pip install ." in text
+
+
+@pytest.mark.parametrize(
+    ("front", "expected"),
+    [
+        ("license: cc-by-sa-4.0\nbase_model: a/b", ("cc-by-sa-4.0", "a/b")),
+        ("license: [x, y]\nbase_model: [a/b, c/d]", (None, None)),
+        ("license: 'a [b](http://evil)'\nbase_model: ../../x", (None, None)),
+        ("license: &a x\nbase_model: *a", (None, None)),
+        ("- x", (None, None)),
+        ("{", (None, None)),
+    ],
+)
+def test_of_a_card_only_what_can_be_a_licence_and_a_model_is_taken(tmp_path, front, expected):
+    assert of_card(tmp_path) == {"license": None, "base_model": None}
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
+    assert tuple(of_card(tmp_path).values()) == expected

@@ -16,10 +16,10 @@ from conftest import ROOT, SENTENCES
 from safetensors.numpy import save_file
 
 import simcse_launcher
-from simcse.cli.commands import _file_name
 from simcse.cli.main import main
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
+from simcse.reports.runs import _file_name
 
 
 def call(*command, cwd=ROOT):
@@ -261,6 +261,43 @@ def test_every_model_has_a_folder_of_its_own_for_its_scores():
     assert _file_name("p/q/") == _file_name("./p/q") == "p--q"
 
 
+def test_search_as_json_has_ids(model_folder, corpus, capsys):
+    words = ["search", "A dog.", "x\x9b", "--corpus", str(corpus), "--model", str(model_folder)]
+    assert main([*words, "--json", "--top-k", "2"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["query"], second["query"]) == ("A dog.", "x\x9b")
+    assert len(first["matches"]) == 2
+    match = first["matches"][0]
+    assert SENTENCES[match["id"]] == match["text"] and -1 <= match["similarity"] <= 1.001
+
+
+def test_dedup_shows_groups_and_writes_what_is_left(model_folder, tmp_path, capsys):
+    text = tmp_path / "a.txt"
+    text.write_text("\n".join([SENTENCES[0], "", SENTENCES[3], SENTENCES[0]]))
+    output = tmp_path / "kept.txt"
+    words = ["dedup", str(text), "--model", str(model_folder), "--threshold", "0.9999"]
+    assert main([*words, "-o", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert f"       0  {SENTENCES[0]}\n       3  {SENTENCES[0]}\n" in shown
+    assert "1 groups; 1 of 4 rows repeat another" in shown
+    assert output.read_text().splitlines() == [SENTENCES[0], SENTENCES[3]]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [[0, 3]]
+    assert main([*words, "-o", str(output)]) == 2
+    assert "is there, and not known to be of this command" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_answered_on_a_line_of_its_own(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simcse.cli.commands.settings_text", lambda *_: interrupt(None))
+    for terminal, start in ((True, "\n"), (False, "")):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda answer=terminal: answer)
+        assert main(["settings", "x"]) == 130
+        assert capsys.readouterr().err == f"{start}error: interrupted\n"
+
+
 def test_tables_are_read_as_their_options_say(tiny, tmp_path, capsys):
     table, model = tmp_path / "a.csv", ["--model", str(tiny), "--pooling", "mean"]
     table.write_bytes("name;text\n1;café\n2;crème\n".encode("latin-1"))
@@ -273,6 +310,11 @@ def test_tables_are_read_as_their_options_say(tiny, tmp_path, capsys):
     assert main([*encode, "--encoding", "latin-1"]) == 0
     found = pq.read_table(tmp_path / "a.parquet")["text"].to_pylist()
     assert found == ["café", "crème"]
+    dedup = ["dedup", str(table), "--column", "name+text", *model, "--json", "--threshold", "2"]
+    assert main([*dedup, "--encoding", "latin-1"]) == 2
+    assert "set --separator ';' (in Python separator=)" in capsys.readouterr().err
+    assert main([*dedup, "--encoding", "latin-1", "--separator", ";"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
     table.write_text("name\ttext\n1\tcafé\n")
     search = ["search", "café", "--corpus", str(table), "--column", "text", *model]
     assert main([*search, "--separator", "\\t"]) == 0

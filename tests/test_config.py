@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from simcse.cli.main import main
+from simcse.config.finding import config_names
 from simcse.config.reading import (
-    config_names,
     differences,
     json_schema,
     load_config,
@@ -239,7 +239,7 @@ def test_tasks_may_go_by_other_names():
 
 def test_schema_describes_every_section():
     schema = json_schema()
-    assert set(schema["properties"]) == set(Config.model_fields)
+    assert set(schema["properties"]) == {"base", *Config.model_fields}
     json.dumps(schema)
 
 
@@ -381,6 +381,38 @@ def test_a_file_of_megabytes_is_no_config(tmp_path):
     path.write_text("# x\n" * 300_000)
     with pytest.raises(UserError, match=r"mine\.yaml: more than 1,000,000 bytes; is this a config"):
         load_config(str(path))
+
+
+def test_a_config_changes_those_that_it_names_as_base(write):
+    write(
+        "base: quickstart\ntraining: {steps: 7}\nobjective: decoupled\noutput: elsewhere\n",
+        "a.yaml",
+    )
+    write("data: {train: x.txt}\n", "b.yaml")
+    path = write("base: [a.yaml, b.yaml]\nevaluation: {dev: pairs, tasks: pairs}\n")
+    config, quickstart = load_config(path), load_config("quickstart")
+    assert config.output == "outputs/mine"
+    assert (config.training.steps, config.data.train) == (7, ["x.txt"])
+    assert config.training.learning_rate == quickstart.training.learning_rate
+    assert config.objective.temperature == quickstart.objective.temperature
+    assert list(config.objective.terms) == ["decoupled"]
+    assert config.data.form == "sentences"
+    assert load_config(path, ["training.steps=3"]).training.steps == 3
+    assert "base" in json_schema()["properties"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: nosuch", "config nosuch: no such file"),
+        ("base: mine.yaml", r"mine\.yaml: base: mine.yaml would inherit from itself"),
+        ("base: [3]", r"mine\.yaml: base: expected a config's name or path, or several, got \[3\]"),
+        ("base: quickstart\ntraining: {stepz: 3}", r"mine\.yaml: training.stepz: unknown key"),
+    ],
+)
+def test_a_base_that_cannot_be_is_one_line(write, text, expected):
+    with pytest.raises(UserError, match=expected):
+        load_config(write(text))
 
 
 def test_the_settings_of_a_section_may_be_nested(tmp_path):

@@ -6,6 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -20,6 +21,7 @@ from simcse.data import readers
 from simcse.data import rows as data_rows
 from simcse.data.readers import Wanted, all_sources, find_sources, read_sentences
 from simcse.data.rows import load_training_data
+from simcse.data.tokens import unknown_warning
 from simcse.errors import UserError
 
 
@@ -108,6 +110,57 @@ def test_bom_and_crlf_are_no_text(tmp_path):
     assert list(read_sentences(path)) == ["First line.", "Second line."]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"one\rtwo\r\nthree\rfour"),
+        ("a.csv", b"id,s\r1,one\r2,two\r3,three\r4,four\r"),
+        (
+            "a.jsonl",
+            b'{"n": 1, "s": "one"}\r{"n": 1, "s": "two"}\r{"n": 1, "s": "three"}\r'
+            b'{"n": 1, "s": "four"}',
+        ),
+    ],
+)
+def test_carriage_returns_end_lines_and_the_only_text_needs_no_name(tmp_path, name, content):
+    assert list(read_sentences(write(tmp_path / name, content))) == ["one", "two", "three", "four"]
+    broken = write(tmp_path / "b.txt", b"one\rtwo\r\xff\r")
+    with pytest.raises(UserError, match=r"b\.txt:3: not UTF-8"):
+        list(read_sentences(broken))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_columns_are_joined_to_one_text(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    frame = pd.DataFrame({"id": ["1", "2"], "title": ["A title.", ""], "text": ["Its text.", "x"]})
+    if kind == "csv":
+        frame.to_csv(path, index=False)
+    elif kind == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_parquet(path)
+    assert list(read_sentences(path, "title+text")) == ["A title. Its text.", "x"]
+    with pytest.raises(UserError, match="no column 'body'; found id, title, text"):
+        list(read_sentences(path, "title+body"))
+    with pytest.raises(UserError, match=r"choose columns .*, one column, of id, title, text"):
+        list(read_sentences(path))
+
+
+def test_a_plus_in_a_columns_own_name_joins_nothing(tmp_path):
+    assert list(read_sentences(write(tmp_path / "a.csv", "a+b,a\n1,2\n"), "a+b")) == ["1"]
+
+
+def test_signs_that_the_tokenizer_does_not_know_are_counted(load, tmp_path):
+    _, counts = load(write(tmp_path / "a.txt", "a\n"))
+    assert counts.unknown == 0
+    _, counts = load(write(tmp_path / "b.txt", "我们去散步\n"))
+    assert counts.unknown == counts.tokens > 0
+    assert "100% of the tokens in text.txt are unknown" in unknown_warning(
+        counts.unknown, counts.tokens, "text.txt"
+    )
+    assert unknown_warning(5, 100, "x") is None
+
+
 def test_glob_and_several_files_in_order(load, tmp_path):
     for name in ("b", "a"):
         write(tmp_path / f"{name}.txt", f"text of {name}\n")
@@ -186,7 +239,7 @@ def packed(content: bytes) -> bytes:
         ("a.txt.gz", packed(b"fine\n")[:10] + b"\xff" * 40, "broken gzip file"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not valid JSON"),
         ("a.doc", b"x", "unknown kind of file '.doc'; allowed are .txt"),
-        ("a.csv", b"id,s\n1,x\n", r"a\.csv:1: choose columns .* one column, of id, s"),
+        ("a.csv", b"t,s\n1,x\n", r"a\.csv:1: choose columns .* one column, of t, s"),
         ("a.jsonl", b'{"s": "x"}\n[1]\n', r"a\.jsonl:2: expected a JSON object, found list"),
         ("a.jsonl", b'{"s": "x"}\n{"s": \n', r"a\.jsonl:2: not valid JSON"),
         ("a.jsonl", b'{"s": 3}\n', r"a\.jsonl:1: expected text, found int"),
@@ -200,7 +253,6 @@ def packed(content: bytes) -> bytes:
         ("a.csv", b's\nfine\n"x"y\n', r"a\.csv:3: not valid csv in the row that starts here"),
         ("a.csv", b"s,s\nx,y\n", r"a\.csv:1: two columns are called 's'"),
         ("a.csv", b's\n"' + b"x\n" * 500_001 + b'"\n', r"a\.csv:2: not valid csv .* limit"),
-        ("a.csv", b"s\rx\r", r"a\.csv:1: not valid csv"),
         ("a.csv", b"\xff\xfes\0", r"a\.csv:1: not UTF-8 text"),
         ("a.tsv", b"s\tt\nx\n", r"a\.tsv:1: choose columns"),
         ("a.csv.gz", packed(b"s\n" + b"x\n" * 9999)[:-9], "broken gzip file"),

@@ -240,7 +240,11 @@ def test_settings_in_three_forms_and_any_order(words, monkeypatch):
         ("train quickstart --quiet", "--quiet (to see mistakes only, add > /dev/null)"),
         ("evaluate --model x", "--model (the model is named without an option: simcse evaluate"),
         ("encode a.txt -o b.npy --colour red", "--colour (see simcse encode --help)"),
-        ("train docs.txt", "to train on this text: simcse train quickstart data.train=docs.txt"),
+        (
+            "train docs.txt",
+            "simcse train data.train=docs.txt evaluation.dev=pairs evaluation.tasks=",
+        ),
+        ("train tests", "to train on this text: simcse train data.train=tests"),
         ("train evaluation.tasks=STS99", "evaluation.tasks.0: unknown task 'STS99' (did you mean"),
         ("nosuch", "invalid choice: 'nosuch'"),
         ("settings lerning_rate", "(did you mean training.learning_rate?)"),
@@ -287,7 +291,8 @@ def test_every_setting_has_its_meaning_in_the_schema_and_in_words(capsys):
     heads = {line.split("  ")[0]: line for line in shown.splitlines() if line[:1].strip()}
     names = {re.sub(r"(terms|positives)\..*", r"\1", key) for key in Config().settings()}
     of_terms = {key for key in heads if key.startswith("objective.terms.")}
-    assert names | of_terms == {key for key in heads if "[]" not in key}
+    found = {key for key in heads if not re.search(r"\[\]|^evaluation\.dev\.", key)}
+    assert found == {"base"} | names | of_terms
     assert heads["objective.terms.dino.momentum"].endswith(
         "(number at least 0 and below 1; default 0.996)"
     )
@@ -312,6 +317,12 @@ def test_the_schema_has_a_description_of_every_setting_and_no_bound_of_pydantics
 def test_a_word_chooses_settings_by_name_and_else_by_meaning():
     lines = settings_text("Learning").splitlines()
     assert [line.split()[0] for line in lines if line[0] != " "] == ["training.learning_rate"]
+    lines = settings_text("evaluation.").splitlines()
+    heads = {line.split("  ")[0]: line for line in lines if line[0] != " "}
+    assert heads["evaluation.tasks[].kind"].endswith(
+        "(graded, pairs, retrieval, labelled; required)"
+    )
+    assert heads["evaluation.dev.columns"].endswith("(list of text; default [])")
     heads = [line.split()[0] for line in settings_text("gradient caching").splitlines()]
     assert "training.mini_batch_size" in heads
 

@@ -27,8 +27,9 @@ from simcse.evaluation.sources import (
     read_sts,
     task_names,
 )
-from simcse.evaluation.table import collapse_lines, score_table
+from simcse.evaluation.table import collapse_lines
 from simcse.evaluation.tasks import GeometryTask, PairTask, RetrievalTask, similarity_bands
+from simcse.reports.tables import Column, as_text, score_rows
 from simcse.training.setup import evaluate_model
 
 pytestmark = pytest.mark.usefixtures("any_size")
@@ -427,7 +428,8 @@ def test_table_prints_percent_and_geometry():
         "STS12": {"cosine_spearman": 0.4781},
         "geometry": {"alignment": 0.19, "uniformity": -1.69, "source": "STS-B"},
     }
-    table = score_table({"raw": scores, "trained": scores})
+    columns = [Column(name, [scores]) for name in ("raw", "trained")]
+    table = as_text(score_rows(columns))
     rows = [line.split() for line in table.splitlines()]
     assert rows[2] == ["STS12", "cosine", "Spearman", "47.81", "47.81"]
     assert rows[-1] == ["geometry", "(STS-B)", "uniformity", "↓", "-1.690", "-1.690"]
@@ -439,12 +441,12 @@ def test_averages_of_seven_name_their_sick():
     theirs = {name: {"cosine_spearman": 0.5} for name in MTEB_STS}
     theirs["mteb:SICK-R"]["source"] = "mteb, 9,927"
     accuracy = {name: {"accuracy": 0.8} for name in TRANSFER}
-    table = score_table({"m": {**spearman, **theirs, **accuracy}})
+    table = as_text(score_rows([Column("m", [{**spearman, **theirs, **accuracy}])]))
     assert "average of 7 (SICK-R (SentEval, 4,927))  cosine Spearman  30.00" in table
     assert "average of 7 (SICK-R (mteb, 9,927))      cosine Spearman  50.00" in table
     assert re.search(r"average of 7 \(transfer\) +accuracy +80.00", table)
     del spearman["STS14"]
-    assert "average" not in score_table({"m": spearman})
+    assert "average" not in as_text(score_rows([Column("m", [spearman])]))
 
 
 @pytest.mark.shared

@@ -16,6 +16,7 @@ from simcse.errors import UserError
 from simcse.inference import index
 
 TEXTS = ["one", "two\nlines", "", "日本", "five"]
+IDS = [7, "b", 2, "", 0]
 PROBE = np.full(8, 8**-0.5, dtype=np.float32)
 
 
@@ -26,7 +27,7 @@ def unit(count, width=8, seed=0):
 
 @pytest.fixture
 def path(tmp_path):
-    built = index.build(list(TEXTS), unit(5), use_faiss=False, cells=None)
+    built = index.build(list(TEXTS), list(IDS), unit(5), use_faiss=False, cells=None)
     index.save(built, PROBE, tmp_path / "i.safetensors")
     return tmp_path / "i.safetensors"
 
@@ -38,11 +39,11 @@ def test_loaded_is_what_was_saved(tmp_path, use_faiss, count, cells):
     if use_faiss:
         pytest.importorskip("faiss")
     first = count // 2
-    built = index.build(TEXTS[:first], unit(5)[:first], use_faiss, cells)
-    index.add(built, TEXTS[first:count], unit(5)[first:count])
+    built = index.build(TEXTS[:first], IDS[:first], unit(5)[:first], use_faiss, cells)
+    index.add(built, TEXTS[first:count], IDS[first:count], unit(5)[first:count])
     index.save(built, PROBE, tmp_path / "i.safetensors")
-    sentences, embeddings, probe = index.load(tmp_path / "i.safetensors")
-    assert sentences == TEXTS[:count]
+    sentences, ids, embeddings, probe = index.load(tmp_path / "i.safetensors")
+    assert (sentences, ids) == (TEXTS[:count], IDS[:count])
     np.testing.assert_array_equal(embeddings, unit(5)[:count])
     np.testing.assert_array_equal(probe, PROBE)
 
@@ -50,11 +51,12 @@ def test_loaded_is_what_was_saved(tmp_path, use_faiss, count, cells):
 def test_approximate_search_is_exact_over_all_cells_and_partial_over_one():
     pytest.importorskip("faiss")
     embeddings, names = unit(300), [str(number) for number in range(300)]
-    exact = index.nearest(index.build(names, embeddings, False, None), embeddings[:9], 300)
-    all_cells = index.build(names, embeddings, True, index.Cells(5, 5))
+    exact = index.build(names, names, embeddings, False, None)
+    exact = index.nearest(exact, embeddings[:9], 300)
+    all_cells = index.build(names, names, embeddings, True, index.Cells(5, 5))
     for found, expected in zip(index.nearest(all_cells, embeddings[:9], 300), exact, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    one_cell = index.build(names, embeddings, True, index.Cells(5, 1))
+    one_cell = index.build(names, names, embeddings, True, index.Cells(5, 1))
     rows = index.nearest(one_cell, embeddings[:9], 300)[1]
     assert rows[:, 0].tolist() == list(range(9))
     assert (rows[:, -1] == -1).all()
@@ -86,6 +88,11 @@ def text(content):
         (change(sentences=text(b"a\0b\0c\0d\0e\0f")), "damaged"),
         (change(sentences=text(b"\0" * 1000)), r"damaged: \(5, 8\) embeddings"),
         (change(sentences=text(b"a\0\xff\0c\0d\0e\0")), "not a saved index: 'utf-8' codec"),
+        (change(ids=text(b"[1, 2]")), "damaged: 2 ids of 5 sentences"),
+        (change(ids=text(b"[1, 2, 3, 4, null]")), "damaged: its ids are no list of numbers"),
+        (change(ids=text(b'{"a": 1}')), "damaged: its ids are no list of numbers"),
+        (change(ids=text(b"[" * 99999)), "not a saved index: "),
+        (change(ids=text(b"\xff")), "not a saved index: "),
         (change(sentences=lambda s: s.astype(np.int64)), "not a saved index: expected"),
         (lambda tensors: {"embeddings": tensors["embeddings"]}, "not a saved index: File does not"),
     ],
@@ -136,12 +143,12 @@ def test_other_files_are_refused(path, write):
 @settings(max_examples=100, deadline=None)
 def test_a_changed_byte_is_refused_or_harmless(tmp_path_factory, position, byte):
     path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
-    index.save(index.build(list(TEXTS), unit(5), False, None), PROBE, path)
+    index.save(index.build(list(TEXTS), list(IDS), unit(5), False, None), PROBE, path)
     content = bytearray(path.read_bytes())
     content[position % len(content)] = byte
     path.write_bytes(content)
     try:
-        sentences, embeddings, _ = index.load(path)
+        sentences, _, embeddings, _ = index.load(path)
     except UserError:
         return
     assert len(sentences) == len(embeddings)

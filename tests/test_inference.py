@@ -95,6 +95,8 @@ def test_arguments_of_another_type_are_one_line(simcse, model_folder, tmp_path, 
         lambda odd: simcse.build_index("a.csv", column=odd),
         lambda odd: simcse.build_index("a.csv", column="x", separator=odd),
         lambda odd: simcse.build_index("a.csv", column="x", encoding=odd),
+        lambda odd: simcse.duplicates("a.csv", column="x", separator=odd),
+        lambda odd: simcse.paraphrases("a.csv", column="x", encoding=odd),
         lambda odd: simcse.build_index(["a"], use_faiss=odd),
         lambda odd: simcse.build_index(["a"], faiss_fast=odd),
         simcse.add_to_index,
@@ -168,7 +170,7 @@ def test_sentences_come_in_anything_that_gives_them_in_order(simcse, several):
         (lambda s: s.encode(pd.DataFrame({"text": ["x"]})), "got DataFrame; pass one column"),
         (lambda s: s.build_index(pd.DataFrame({"text": ["x"]})), "got DataFrame; pass one column"),
         (lambda s: s.add_to_index({"text": "x"}), "got dict; pass one column"),
-        (lambda s: s.encode(Dataset.from_dict({"text": ["x"]})), "sentence 0: expected str, got d"),
+        (lambda s: s.encode(Dataset.from_dict({"text": ["x"]})), "got Dataset; pass one column"),
         (lambda s: s.encode("x", role="passage"), "role: Input should be 'query' or 'doc"),
         (lambda s: s.encode("x", batch_size=0), "batch_size: expected a whole number from 1 on"),
         (lambda s: s.encode("x", batch_size=2.5), "batch_size: .* got 2.5"),
@@ -179,6 +181,9 @@ def test_sentences_come_in_anything_that_gives_them_in_order(simcse, several):
         (lambda s: s.search("x", top_k=-1), "top_k: .* got -1"),
         (lambda s: s.search("x", threshold=float("nan")), "threshold: expected a number, got nan"),
         (lambda s: s.search("x", threshold="0.5"), "threshold: expected a number, got '0.5'"),
+        (lambda s: s.duplicates(["x"], float("nan")), "threshold: expected a number, got nan"),
+        (lambda s: s.paraphrases(["x"], 0), "most: expected a whole number from 1 on, got 0"),
+        (lambda s: s.build_index(["x"], ids=3), "ids: expected several, got int"),
         (lambda s: s.search(None), "expected a str or several, got NoneType"),
         (lambda s: s.similarity("x", np.zeros((3, 7))), r"expected embeddings 32 wide, got \(3, 7"),
         (lambda s: SimCSE("x", "cpu", "cls"), "num_cells: expected a whole number from 1 on"),
@@ -204,7 +209,7 @@ THEIRS = {  # princeton-nlp/SimCSE, simcse/tool.py, with the defaults
     "add_to_index": "sentences_or_file_path, device=None, batch_size=64",
     "search": "queries, device=None, threshold=0.6, top_k=5",
 }
-OTHER_DEFAULTS = {"model_name_or_path", "max_length"}  # named in the class's docstring
+OTHER_DEFAULTS = {"model_name_or_path", "max_length", "threshold"}  # named in the class's docstring
 
 
 @pytest.mark.parametrize("method", THEIRS)
@@ -341,10 +346,10 @@ def test_broken_or_foreign_index_is_named(simcse, model_folder, tmp_path, tiny):
 
 def test_index_from_a_column_of_a_table(simcse, tmp_path):
     table = tmp_path / "corpus.csv"
-    table.write_text("id,text\n1,The first row.\n2,The second row.\n")
+    table.write_text("a,text\n1,The first row.\n2,The second row.\n")
     simcse.build_index(table, column="text")
     assert simcse.index["sentences"] == ["The first row.", "The second row."]
-    with pytest.raises(UserError, match=r"choose columns .*, one column, of id, text"):
+    with pytest.raises(UserError, match=r"choose columns .*, one column, of a, text"):
         simcse.build_index(table)
 
 
@@ -512,3 +517,43 @@ def test_a_static_embedding_is_used_but_cuts_no_texts(tiny, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "begins with the module StaticEmbedding; only models that begin with" in message
     assert message.count("\n") == 1
+
+
+def test_a_match_is_a_pair_that_knows_its_row_or_the_users_id(simcse, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(SENTENCES))
+    for source, rows in ((SENTENCES, range(6)), (path, range(0, 12, 2))):
+        simcse.build_index(source)
+        matches = simcse.search(SENTENCES[3], top_k=6)
+        assert len(matches) == 6  # without a threshold all
+        assert {match.id: match.sentence for match in matches} == dict(
+            zip(rows, SENTENCES, strict=True)
+        )
+        sentence, similarity = matches[0]
+        assert (sentence, matches[0].similarity) == (SENTENCES[3], similarity)
+    simcse.build_index(SENTENCES[:3], ids=["a", 7, np.int64(3)])
+    simcse.add_to_index(SENTENCES[3:5])
+    simcse.add_to_index(SENTENCES[5:], ids=["z"])
+    assert simcse.index["ids"] == ["a", 7, 3, 8, 9, "z"]
+    simcse.save_index(tmp_path / "i.safetensors")
+    simcse.load_index(tmp_path / "i.safetensors")
+    assert simcse.search(SENTENCES[5], top_k=1)[0].id == "z"
+    with pytest.raises(UserError, match="ids: 1 for 2 sentences"):
+        simcse.build_index(SENTENCES[:2], ids=[1])
+    with pytest.raises(UserError, match="ids: expected whole numbers or texts, got float"):
+        simcse.build_index(SENTENCES[:2], ids=[1.5, 2.5])
+
+
+def test_near_duplicates_and_paraphrases_are_rows(simcse):
+    texts = [SENTENCES[0], SENTENCES[3], SENTENCES[0], SENTENCES[5], SENTENCES[3]]
+    assert simcse.duplicates(texts, threshold=0.9999) == [[0, 2], [1, 4]]
+    assert simcse.duplicates(texts[:1]) == simcse.paraphrases(texts[:1]) == []
+    best = simcse.paraphrases(texts, most=2)
+    assert sorted((i, j) for i, j, _ in best) == [(0, 2), (1, 4)]
+    assert [similarity for *_, similarity in best] == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_a_library_call_shows_no_bars(model_folder, capfd):
+    SimCSE(model_folder).encode(SENTENCES)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")

@@ -299,10 +299,11 @@ def test_a_run_is_chosen_by_one_test_and_scored_on_others(finished, words, capsy
     output = capsys.readouterr().out
     head = next(line for line in output.splitlines() if line.startswith("task "))
     assert re.split(r"\s{2,}", head) == [
-        "task", "score", "raw mean", "raw cls", "BM25", "trained", "after - before", "95% interval",
+        "task", "score", "untrained (mean)", "untrained (cls)", "BM25", "trained", "after - before",
+        "95% interval",
     ]  # fmt: skip
     last = output.splitlines()[-1]
-    assert last.startswith("after against before (the best untrained column of each task): ")
+    assert last.startswith("compared with the best untrained column of each task: ")
     assert all(name in last for name in names[:-1]) and "graded:graded.csv" not in last
 
 
@@ -379,7 +380,7 @@ def test_a_run_that_made_things_worse_says_so_first(words, tmp_path, capsys):
     wrong += ["evaluation.dev=pairs", "evaluation.tasks=pairs", f"output={tmp_path / 'run'}"]
     assert main([*words, *wrong]) == 0
     output = capsys.readouterr().out
-    results = output[output.rindex("dev score") :].splitlines()[1:]
+    results = output[output.rindex("scoring the trained model") :].splitlines()[1:]
     change = json.loads((tmp_path / "run" / "scores.json").read_text())["changes"]["pairs"]
     values = change["scores"]["cosine_spearman"]
     assert values["high"] < 0
@@ -388,9 +389,7 @@ def test_a_run_that_made_things_worse_says_so_first(words, tmp_path, capsys):
         f"{100 * values['before']:.2f} -> {100 * values['after']:.2f}, 95% interval of the "
         "difference -"
     )
-    assert results[-2] == (
-        "after against before (the best untrained column of each task): worse: pairs"
-    )
+    assert results[-2] == ("compared with the best untrained column of each task: worse: pairs")
 
 
 def test_what_changed_in_words():

@@ -123,7 +123,7 @@ def test_python_example_trains(tiny, text_file, tmp_path, monkeypatch):
         "training: {batch_size: 8, steps: 4}\n"
         "evaluation: {dev: documents, tasks: [documents, pairs], raw_poolings: []}\n"
     )
-    monkeypatch.setattr("simcse.config.reading.CONFIG_FOLDERS", (tmp_path,))
+    monkeypatch.setattr("simcse.config.finding.CONFIG_FOLDERS", (tmp_path,))
     monkeypatch.chdir(tmp_path)
     _, example = blocks("python")
     names: dict[str, object] = {}
@@ -170,4 +170,4 @@ def test_quoted_benchmarks_are_the_results():
     for name, text in quoted.items():
         result = ROOT / "benchmarks" / "results" / name
         assert text == result.read_text(encoding="utf-8"), name
-        assert result.with_suffix(".json").is_file()
+        assert name == "summary.md" or result.with_suffix(".json").is_file()

@@ -17,7 +17,7 @@ from scipy.stats import ttest_ind
 from simcse.cli.main import main
 from simcse.errors import UserError
 from simcse.files import locked
-from simcse.reports.compare import comparison_text
+from simcse.reports.compare import compare
 from simcse.reports.plots import Picture
 from simcse.reports.runs import load_runs
 from simcse.sealing import MANIFEST, seal
@@ -81,7 +81,7 @@ def test_a_third_seed_is_added_without_repeating_the_first_two(finished, tmp_pat
     assert main([*arguments, "seeds=[3, 5, 8]"]) == 0
     output = capsys.readouterr().out
     assert output.count("is finished:") == 2
-    assert "3 seeds; checkpoints were chosen on dev" in output
+    assert "Checkpoints were chosen on pairs (cosine Spearman): of these scores pairs did" in output
     assert re.search(r"best of 3 seeds by dev: seed [358]; quote its scores as best of 3", output)
     assert (root / "warm" / "seed-3" / "scores.json").stat().st_mtime_ns == before
     assert len(json.loads((root / "warm" / "summary.json").read_text())["seeds"]) == 3
@@ -192,7 +192,7 @@ def test_compare_refuses_what_cannot_be_compared(finished, tmp_path, capsys):
     assert "seed-5: pairs: not the same test" in capsys.readouterr().err
     reseal(run, trained={"STS12": {"cosine_spearman": 0.5, "pairs": 3}})
     with pytest.raises(UserError, match="have no test in common"):
-        comparison_text(*(load_runs(root / name / "seed-3") for name in ("cold", "warm")))
+        compare([load_runs(root / name / "seed-3") for name in ("cold", "warm")])
 
 
 def test_one_folder_holds_one_setting(finished, tmp_path, capsys):
@@ -434,7 +434,7 @@ def test_hostile_words_stay_text_in_a_report(finished, tmp_path):
     assert main(["report", str(run), str(other), "-o", str(tmp_path / "report")]) == 0
     html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     tags = [tag for tag, _ in Tags(html).found]
-    assert (tags.count("svg"), tags.count("h1"), tags.count("h2")) == (5, 1, 7)
+    assert (tags.count("svg"), tags.count("h1"), tags.count("h2")) == (5, 1, 8)
     assert not {"script", "img", "a"} & set(tags)
     attributes = {name for _, found in Tags(html).found for name, _ in found}
     assert not [name for name in attributes if name.startswith("on")]
@@ -491,8 +491,13 @@ def test_any_value_of_another_type_is_one_line_or_can_be_shown(finished, tmp_pat
 @pytest.mark.parametrize(
     ("file", "place", "value", "expected"),
     [
-        ("environment.json", ("text",), [], "environment.json: damaged (text: "),
-        ("environment.json", ("text", "rows"), "many", "environment.json: damaged (text.rows: "),
+        ("environment.json", ("text",), {}, "environment.json: damaged (text: "),
+        (
+            "environment.json",
+            ("text", 0, "rows"),
+            "many",
+            "environment.json: damaged (text.0.rows: ",
+        ),
         ("environment.json", ("libraries",), [1], "environment.json: damaged (libraries: "),
         ("environment.json", ("from_hub",), "all", "environment.json: damaged (from_hub: "),
         ("environment.json", ("commit",), "`<b>", "environment.json: damaged (commit: "),
@@ -599,3 +604,20 @@ def test_seeds_take_no_folder_of_somebody_else(tmp_path, capsys):
         assert main(["train", "quickstart", "seeds=0,1", f"output={tmp_path}", *more]) == 2
         assert "is not empty and not a folder of seeds" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_plain_model_is_compared_once_it_is_scored(finished, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", str(tiny), str(finished / "warm" / "seed-3"), "--format", "csv"]
+    assert main(words) == 2
+    assert (
+        f"is no finished run; for a model's scores: simcse evaluate {tiny}"
+        in capsys.readouterr().err
+    )
+    assert main(["evaluate", str(tiny), "--tasks", "pairs"]) == 0
+    capsys.readouterr()
+    assert main(words) == 0
+    head, row, *_ = capsys.readouterr().out.splitlines()
+    assert head == f"task,score,{tiny.name},seed-3,seed-3 - {tiny.name},95% interval,p"
+    assert row.startswith("pairs,cosine Spearman,")
+    assert main(["report", *words[1:3], "-o", "report"]) == 0

@@ -1,9 +1,12 @@
 """Embeddings written chunk by chunk: the file is that of one pass, and memory is a chunk's."""
 
+import io
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import SENTENCES
+from conftest import MINI_BERT, SENTENCES
+from tqdm import tqdm
 
 from simcse.cli.main import main
 from simcse.config.settings import EncoderConfig
@@ -104,3 +107,31 @@ def test_the_command_writes_parquet_and_takes_a_role(tiny, tmp_path, capsys):
     assert "6 embeddings of width 32" in capsys.readouterr().out
     found = np.array(pq.read_table(output)["embedding"].to_pylist())
     np.testing.assert_allclose(found, model.encode_document(SENTENCES), atol=1e-5)
+
+
+def test_one_bar_counts_all_texts_of_all_chunks(tiny, tmp_path, monkeypatch):
+    shown = []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO()})
+            shown.append(self)
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    monkeypatch.setattr("simcse.inference.streaming.CHUNK", 100)
+    text = tmp_path / "a.txt"
+    text.write_text("".join(f"sentence {i % 150} of many\n" for i in range(230)))
+    output = tmp_path / "a.npy"
+    assert main(["encode", str(text), "-o", str(output), "--model", str(tiny)]) == 0
+    assert [(bar.n, bar.total) for bar in shown] == [(230, 230)]
+    assert len(np.load(output)) == 230
+
+
+def test_a_script_that_the_encoder_cannot_read_is_told(tmp_path, capsys):
+    text = tmp_path / "a.txt"
+    text.write_text("我们去散步。\n机器学习模型需要数据。\n")
+    for words in (["encode", str(text), "-o", str(tmp_path / "a.npy")],
+                  ["search", "散步", "--corpus", str(text)]):  # fmt: skip
+        assert main([*words, "--model", str(MINI_BERT)]) == 0
+        expected = f"of the tokens in {text} are unknown to this encoder, which cannot tell them"
+        assert expected in capsys.readouterr().err

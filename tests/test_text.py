@@ -188,7 +188,10 @@ def test_the_card_names_all_sets(two_seeds, tmp_path, one_picture, sets):
     (run / "config.yaml").write_text(to_yaml(config))
     environment = json.loads((run / "environment.json").read_text())
     [text] = environment["text"]
-    environment["text"] = [text, {**text, "rows": 1234}]
+    environment["text"] = [
+        {**text, "train": sets[1]["train"].split()},
+        {**text, "train": sets[2]["train"].split(), "rows": 1234},
+    ]
     (run / "environment.json").write_text(json.dumps(environment))
     reseal(run)
     assert main(["export", str(run), str(tmp_path / "out")]) == 0

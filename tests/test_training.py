@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, SENTENCES, log, make_encoder, newest_checkpoint
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -59,7 +60,7 @@ def test_a_run_leaves_a_model_its_config_scores_and_log(arguments, run, capsys):
     assert main([*arguments, poolings]) == 0
     output = capsys.readouterr().out
     assert "96 rows with text, 0 empty (skipped), 0 duplicate" in output
-    assert "raw cls" in output and "trained" in output
+    assert "untrained (cls)" in output and "trained" in output
 
     model = SentenceTransformer(str(run))
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling"]
@@ -744,6 +745,10 @@ def test_tensorboard_and_bfloat16(arguments, run, monkeypatch):
     settings += ["training.steps=4", "encoder.projection=none"]
     assert main([*arguments, *settings]) == 0
     assert list((run / "tensorboard").rglob("events.out.*"))
+    [file] = (run / "tensorboard").rglob("hparams.yml")
+    found = yaml.safe_load(file.read_text())
+    assert found.keys() == load_config(str(run / "config.yaml")).settings().keys()
+    assert (found["training.steps"], found["objective.temperature.start"]) == (4, 0.05)
     # Mixed precision ends with the training: the scores are those of the float32 model on disk.
     assert main(["evaluate", str(run), "--tasks", "pairs", "-o", str(run / "again.json")]) == 0
     again = json.loads((run / "again.json").read_text())["scores"]

@@ -8,8 +8,9 @@ import sys
 from typing import NoReturn, get_args
 
 from simcse import __version__
-from simcse.cli import commands
-from simcse.config.reading import config_names, nearest_settings
+from simcse.cli import commands, using
+from simcse.config.finding import config_names
+from simcse.config.reading import nearest_settings
 from simcse.config.settings import SEPARATOR, Config, Encoding, Pooling, Precision, Role
 from simcse.errors import UserError
 from simcse.terminal import complain
@@ -155,12 +156,22 @@ def make_parser() -> argparse.ArgumentParser:
 
     compare = subcommands.add_parser(
         "compare",
-        help="compare two runs or sets of seeds",
-        description="Differences B - A: single models by a paired bootstrap over sentence pairs, "
-        "sets of seeds by Welch's t-test.",
+        help="compare runs or sets of seeds",
+        description="Differences from the first: single models by a paired bootstrap over the "
+        "items of a test, sets of seeds by Welch's t-test.",
     )
-    compare.add_argument("run_a", metavar="RUN_A", help="run folder, or folder of seeds")
-    compare.add_argument("run_b", metavar="RUN_B")
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, folder of seeds, or any model that simcse evaluate has scored",
+    )
+    compare.add_argument(
+        "--format",
+        choices=("text", "markdown", "latex", "csv", "json"),
+        default="text",
+        help="of the table (default: %(default)s, with words on how to read it)",
+    )
     compare.add_argument("--seeds", metavar="0,1,2", help="only these seeds of both")
     compare.set_defaults(run=commands.compare)
 
@@ -169,7 +180,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="draw runs as one HTML page",
         description="Write curves, geometry, histograms and scores of runs as one HTML page.",
     )
-    report.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or folder of seeds")
+    report.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, folder of seeds, or any model that simcse evaluate has scored",
+    )
     report.add_argument(
         "-o",
         "--output",
@@ -182,6 +198,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_publishing(subcommands)
 
+    _add_using(subcommands)
+    return parser
+
+
+def _add_using(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     encode = subcommands.add_parser(
         "encode", help="embed a file", description="Embed every row of a file."
     )
@@ -193,11 +214,6 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="ends in .npy or .parquet (with the texts)",
     )
-    _add_overwrite(encode)
-    encode.add_argument(
-        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
-    )
-    _add_table_options(encode)
     encode.add_argument(
         "--role", choices=get_args(Role), help="for models that embed both sides of a search apart"
     )
@@ -205,34 +221,43 @@ def make_parser() -> argparse.ArgumentParser:
     encode.add_argument(
         "--keep-length", action="store_true", help="do not normalise the embeddings"
     )
-    _add_model_options(encode, batch_size=64)
-    encode.set_defaults(run=commands.encode)
+    _add_use_options(encode)
+    encode.set_defaults(run=using.encode)
 
     search = subcommands.add_parser(
         "search", help="search a corpus", description="Find similar sentences."
     )
     search.add_argument("queries", nargs="+", metavar="QUERY")
     search.add_argument(
-        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
-    )
-    search.add_argument(
         "--corpus", metavar="FILE", help="sentences to search, one a line or one column"
     )
-    _add_table_options(search)
     search.add_argument("--index", metavar="FILE", help="an index saved earlier")
     search.add_argument(
         "--save-index",
         metavar="FILE",
         help="save the index for the next time; ends in .safetensors",
     )
-    _add_overwrite(search)
     search.add_argument("--top-k", type=_positive, default=5)
-    search.add_argument(
-        "--threshold", type=float, default=0.0, help="lowest similarity (default: 0)"
+    search.add_argument("--json", action="store_true", help="a JSON object for each query")
+    search.add_argument("--threshold", type=float, help="lowest similarity (default: none)")
+    _add_use_options(search)
+    search.set_defaults(run=using.search)
+
+    dedup = subcommands.add_parser(
+        "dedup",
+        help="find near-duplicates in a file",
+        description="Print groups of rows that say nearly the same, by number from 0 on.",
     )
-    _add_model_options(search, batch_size=64)
-    search.set_defaults(run=commands.search)
-    return parser
+    dedup.add_argument("file", help="txt (one text a line), csv, tsv, jsonl or parquet, also .gz")
+    dedup.add_argument(
+        "--threshold", type=float, default=0.95, help="lowest similarity (default: %(default)s)"
+    )
+    dedup.add_argument("--json", action="store_true", help="the groups as lists of row numbers")
+    dedup.add_argument(
+        "-o", "--output", metavar="FILE", help="gets the first text of each group, and all others"
+    )
+    _add_use_options(dedup)
+    dedup.set_defaults(run=using.dedup)
 
 
 def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
@@ -298,6 +323,21 @@ def _add_config_words(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_use_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
+    )
+    parser.add_argument("--column", help="column of a table; title+text joins two")
+    parser.add_argument(
+        "--separator", type=_separator, help="between fields of csv and tsv files; '\\t' is a tab"
+    )
+    parser.add_argument(
+        "--encoding", choices=get_args(Encoding), default="utf-8", help="(default: %(default)s)"
+    )
+    _add_overwrite(parser)
+    _add_model_options(parser, batch_size=64)
+
+
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--pooling", choices=get_args(Pooling), help="for a plain encoder only")
     parser.add_argument("--device", help="such as cpu or cuda:0")
@@ -310,16 +350,6 @@ def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None
         "(default: %(default)s)",
     )
     _add_consent(parser)
-
-
-def _add_table_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--column", help="column of a table")
-    parser.add_argument(
-        "--separator", type=_separator, help="between fields of csv and tsv files; '\\t' is a tab"
-    )
-    parser.add_argument(
-        "--encoding", choices=get_args(Encoding), default="utf-8", help="(default: %(default)s)"
-    )
 
 
 def _add_consent(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from simcse.config.settings import MTEB, Config, OwnKind, OwnTest, at_commas
 from simcse.config.yaml_values import parse_yaml, yaml_problem
 from simcse.errors import UserError
 from simcse.files import check_outside
-from simcse.terminal import silence_libraries, visible
+from simcse.terminal import silence_libraries
 
 
 def train(parsed: argparse.Namespace) -> None:
@@ -45,7 +44,7 @@ def train(parsed: argparse.Namespace) -> None:
 
 def _train(parsed: argparse.Namespace) -> None:
     configs = _configs(parsed)
-    _quiet_libraries()
+    quiet_libraries()
     from simcse.training import several
 
     command = ["train", *parsed.arguments[1:]]
@@ -70,7 +69,7 @@ def settings(parsed: argparse.Namespace) -> None:
 def prefetch(parsed: argparse.Namespace) -> None:
     """Download what a config needs."""
     configs = _configs(parsed)
-    _quiet_libraries()
+    quiet_libraries()
     _show_transfers()
     from simcse.publishing.prefetch import prefetch
 
@@ -80,7 +79,7 @@ def prefetch(parsed: argparse.Namespace) -> None:
 
 def export(parsed: argparse.Namespace) -> None:
     """Write the model as others load it, or as an ONNX graph."""
-    _quiet_libraries()
+    quiet_libraries()
     from simcse.publishing.export import new_folder, write_model_folder
 
     run, output = Path(parsed.run_folder), Path(parsed.output)
@@ -98,7 +97,7 @@ def export(parsed: argparse.Namespace) -> None:
 
 def publish(parsed: argparse.Namespace) -> None:
     """Push a run to the Hub, or show what would be pushed."""
-    _quiet_libraries()
+    quiet_libraries()
     _show_transfers()
     from simcse.publishing import publish
 
@@ -127,7 +126,7 @@ def how_to_fetch(parsed: argparse.Namespace) -> str:
 
 def evaluate(parsed: argparse.Namespace) -> None:
     """Score a model and print the table."""
-    _quiet_libraries()
+    quiet_libraries()
     from simcse.data.documents import Documents
     from simcse.encoders.encoder import fingerprint
     from simcse.encoders.loading import DEFAULT_MODEL, find_model, load_model
@@ -135,8 +134,9 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from simcse.evaluation import paper_results
     from simcse.evaluation.protocol import PROTOCOL
     from simcse.evaluation.scoring import is_hub_name, plan_tasks, score_model
-    from simcse.evaluation.table import collapse_lines, score_table
-    from simcse.reports.runs import finished_run, save_scores
+    from simcse.evaluation.table import collapse_lines
+    from simcse.reports.runs import evaluation_folder, finished_run, save_scores
+    from simcse.reports.tables import Column, as_text, score_rows
 
     data = Path(parsed.data) if parsed.data else None
     if data is not None and not data.is_dir():
@@ -144,7 +144,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     rivals = paper_results.find(parsed.against) if parsed.against else []
     name = str(DEFAULT_MODEL if parsed.model is None else parsed.model)
     output = _score_file(
-        Path(parsed.output or _evaluation_folder(name) / "scores.json"),
+        Path(parsed.output or evaluation_folder(name) / "scores.json"),
         [name, parsed.data],
         overwrite=parsed.overwrite,
     )
@@ -177,9 +177,8 @@ def evaluate(parsed: argparse.Namespace) -> None:
         "scores": scores,
     }
     save_scores(output, result, evaluation.items)
-    columns = {_base_name(name): scores}
-    print(score_table(columns))
-    for line in collapse_lines(columns):
+    print(as_text(score_rows([Column(_base_name(name), [scores])])))
+    for line in collapse_lines({_base_name(name): scores}):
         print(line)
     if tasks.missing:
         names = ", ".join(tasks.missing)
@@ -191,19 +190,26 @@ def evaluate(parsed: argparse.Namespace) -> None:
 
 
 def compare(parsed: argparse.Namespace) -> None:
-    """Print the differences of two runs, or of two settings under several seeds."""
-    from simcse.reports.compare import comparison_text
+    """Print the differences of runs, or of settings under several seeds, from the first."""
+    from simcse.reports import compare, tables
     from simcse.reports.runs import load_runs, with_own_names
+
+    if len(parsed.runs) < 2:
+        raise UserError(f"compare: {parsed.runs[0]} alone; name two runs or more")
 
     seeds = None
     if parsed.seeds is not None:
         seeds = [seed.strip() for seed in parsed.seeds.split(",")]
         if not all(seeds) or len(set(seeds)) < len(seeds):
             raise UserError(f"--seeds {parsed.seeds!r}: expected different seeds, such as 0,1,2")
-    if Path(parsed.run_a).resolve() == Path(parsed.run_b).resolve():
-        raise UserError(f"{parsed.run_a} and {parsed.run_b} are the same run")
-    sets = [load_runs(Path(folder), seeds) for folder in (parsed.run_a, parsed.run_b)]
-    print(comparison_text(*with_own_names(sets)))
+    resolved = [Path(run).resolve() for run in parsed.runs]
+    if twice := [run for run in parsed.runs if resolved.count(Path(run).resolve()) > 1]:
+        raise UserError(f"{twice[0]} and {twice[1]} are the same run")
+    sets = with_own_names([load_runs(Path(run), seeds) for run in parsed.runs])
+    text = parsed.format == "text"
+    found = compare.compare(sets, letters=text)
+    table = tables.FORMATS[parsed.format](found.rows)
+    print("\n".join([*found.before, "", table, "", *found.after]) if text else table)
 
 
 def report(parsed: argparse.Namespace) -> None:
@@ -214,90 +220,6 @@ def report(parsed: argparse.Namespace) -> None:
     runs = [runs for folder in parsed.runs for runs in load_sets(Path(folder))]
     page = write_report(runs, Path(parsed.output), overwrite=parsed.overwrite)
     print(f"written to {page}")
-
-
-def encode(parsed: argparse.Namespace) -> None:
-    """Embed every row of a file."""
-    _quiet_libraries()
-    import numpy as np
-
-    from simcse.data.readers import read_sentences
-    from simcse.files import may_write
-    from simcse.inference.model import SimCSE
-    from simcse.inference.streaming import check_name, encode_to_file
-
-    output = Path(parsed.output)
-    check_name(output)
-    may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
-    sentences = read_sentences(
-        Path(parsed.file), parsed.column, separator=parsed.separator, encoding=parsed.encoding
-    )
-    simcse = SimCSE(
-        parsed.model,
-        parsed.device,
-        pooling=parsed.pooling,
-        precision=parsed.precision,
-        trust_remote_code=parsed.trust_remote_code,
-    )
-
-    def embed(texts: list[str]) -> np.ndarray:
-        found = simcse.encode(
-            texts,
-            return_numpy=True,
-            normalize_to_unit=not parsed.keep_length,
-            batch_size=parsed.batch_size,
-            max_length=parsed.max_length,
-            show_progress_bar=sys.stderr.isatty(),
-            role=parsed.role,
-        )
-        return np.asarray(found)
-
-    rows, width = encode_to_file(sentences, embed, output, parsed.file)
-    print(f"{output}: {rows:,} embeddings of width {width}, row i is row i of the file")
-
-
-def search(parsed: argparse.Namespace) -> None:
-    """Print the most similar sentences of a corpus or an index."""
-    source = [option for option in (parsed.corpus, parsed.index) if option]
-    if len(source) != 1:
-        raise UserError("search needs either --corpus FILE or --index FILE.safetensors")
-    if parsed.index and (parsed.column, parsed.separator, parsed.encoding) != (None, None, "utf-8"):
-        raise UserError("--column, --separator, --encoding: of a --corpus; an --index has none")
-    if not all(query.strip() for query in parsed.queries):
-        raise UserError("search: a query is empty")
-    _quiet_libraries()
-    from simcse.inference import index
-    from simcse.inference.model import SimCSE
-
-    if parsed.save_index:  # before a large corpus is embedded
-        inputs = [parsed.corpus, parsed.index, parsed.model]
-        index.check_target(Path(parsed.save_index), inputs, overwrite=parsed.overwrite)
-    simcse = SimCSE(
-        parsed.model,
-        parsed.device,
-        pooling=parsed.pooling,
-        precision=parsed.precision,
-        trust_remote_code=parsed.trust_remote_code,
-    )
-    if parsed.index:
-        simcse.load_index(parsed.index)
-    else:
-        simcse.build_index(
-            parsed.corpus,
-            batch_size=parsed.batch_size,
-            column=parsed.column,
-            separator=parsed.separator,
-            encoding=parsed.encoding,
-        )
-    if parsed.save_index:
-        simcse.save_index(parsed.save_index, parsed.overwrite)
-    for query in parsed.queries:
-        matches = simcse.search(query, threshold=parsed.threshold, top_k=parsed.top_k)
-        print(visible(query))
-        for sentence, score in matches:
-            print(f"  {score:.4f}  {visible(sentence)}")
-        if not matches:
-            print(f"  nothing at or above --threshold {parsed.threshold}")
 
 
 def _configs(parsed: argparse.Namespace) -> dict[str, Config]:
@@ -356,21 +278,11 @@ def _score_file(path: Path, inputs: list[str | None], *, overwrite: bool) -> Pat
     return path
 
 
-def _evaluation_folder(model: str) -> Path:
-    """In a run folder, where its card finds the scores; elsewhere under ``outputs``."""
-    if (Path(model) / "scores.json").is_file() and (Path(model) / "config.yaml").is_file():
-        folder = Path(model) / "evaluation"
-        if folder.is_symlink():
-            raise UserError(f"{folder}: a link, which no run makes; name a file with -o")
-        return folder
-    return Path("outputs") / "evaluation" / _file_name(model)
-
-
 def _base_name(model: str) -> str:
     return Path(model).absolute().name
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep the libraries' notices out of the output; ours and real warnings stay."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     silence_libraries()
@@ -382,16 +294,3 @@ def _show_transfers() -> None:
 
     if sys.stderr.isatty():
         enable_progress_bars()
-
-
-def _file_name(model: str) -> str:
-    """A folder's name for a model, another for every model: ``p/q`` becomes ``p--q``.
-
-    Other characters than letters, digits, ``_``, ``.`` and ``-`` are percent-encoded, and so are
-    hyphens that would look like the two between the parts.
-    """
-    parts = [
-        re.sub(r"[^\w.-]|^[.-]|-(?=-|$)", lambda found: f"%{ord(found[0]):02X}", part)
-        for part in Path(model).parts
-    ]
-    return "--".join(parts) or "model"

@@ -97,6 +97,8 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         return EXIT_NO_READER
     except KeyboardInterrupt as error:
+        if sys.stderr.isatty():  # where the cursor stands behind ^C, or a progress bar
+            print(file=sys.stderr)
         resumes = "; a training run resumes when started again" * (arguments[0] == "train")
         return _fail(
             str(error) or f"interrupted{resumes}",

@@ -34,6 +34,7 @@ class Setting:
     key: str
     kind: str
     default: str
+    """Such as ``default 0.05``, or ``required``."""
     meaning: str
 
 
@@ -58,8 +59,7 @@ def settings_text(word: str | None = None, others: Callable[[], Iterable[Setting
         hint = f"did you mean {' or '.join(near)}?" if near else "without a word all are shown"
         raise UserError(f"settings {word}: no setting has this in its name or meaning ({hint})")
     return "\n".join(
-        f"{s.key}  ({s.kind}; default {s.default})\n{textwrap.indent(s.meaning, '    ')}"
-        for s in found
+        f"{s.key}  ({s.kind}; {s.default})\n{textwrap.indent(s.meaning, '    ')}" for s in found
     )
 
 
@@ -74,26 +74,33 @@ def settings_of(schema: dict[str, Any], prefix: str = "") -> Iterator[Setting]:
     def walk(properties: dict[str, Any], prefix: str) -> Iterator[Setting]:
         for name, field in properties.items():
             key = prefix + name
-            section = _section(field, sections)
-            if section is not None:
-                yield from walk(section["properties"], f"{key}.")
-                continue
-            inner = _section(field.get("items", {}), sections)
-            value = field["default"] if inner is None else [{} for _ in field["default"]]
-            meaning = " ".join(str(field["description"]).replace("``", "").split())
-            meaning = textwrap.fill(meaning, 92, break_on_hyphens=False)
-            yield Setting(key, _kind(field), json.dumps(value, ensure_ascii=False), meaning)
-            if inner is not None:
-                yield from walk(inner["properties"], f"{key}[].")
+            if "$ref" not in field:
+                meaning = " ".join(str(field["description"]).replace("``", "").split())
+                meaning = textwrap.fill(meaning, 92, break_on_hyphens=False)
+                yield Setting(key, _kind(field), _default(field), meaning)
+            of_each = "[]" if field.get("type") == "array" else ""
+            for section in _sections_in(field.get("items", field), sections):
+                yield from walk(section["properties"], f"{key}{of_each}.")
 
     yield from walk(schema["properties"], prefix)
 
 
-def _section(field: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any] | None:
-    options = field.get("oneOf", [field])  # one section, or a list of them
-    name = str(options[0].get("$ref", "")).removeprefix("#/$defs/")
-    section: dict[str, Any] | None = sections.get(name)
-    return section
+def _sections_in(field: dict[str, Any], sections: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The sections that a field may hold, maybe beside short forms of them."""
+    for option in (field, *field.get("anyOf", ()), *field.get("oneOf", ())):
+        if "$ref" in option:
+            yield sections[option["$ref"].removeprefix("#/$defs/")]
+
+
+def _default(field: dict[str, Any]) -> str:
+    if "default" not in field:
+        return "required"
+    value = field["default"]
+    if isinstance(value, list):  # sections have theirs below
+        value = [{} if isinstance(item, dict) else item for item in value]
+    if isinstance(value, dict) and "oneOf" in field:
+        value = {}
+    return f"default {json.dumps(value, ensure_ascii=False)}"
 
 
 def _kind(field: dict[str, Any]) -> str:

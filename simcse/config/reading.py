@@ -19,17 +19,13 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from simcse.config.finding import BASE, find_config, values_with_bases
 from simcse.config.overrides import combinations, parse_overrides, with_overrides
 from simcse.config.settings import Config, leaves
 from simcse.config.yaml_values import read_values
 from simcse.errors import UserError
 from simcse.typed import typed
 
-# The clone keeps the configs beside the package, a wheel carries them inside it.
-_PACKAGE = Path(__file__).parent.parent
-CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
-
-_SUFFIXES_OF_TEXT = {".txt", ".csv", ".tsv", ".jsonl", ".parquet"}
 # pydantic's mark of a key, and tags of a union's members.
 _NOT_KEYS = ("[key]", "[name]", "[own]", "[set]", "[sets]")
 _BOUNDS = {
@@ -38,33 +34,6 @@ _BOUNDS = {
     "le": "maximum",
     "lt": "exclusiveMaximum",
 }
-
-
-def config_names() -> list[str]:
-    """Names of the configs that come with the project, such as ``quickstart``."""
-    return sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
-
-
-def find_config(name_or_path: str) -> Path:
-    """Find a config by path, or by the bare name of one that comes with the project.
-
-    Raises:
-        UserError: There is no such file; the message lists the names that exist.
-    """
-    path = Path(name_or_path)
-    if set(path.suffixes) & _SUFFIXES_OF_TEXT:
-        raise UserError(
-            f"config {path}: a config is a .yaml file; to train on this text: "
-            f"simcse train quickstart data.train={path}"
-        )
-    if path.is_file():
-        return path
-    # `configs/quickstart.yaml` works from an installed wheel too, where no such folder exists.
-    shipped_form = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml")
-    for folder in CONFIG_FOLDERS if shipped_form else ():
-        if (shipped := folder / f"{path.stem}.yaml").is_file():
-            return shipped
-    raise UserError(f"config {name_or_path}: no such file; shipped are {', '.join(config_names())}")
 
 
 @typed
@@ -86,11 +55,7 @@ def load_config(
             those of the overrides.
     """
     path = find_config(str(name_or_path))
-    own = read_values(path)
-    if own is None:
-        own = {}
-    if not isinstance(own, dict):
-        raise UserError(f"{path}: expected a mapping of settings, found {type(own).__name__}")
+    own = values_with_bases(path)
     default = {"output": f"outputs/{path.stem}"}
     if own.get("output") is None:
         own |= default
@@ -196,7 +161,7 @@ def settings_digest(config: Config) -> str:
 def json_schema() -> dict[str, Any]:
     """JSON schema of a config file, for editors that complete and check YAML."""
     schema: dict[str, Any] = in_its_own_words(Config.model_json_schema())
-    return schema
+    return {**schema, "properties": {"base": BASE, **schema["properties"]}}
 
 
 def in_its_own_words(schema: Any) -> Any:

@@ -377,7 +377,8 @@ class DataConfig(_Section):
     of txt and md, or tables with a title (if any) and a text; see ``positives``. Where it is left
     out: ``documents`` for ``python-docs``, folders and Markdown, else ``sentences``."""
     columns: Annotated[list[str], BeforeValidator(_list_from_one)] = []
-    """Columns of the form, in its order; needed where the names do not tell."""
+    """Columns of the form, in its order; needed where the names do not tell. ``title+text`` joins
+    two by a space."""
     names: Annotated[list[str], BeforeValidator(_list_from_one)] = []
     """Names of the columns of csv and tsv files that have no header."""
     quotes: bool = True
@@ -665,7 +666,9 @@ class EvaluationConfig(_Section):
         return self
 
 
-HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$", max_length=64)]
+HUB_LICENSE = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$"
+HUB_MODEL = r"^([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}$"
+HubId = Annotated[str, Field(pattern=HUB_LICENSE)]
 
 
 class HubConfig(_Section):
@@ -678,7 +681,11 @@ class HubConfig(_Section):
     """``user/name`` of a private repository whose branch ``checkpoints`` gets the model with every
     checkpoint; training goes on when the Hub does not answer."""
     license: HubId | None = None
-    """Licence of the weights, such as ``apache-2.0``, for the model card."""
+    """Licence of the weights, such as ``apache-2.0``, for the model card; ``null`` is that of the
+    encoder, if its own card names one."""
+    base_model: Annotated[str, Field(pattern=HUB_MODEL)] | None = None
+    """Name on the Hub of an encoder from a folder, for the model card; ``null`` is what the card of
+    that encoder names as its base model."""
     data_license: str | None = None
     """Licence of the training text, for the model card."""
     language: Annotated[list[HubId], BeforeValidator(_list_from_one)] = []

@@ -25,6 +25,7 @@ from simcse.caches import cache_folder, cached
 from simcse.config.settings import EMBEDDED_TEXT, Config, DataConfig
 from simcse.data.readers import Source, Wanted, all_sources
 from simcse.errors import UserError
+from simcse.terminal import counting
 
 Side = Literal["train", "dev", "test"]
 HELD_OUT: tuple[Side, ...] = ("dev", "test")
@@ -173,7 +174,8 @@ class Documents:
         index = MinHashLSH(threshold=_SIMILAR, num_perm=_PERMUTATIONS)
         first: dict[int, int] = {}
         skipped: Counter[str] = Counter()
-        for number, document in enumerate(read_documents(self.sources, self.config, skipped)):
+        documents = read_documents(self.sources, self.config, skipped)
+        for number, document in enumerate(counting(documents, "comparing", "documents")):
             key = document.key
             keys.append(key)
             if key in first:

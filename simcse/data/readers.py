@@ -10,11 +10,12 @@ import csv
 import glob
 import gzip
 import hashlib
+import io
 import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -73,22 +74,22 @@ class Wanted:
             config.encoding,
         )
 
-    def choose(self, place: str, found: list[str]) -> list[str]:
-        """Names of the columns to read, from those that a table has.
+    def choose(self, place: str, found: list[str]) -> Chosen:
+        """The columns to read, from those that a table has.
 
         Raises:
             UserError: A column is missing or there twice, or the names do not tell which ones are
                 meant.
         """
         count = Counter(found)
-        if twice := [name for name in self.columns or found if count[name] > 1]:
+        groups = [(name,) if name in count else tuple(name.split("+")) for name in self.columns]
+        wanted = [name for group in groups for name in group]
+        if twice := [name for name in wanted or found if count[name] > 1]:
             raise UserError(f"{place}: two columns are called {twice[0][:60]!r}")
-        if missing := [name for name in self.columns if name not in count]:
+        if missing := [name for name in wanted if name not in count]:
             raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(found)}")
-        if self.columns:
-            return list(self.columns)
-        if usual := self._usual(found):
-            return usual
+        if groups := groups or [(name,) for name in self._usual(found)]:
+            return Chosen(self, groups)
         raise UserError(
             f"{place}: choose columns ({self.called('columns')}), {COLUMNS[self.form][2]}, of "
             f"{_shown(found)}"
@@ -112,25 +113,10 @@ class Wanted:
             return found
         if self.form == "pairs" and tuple(found[::-1]) in _ANCHOR_POSITIVE:
             return found[::-1]
+        texts = [name for name in found if name not in _NO_TEXT]
+        if least == 1 and len(texts) == 1:
+            return texts
         return found if len(found) == least and not (least > 1 and _NO_TEXT & set(found)) else []
-
-    def fields(self, place: str, values: Sequence[object]) -> tuple[str, tuple[str, ...]]:
-        """Place and text of the chosen columns; a label, a grade or an id may be a number.
-
-        Raises:
-            UserError: A value is not text.
-        """
-        last = len(values) - 1 if self.form in _USUAL else None
-        numeric = 0 if self.form == "corpus" else last
-        types = (int, float) if self.form == "scored" else int
-        texts = []
-        for position, value in enumerate(values):
-            if position == numeric and isinstance(value, types):
-                value = str(value)
-            if value is not None and not isinstance(value, str):
-                raise UserError(f"{place}: expected text, found {type(value).__name__}")
-            texts.append(sound_text(place, value or "", self.most_characters))
-        return place, tuple(texts)
 
     def called(self, name: str, value: str = "") -> str:
         """A setting, with a value for it, as messages name it."""
@@ -143,6 +129,42 @@ class Wanted:
     def most_characters(self) -> int:
         """Of a text."""
         return MOST_CHARACTERS if self.form == "documents" else MAX_CHARACTERS
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The columns of a form in one table; each may be several that are joined by a space."""
+
+    wanted: Wanted
+    groups: list[tuple[str, ...]]
+
+    @property
+    def names(self) -> list[str]:
+        """Every column that is read, once."""
+        return list(dict.fromkeys(name for group in self.groups for name in group))
+
+    def fields(self, place: str, row: Mapping[str, object]) -> tuple[str, tuple[str, ...]]:
+        """Place and text of the chosen columns; a label, a grade or an id may be a number.
+
+        Raises:
+            UserError: A value is not text.
+        """
+        form = self.wanted.form
+        last = len(self.groups) - 1 if form in _USUAL else None
+        numeric = 0 if form == "corpus" else last
+        types = (int, float) if form == "scored" else int
+        texts = []
+        for position, group in enumerate(self.groups):
+            parts = []
+            for value in map(row.__getitem__, group):
+                if position == numeric and isinstance(value, types):
+                    value = str(value)
+                if value is not None and not isinstance(value, str):
+                    raise UserError(f"{place}: expected text, found {type(value).__name__}")
+                parts.append(value or "")
+            text = parts[0] if len(parts) == 1 else " ".join(filter(None, parts))
+            texts.append(sound_text(place, text, self.wanted.most_characters))
+        return place, tuple(texts)
 
 
 def _shown(names: Iterable[str]) -> str:
@@ -206,6 +228,14 @@ def read_sentences(
     source = source_of(path, suffix)
     refuse_unused([source], wanted, str(path), called=wanted.called)
     return (text for _, (text,) in source.read(wanted))
+
+
+def count_lines(path: Path) -> int | None:
+    """Of a file that has a text in each line, as it stands; ``None`` for others."""
+    if path.suffix.lower() not in (".txt", ".jsonl") or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def source_of(path: Path, suffix: str | None = None) -> Source:
@@ -291,9 +321,8 @@ class _HubDataset:
 
     def read(self, wanted: Wanted) -> Fields:
         chosen = wanted.choose(self.name, self.data.column_names)
-        for number, row in enumerate(self.data.select_columns(chosen), 1):
-            values = [row[name] for name in chosen]
-            yield wanted.fields(f"{self.name}[{self.split}]:{number}", values)
+        for number, row in enumerate(self.data.select_columns(chosen.names), 1):
+            yield chosen.fields(f"{self.name}[{self.split}]:{number}", row)
 
 
 @dataclass(frozen=True)
@@ -338,7 +367,9 @@ class _File:
 
     def _lines(self, file: IO[bytes], wanted: Wanted) -> Iterator[tuple[str, str]]:
         number, encoding = 0, wanted.encoding
-        while line := file.readline(_LONGEST):
+        # As Latin-1 every byte is a character, and \n, \r\n and \r all end a line.
+        characters = io.TextIOWrapper(file, encoding="latin-1", newline=None)
+        while line := characters.readline(_LONGEST).encode("latin-1"):
             number += 1
             place = f"{self.path}:{number}"
             try:
@@ -351,10 +382,10 @@ class _File:
                     f"{place}: not {encoding.upper()} text (byte {error.start} of the line); "
                     f"{wanted.called('encoding')} names another"
                 ) from error
-            yield place, sound_text(place, text).rstrip("\r\n")
+            yield place, sound_text(place, text).rstrip("\n")
 
     def _read_jsonl(self, lines: Iterable[tuple[str, str]], wanted: Wanted) -> Fields:
-        chosen: list[str] = []  # by the first row; another row with other names is a mistake
+        chosen = None  # by the first row; another row with other names is a mistake
         for place, line in lines:
             if not line.strip():
                 yield place, ("",) * COLUMNS[wanted.form][0]
@@ -365,10 +396,13 @@ class _File:
                 raise UserError(f"{place}: not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise UserError(f"{place}: expected a JSON object, found {type(row).__name__}")
-            chosen = chosen or wanted.choose(place, list(row))
-            if missing := [name for name in chosen if name not in row]:
+            if chosen is None:
+                texts = [name for name in row if isinstance(row[name], str)]
+                one = wanted.form == "sentences" and len(texts) == 1 and not wanted.columns
+                chosen = wanted.choose(place, texts if one else list(row))
+            if missing := [name for name in chosen.names if name not in row]:
                 raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(row)}")
-            yield wanted.fields(place, [row[name] for name in chosen])
+            yield chosen.fields(place, row)
 
     def _read_csv(self, lines: Iterator[tuple[str, str]], wanted: Wanted) -> Fields:
         csv.field_size_limit(MAX_CHARACTERS)
@@ -385,7 +419,8 @@ class _File:
             if not header:
                 return
             try:
-                indexes = [header.index(n) for n in wanted.choose(f"{self.path}:1", header)]
+                chosen = wanted.choose(f"{self.path}:1", header)
+                indexes = {name: header.index(name) for name in chosen.names}
             except UserError:
                 _refuse_other_separator(f"{self.path}:1", header, header, wanted)
                 raise
@@ -398,7 +433,7 @@ class _File:
                 if row and len(row) != len(header):
                     what = f"{wanted.called('names')} has" if wanted.names else "the header has"
                     raise UserError(f"{place}: {len(row)} fields, {what} {len(header)}")
-                yield place, tuple(row[index] if row else "" for index in indexes)
+                yield chosen.fields(place, {n: row[i] if row else "" for n, i in indexes.items()})
         except csv.Error as error:
             known = wanted.settings != _OPTIONS
             hint = f" (where quotes are part of the text: {wanted.called('quotes', 'false')})"
@@ -412,11 +447,10 @@ class _File:
         try:
             with pyarrow.parquet.ParquetFile(self.path) as file:
                 chosen = wanted.choose(str(self.path), file.schema_arrow.names)
-                for batch in file.iter_batches(_PARQUET_ROWS, columns=chosen):
-                    columns = [batch.column(name).to_pylist() for name in chosen]
-                    for values in zip(*columns, strict=True):
+                for batch in file.iter_batches(_PARQUET_ROWS, columns=chosen.names):
+                    for row in batch.to_pylist():
                         number += 1
-                        yield wanted.fields(f"{self.path}: row {number}", values)
+                        yield chosen.fields(f"{self.path}: row {number}", row)
         except UserError:
             raise
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:

@@ -24,10 +24,11 @@ from simcse.config.settings import EMBEDDED_TEXT, DataConfig
 from simcse.data.documents import HELD_OUT, Documents, embedded_documents, passages, sentences
 from simcse.data.forms import Row, rows_of
 from simcse.data.readers import Fields, Source, Wanted, all_sources, find_sources, linked_folders
-from simcse.data.tokens import first_ids, in_chunks
+from simcse.data.tokens import count_unknown, first_ids, in_chunks
 from simcse.errors import UserError
+from simcse.terminal import counting
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 _CHUNK = 10_000
 
 _SCHEMA = pa.schema(
@@ -53,6 +54,10 @@ class TextCounts:
     """Of all texts (and labels), each followed by a line feed."""
     texts: int
     """Texts of all rows: more than rows where a row is a pair or more."""
+    tokens: int
+    """Of all texts as they were cut, without special tokens."""
+    unknown: int
+    """Tokens that the tokenizer does not know."""
     found: dict[str, int] = field(default_factory=dict)
     """Incomplete rows; NLI rows by their label, and entailments without a contradiction."""
 
@@ -61,8 +66,8 @@ class TextCounts:
         found = "".join(f"{count:,} {name}, " for name, count in self.found.items())
         return (
             f"{found}{self.rows:,} rows with text, {self.empty:,} empty (skipped), "
-            f"{self.duplicate:,} duplicate (skipped), {self.truncated:,} longer than max_length "
-            f"(cut; {share:.1%}), sha256 {self.sha256}"
+            f"{self.duplicate:,} duplicate (skipped), {self.truncated:,} of {self.texts:,} texts "
+            f"longer than max_length (cut; {share:.1%} of the texts), sha256 {self.sha256}"
         )
 
 
@@ -97,6 +102,7 @@ def load_training_data(
     def make(temporary: Path) -> dict[str, Any]:
         found: Counter[str] = Counter()
         rows = _passages(documents, found) if documents else _read(config, found)
+        rows = counting(rows, "reading", "rows")
         return asdict(_tokenize(rows, found, tokenizer, config, temporary))
 
     if links := linked_folders(sources):
@@ -168,7 +174,7 @@ def _tokenize(
     path: Path,
 ) -> TextCounts:
     """Write token ids of all rows to ``path``; count what was read."""
-    total = truncated = texts_total = 0
+    total = truncated = texts_total = tokens = unknown = 0
     hashes = []
     digest = hashlib.sha256()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
@@ -197,10 +203,20 @@ def _tokenize(
             total += len(chunk)
             texts_total += len(texts)
             truncated += cut
+            counted = count_unknown(ids, tokenizer)
+            unknown, tokens = unknown + counted[0], tokens + counted[1]
     distinct = len(np.unique(np.concatenate(hashes))) if hashes else 0
     empty = found.pop("empty", 0)
     return TextCounts(
-        total, empty, total - distinct, truncated, digest.hexdigest(), texts_total, dict(found)
+        total,
+        empty,
+        total - distinct,
+        truncated,
+        digest.hexdigest(),
+        texts_total,
+        tokens,
+        unknown,
+        dict(found),
     )
 
 

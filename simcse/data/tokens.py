@@ -8,6 +8,10 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+MANY_UNKNOWN = 0.05
+"""Share of unknown tokens above which it is said."""
+_SAMPLE = 1000  # texts that tell the share
+
 Item = TypeVar("Item")
 Ids = list[int]
 
@@ -95,6 +99,37 @@ def _tokenize(
     for text, ids in zip(origin, encoded["input_ids"], strict=True):
         first.setdefault(text, ids)  # a text's beginning comes before its other parts
     return [(first[text], parts[text]) for text in range(len(texts))]
+
+
+def unknown_in(texts: Sequence[str], tokenizer: object) -> tuple[int, int]:
+    """How many tokens of some of the texts the tokenizer does not know, and how many there are."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.unk_token_id is None:
+        return 0, 0
+    some = texts[:: max(1, len(texts) // _SAMPLE)]
+    ids, _ = first_ids([text for text in some if text.strip()], tokenizer, None)
+    return count_unknown(ids, tokenizer)
+
+
+def count_unknown(
+    ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, int]:
+    """Unknown tokens and all tokens, without the special ones around a text."""
+    ends = sum(special_ends(tokenizer))
+    return (
+        sum(one.count(tokenizer.unk_token_id) for one in ids),
+        sum(max(0, len(one) - ends) for one in ids),
+    )
+
+
+def unknown_warning(unknown: int, tokens: int, source: str) -> str | None:
+    """What it means that many tokens are unknown; ``None`` where few are."""
+    if unknown <= MANY_UNKNOWN * tokens:
+        return None
+    return (
+        f"warning: {unknown / tokens:.0%} of the tokens in {source} are unknown to this encoder, "
+        "which cannot tell them apart: texts in this script look alike to it; choose an encoder "
+        "made for the language, such as a multilingual one"
+    )
 
 
 def special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import get_args
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def encode_by_length(
     *,
     device: str | None = None,
     normalize: bool = False,
-    show_progress: bool = False,
+    show_progress: bool | tqdm = False,
     role: Role | None = None,
     precision: Precision = "float32",
 ) -> np.ndarray:
@@ -64,7 +64,7 @@ def encode_by_length(
         batch_size: Texts a forward pass, at most.
         device: Overrides the model's.
         normalize: Divide each embedding by its length.
-        show_progress: Show a bar on standard error.
+        show_progress: Show a bar on standard error, or move this one.
         role: As ``model.encode_query`` or ``model.encode_document``; ``None`` as ``model.encode``.
         precision: Mixed precision of the forward passes.
 
@@ -87,15 +87,18 @@ def encode_by_length(
         show_progress_bar=False,
     )
     embed = partial(_embed, model, normalize=normalize, route=role)
+    bar = show_progress if isinstance(show_progress, tqdm) else None
+    own_bar = show_progress is True
+    goal = bar.n + len(texts) if bar is not None else 0
     few = len(distinct) <= batch_size and sum(map(len, distinct)) < _MANY_CHARACTERS
     mixed = mixed_precision(torch.device(device or model.device), precision)
     if few and precision == "float32":
-        result = encode(distinct, show_progress_bar=show_progress)
+        result = encode(distinct, show_progress_bar=own_bar)
         shortest = min(range(len(distinct)), key=lambda index: len(distinct[index]))
         if len(distinct) > 1 and not _alike(
             model, encode([distinct[shortest]]), result[[shortest]]
         ):
-            result = encode(distinct, batch_size=1, show_progress_bar=show_progress)
+            result = encode(distinct, batch_size=1, show_progress_bar=own_bar)
     else:
         alone = encode(list(_PROBE), batch_size=1)  # also moves the model to the device asked for
         if _alike(model, alone, _tried(model, embed)):
@@ -106,21 +109,17 @@ def encode_by_length(
         else:
             size = batch_size if _alike(model, alone, encode(list(_PROBE))) else 1
             with mixed:
-                result = encode(distinct, batch_size=size, show_progress_bar=show_progress)
+                result = encode(distinct, batch_size=size, show_progress_bar=own_bar)
     result = np.asarray(result, dtype=np.float32)
+    if bar is not None:
+        bar.update(goal - bar.n)  # with the repeats
     if bad := len(result) - int(np.isfinite(result).all(axis=1).sum()):
         raise UserError(f"{bad} of {len(result)} embeddings hold NaN or infinity")
     return result if len(distinct) == len(texts) else result[where]
 
 
 def encoder_of(model: SentenceTransformer, role: Role | None) -> Callable[..., np.ndarray]:
-    """The model's method for a role.
-
-    Raises:
-        UserError: There is no such role.
-    """
-    if role not in (None, *get_args(Role)):
-        raise UserError(f"role: {role!r} is unknown; allowed are {', '.join(get_args(Role))}")
+    """The model's method for a role."""
     method: Callable[..., np.ndarray] = {
         "query": model.encode_query,
         "document": model.encode_document,
@@ -149,7 +148,7 @@ def _in_batches(
     batch_size: int,
     embed: Callable[[list[np.ndarray]], np.ndarray],
     *,
-    show_progress: bool,
+    show_progress: bool | tqdm,
 ) -> np.ndarray:
     ids = token_ids(model, texts)
     lengths = np.array([len(one) for one in ids])
@@ -158,7 +157,11 @@ def _in_batches(
     result: np.ndarray | None = None
     start = 0
     cuts = find_cuts(model) if len(texts) >= _WORTH_CUTTING else []
-    with cut(cuts), tqdm(total=len(texts), disable=not show_progress, unit="text") as bar:
+    given = nullcontext(show_progress) if isinstance(show_progress, tqdm) else None
+    with (
+        cut(cuts),
+        given or tqdm(total=len(texts), disable=not show_progress, unit="text") as bar,
+    ):
         while start < len(order):
             size = min(batch_size, max(1, most // int(lengths[order[start]])))
             chosen = order[start : start + size]

@@ -122,16 +122,7 @@ def verdict_line(found: Changes) -> str:
         count = f" ({change['items']:,})" if verdict == _UNKNOWN else ""
         by_verdict.setdefault(verdict, []).append(f"{task}{count}")
     words = "; ".join(f"{verdict}: {', '.join(tasks)}" for verdict, tasks in by_verdict.items())
-    return f"after against before (the best untrained column of each task): {words}"
-
-
-def differences_of(found: Changes) -> dict[tuple[str, str], Difference]:
-    """Every difference by task and score."""
-    return {
-        (task, key): difference_of(values)
-        for task, change in found.items()
-        for key, values in change["scores"].items()
-    }
+    return f"compared with the best untrained column of each task: {words}"
 
 
 def difference_of(values: Mapping[str, float]) -> Difference:

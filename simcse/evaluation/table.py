@@ -1,4 +1,4 @@
-"""Score tables for the terminal."""
+"""Scores in words: their labels, how numbers are printed, columns of equal width."""
 
 from __future__ import annotations
 
@@ -38,31 +38,6 @@ _AVERAGES = (
 )
 LABELS = {**_PERCENT, **_PLAIN}
 """Keys of the scores that tables show, with their names."""
-
-
-def score_table(
-    columns: Mapping[str, Scores],
-    differences: Mapping[tuple[str, str], Difference] | None = None,
-) -> str:
-    """One row for each score, one column for each model; all but the geometry ×100.
-
-    Args:
-        columns: Scores by model; the last one has all rows.
-        differences: By task and score, after minus before, for two columns more.
-    """
-    columns = {name: with_averages(scores) for name, scores in columns.items()}
-    *_, last = columns.values()
-    rows = [
-        ["task", "score", *columns, *(("after - before", "95% interval") if differences else ())]
-    ]
-    for task, key in shown_scores(last):
-        values = [column.get(task, {}).get(key) for column in columns.values()]
-        cells = ["" if value is None else cell(key, value) for value in values]
-        if differences:
-            difference = differences.get((task, key))
-            cells += difference_cells(key, difference)[:2] if difference else ["", ""]
-        rows.append([task_label(task, last[task]), LABELS[key], *cells])
-    return aligned(rows, left=2)
 
 
 def difference_cells(key: str, difference: Difference) -> list[str]:
@@ -129,6 +104,15 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
+
+
+TEST_FACTS = ("pairs", "queries", "examples", "source", "dataset", "metric")
+"""What tells two tests of the same name apart, in their scores."""
+
+
+def same_test(a: Mapping[str, object], b: Mapping[str, object]) -> bool:
+    """Whether two scores of the same name may be of one test, by the facts that both have."""
+    return all(a[fact] == b[fact] for fact in TEST_FACTS if fact in a and fact in b)
 
 
 def task_label(task: str, scores: Mapping[str, object]) -> str:

@@ -126,7 +126,7 @@ def _download(name: str, revision: str | None, kind: Kind, file: str | None) -> 
     )
 
     def fetch(at: str | None, paths: list[str]) -> Path:
-        patterns = [glob.escape(path) for path in paths]
+        patterns = [*map(glob.escape, paths), "README.md"]  # its card, which is not needed
         fetched = failures.with_retries(
             lambda: snapshot_download(name, repo_type=kind, revision=at, allow_patterns=patterns),
             f"download {name}",

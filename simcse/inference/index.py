@@ -1,12 +1,14 @@
 """The index of sentences that ``SimCSE.search`` looks in, in memory and as a file.
 
 The file is safetensors: it can hold no code and nothing compressed, and its header is compared with
-the file's length before anything is read. Each sentence ends with NUL, which no text may contain.
+the file's length before anything is read. Each sentence ends with NUL, which no text may contain;
+the ids are a list in JSON.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -18,9 +20,12 @@ from safetensors.numpy import save_file
 from simcse.errors import UserError, first_line
 from simcse.files import may_write, replacing
 
-_TENSORS = {"embeddings": "F32", "probe": "F32", "sentences": "U8"}
+_TENSORS = {"embeddings": "F32", "ids": "U8", "probe": "F32", "sentences": "U8"}
 _UNIT_TOLERANCE = 1e-2  # a bfloat16 model normalises to three digits
 _QUERY_BLOCK = 256
+
+
+Id = int | str
 
 
 class Index(TypedDict):
@@ -29,6 +34,8 @@ class Index(TypedDict):
     sentences: list[str]
     index: Any
     """Normalised embeddings, float32 ``(sentences, dim)``, or a faiss index that holds them."""
+    ids: list[Id]
+    """Of each sentence: the user's, or the number of its row."""
 
 
 class Cells(NamedTuple):
@@ -39,12 +46,17 @@ class Cells(NamedTuple):
 
 
 def build(
-    sentences: list[str], embeddings: np.ndarray, use_faiss: bool | None, cells: Cells | None
+    sentences: list[str],
+    ids: list[Id],
+    embeddings: np.ndarray,
+    use_faiss: bool | None,
+    cells: Cells | None,
 ) -> Index:
     """Make an index.
 
     Args:
         sentences: The index takes the list over.
+        ids: One for each; likewise.
         embeddings: Normalised, float32 ``(sentences, dim)``.
         use_faiss: ``None`` uses faiss when it is installed.
         cells: With faiss, makes the search approximate.
@@ -56,7 +68,7 @@ def build(
     if use_faiss and not installed:
         raise UserError("use_faiss: faiss is not installed; pip install faiss-cpu")
     if not (installed if use_faiss is None else use_faiss):
-        return {"sentences": sentences, "index": embeddings}
+        return {"sentences": sentences, "index": embeddings, "ids": ids}
     import faiss
 
     count, width = embeddings.shape
@@ -67,16 +79,17 @@ def build(
         index.nprobe = cells.searched
         index.train(embeddings)
     index.add(embeddings)
-    return {"sentences": sentences, "index": index}
+    return {"sentences": sentences, "index": index, "ids": ids}
 
 
-def add(index: Index, sentences: list[str], embeddings: np.ndarray) -> None:
+def add(index: Index, sentences: list[str], ids: list[Id], embeddings: np.ndarray) -> None:
     """Append sentences, in place."""
     if isinstance(index["index"], np.ndarray):
         index["index"] = np.concatenate([index["index"], embeddings])
     else:
         index["index"].add(embeddings)
     index["sentences"] += sentences
+    index["ids"] += ids
 
 
 def nearest(index: Index, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,8 +121,10 @@ def save(index: Index, probe: np.ndarray, path: Path) -> None:
     embeddings = index["index"]
     if not isinstance(embeddings, np.ndarray):
         embeddings = embeddings.reconstruct_n(0, embeddings.ntotal)
-    text = "".join(f"{sentence}\0" for sentence in index["sentences"]).encode()
-    tensors = (embeddings, probe, np.frombuffer(text, dtype=np.uint8))
+    text = "".join(f"{sentence}\0" for sentence in index["sentences"])
+    as_bytes = (np.frombuffer(t.encode(), np.uint8) for t in (json.dumps(index["ids"]), text))
+    ids, sentences = as_bytes
+    tensors = (embeddings, ids, probe, sentences)
     with replacing(path) as temporary:
         save_file(dict(zip(_TENSORS, tensors, strict=True)), temporary)
 
@@ -138,8 +153,8 @@ def _is_index(path: Path) -> bool:
         return False
 
 
-def load(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Sentences, embeddings and probe of a file, whoever wrote it.
+def load(path: Path) -> tuple[list[str], list[Id], np.ndarray, np.ndarray]:
+    """Sentences, ids, embeddings and probe of a file, whoever wrote it.
 
     Raises:
         UserError: It is missing, damaged or no index.
@@ -151,9 +166,10 @@ def load(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
             kinds = _kinds(file, _TENSORS)
             if kinds != _TENSORS:
                 raise UserError(f"{path}: not a saved index: expected {_TENSORS}, found {kinds}")
-            embeddings, probe, sentences = map(file.get_tensor, _TENSORS)
+            embeddings, found, probe, sentences = map(file.get_tensor, _TENSORS)
         text = sentences.tobytes().decode()
-    except (OSError, SafetensorError, UnicodeDecodeError) as error:
+        ids = json.loads(found.tobytes())
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a saved index: {first_line(error)}") from error
     expected = (text.count("\0"), *probe.shape)  # counted first: splitting takes memory
     if probe.ndim != 1 or embeddings.shape != expected or (text and text[-1] != "\0"):
@@ -162,4 +178,8 @@ def load(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         )
     if not (abs(np.einsum("ij,ij->i", embeddings, embeddings) - 1) <= _UNIT_TOLERANCE).all():
         raise UserError(f"{path}: damaged: an embedding is not of length 1")
-    return text.split("\0")[:-1], embeddings, probe
+    if not isinstance(ids, list) or not all(isinstance(one, Id) for one in ids):
+        raise UserError(f"{path}: damaged: its ids are no list of numbers and texts")
+    if len(ids) != len(embeddings):
+        raise UserError(f"{path}: damaged: {len(ids)} ids of {len(embeddings)} sentences")
+    return text.split("\0")[:-1], ids, embeddings, probe

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, overload
+from typing import Annotated, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
 from pydantic import SkipValidation
-from sentence_transformers.util import cos_sim
+from sentence_transformers.util import (
+    community_detection,
+    cos_sim,
+    paraphrase_mining_embeddings,
+)
 from torch import Tensor
+from tqdm import tqdm
 
 from simcse.config.settings import Encoding, Pooling, Precision, Role, Separator
-from simcse.data.readers import has_data_suffix, read_sentences, sound_text
 from simcse.encoders.encoding import encode_by_length, encoder_of
 from simcse.encoders.gate import check_embeddings
 from simcse.encoders.loading import load_model
 from simcse.encoders.precision import resolved
 from simcse.errors import UserError, first_line
 from simcse.inference import index as indexing
+from simcse.inference.sentences import ids_of, sentences_of, texts_of
+from simcse.terminal import quiet_libraries
 from simcse.typed import typed
 
 _PROBE = "The index belongs to the model that made it."
@@ -31,8 +37,17 @@ T = TypeVar("T")
 # Not by its type: what numpy gives is a number too, and texts may be many.
 Unchecked = Annotated[T, SkipValidation]
 
-Match = tuple[str, float]
-"""A sentence of the index and its cosine similarity to the query."""
+
+class _Pair(NamedTuple):
+    sentence: str
+    similarity: float
+
+
+class Match(_Pair):
+    """A sentence of the index and its cosine similarity to the query: a tuple of two."""
+
+    id: indexing.Id
+    """Beside the two: the sentence's id, or the number of its row from 0 on."""
 
 
 class SimCSE:
@@ -48,6 +63,8 @@ class SimCSE:
       is refused. There is no progress bar unless asked for.
     - Files in csv, tsv, jsonl and parquet are tables, ``.gz`` is unpacked, all others hold one
       sentence a line as there. Blank lines are left out, a file without text is refused.
+    - ``search`` reports all ``top_k`` unless a threshold is given (0.6 there); each match has an
+      ``id`` beside sentence and similarity.
     - ``use_faiss=True`` is refused without faiss instead of ignored; faiss runs on the CPU.
 
     Args:
@@ -82,7 +99,8 @@ class SimCSE:
         _check_count("num_cells_in_search", num_cells_in_search)
         name = None if model_name_or_path is None else str(model_name_or_path)
         place = None if device is None else str(device)
-        self.model = load_model(name, pooling, place, trust_remote_code=trust_remote_code)
+        with quiet_libraries():
+            self.model = load_model(name, pooling, place, trust_remote_code=trust_remote_code)
         self.device = str(self.model.device)
         self.precision: Precision = resolved(precision)
         self.num_cells = num_cells
@@ -109,7 +127,7 @@ class SimCSE:
         keepdim: bool = False,
         batch_size: Unchecked[int] = 64,
         max_length: Unchecked[int | None] = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | tqdm = False,
         role: Role | None = None,
     ) -> np.ndarray | Tensor:
         """Embed one sentence or several.
@@ -122,7 +140,7 @@ class SimCSE:
             keepdim: Return shape ``(1, dim)`` for a single string as well.
             batch_size: Sentences per forward pass.
             max_length: Cut inputs at this many tokens; ``None`` is the encoder's own limit.
-            show_progress_bar: Show one on standard error.
+            show_progress_bar: Show one on standard error, or move this one.
             role: ``query`` or ``document``, for models that embed them apart (two towers, prompts);
                 ``None`` is the model's default, with two towers the queries'.
 
@@ -134,7 +152,7 @@ class SimCSE:
                 take, a device is missing, or an item is not text.
         """
         single = isinstance(sentence, str)
-        texts = _texts(sentence)
+        texts = texts_of(sentence)
         _check_count("batch_size", batch_size)
         device = self.device if device is None else device
         devices = device if isinstance(device, list) else [str(device)]
@@ -148,7 +166,7 @@ class SimCSE:
                     batch_size=batch_size,
                     device=devices,
                     normalize_embeddings=normalize_to_unit,
-                    show_progress_bar=show_progress_bar,
+                    show_progress_bar=show_progress_bar is True,
                 ).astype(np.float32, copy=False)
             else:
                 embeddings = encode_by_length(
@@ -209,6 +227,7 @@ class SimCSE:
         column: str | None = None,
         separator: Separator | None = None,
         encoding: Encoding = "utf-8",
+        ids: Unchecked[Iterable[indexing.Id] | None] = None,
     ) -> None:
         """Encode sentences for :meth:`search`, replacing an earlier index.
 
@@ -224,13 +243,18 @@ class SimCSE:
             column: Column of a table with more than one.
             separator: Between the fields of a csv or tsv file, where it is another than usual.
             encoding: Character encoding of the file.
+            ids: A number or text for each sentence, which matches have; ``None`` numbers the
+                sentences, or the rows of the file, from 0 on.
 
         Raises:
-            UserError: The file is missing or malformed, or faiss is asked for and not installed.
+            UserError: The file is missing or malformed, faiss is asked for and not installed, or
+                the ids are not as many as the sentences.
         """
-        sentences = _sentences(sentences_or_file_path, column, separator, encoding)
+        sentences, rows = sentences_of(sentences_or_file_path, column, separator, encoding)
+        given = list[indexing.Id](rows) if ids is None else ids_of(ids, len(sentences))
         embeddings = self._array(sentences, device, "document", batch_size)
-        self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
+        cells = self._cells(faiss_fast)
+        self.index = indexing.build(sentences, given, embeddings, use_faiss, cells)
 
     @typed
     def add_to_index(
@@ -238,19 +262,27 @@ class SimCSE:
         sentences_or_file_path: Unchecked[str | Path | Iterable[str]],
         device: str | torch.device | list[str] | None = None,
         batch_size: Unchecked[int] = 64,
+        *,
+        ids: Unchecked[Iterable[indexing.Id] | None] = None,
     ) -> None:
-        """Encode more sentences into the index; arguments as in :meth:`build_index`."""
+        """Encode more sentences into the index; arguments as in :meth:`build_index`.
+
+        Without ``ids`` the numbers go on after the highest one.
+        """
         index = self._built_index()
-        sentences = _sentences(sentences_or_file_path)
+        sentences, rows = sentences_of(sentences_or_file_path)
+        start = max((one for one in index["ids"] if isinstance(one, int)), default=-1) + 1
+        following: list[indexing.Id] = [start + row for row in rows]
+        given = following if ids is None else ids_of(ids, len(sentences))
         added = self._array(sentences, device, "document", batch_size)
-        indexing.add(index, sentences, added)
+        indexing.add(index, sentences, given, added)
 
     @overload
     def search(
         self,
         queries: str,
         device: str | torch.device | list[str] | None = ...,
-        threshold: float = ...,
+        threshold: float | None = ...,
         top_k: int = ...,
     ) -> list[Match]: ...
 
@@ -259,7 +291,7 @@ class SimCSE:
         self,
         queries: list[str],
         device: str | torch.device | list[str] | None = ...,
-        threshold: float = ...,
+        threshold: float | None = ...,
         top_k: int = ...,
     ) -> list[list[Match]]: ...
 
@@ -268,7 +300,7 @@ class SimCSE:
         self,
         queries: Unchecked[str | list[str]],
         device: str | torch.device | list[str] | None = None,
-        threshold: Unchecked[float] = 0.6,
+        threshold: Unchecked[float | None] = None,
         top_k: Unchecked[int] = 5,
     ) -> list[Match] | list[list[Match]]:
         """The most similar sentences of the index.
@@ -276,19 +308,20 @@ class SimCSE:
         Args:
             queries: One sentence or several.
             device: As in :meth:`encode`.
-            threshold: Lowest cosine similarity to report.
+            threshold: Lowest cosine similarity to report; ``None`` reports any.
             top_k: Most matches per query.
 
         Returns:
-            ``(sentence, similarity)``, best first; one list for a string, else one for each query.
+            ``(sentence, similarity)`` with an ``id``, best first; one list for a string, else one
+            for each query.
 
         Raises:
             UserError: There is no index yet, or an argument is out of its range.
         """
         index = self._built_index()
         _check_count("top_k", top_k)
-        if not isinstance(threshold, Real) or math.isnan(threshold):
-            raise UserError(f"threshold: expected a number, got {threshold!r}")
+        lowest = -math.inf if threshold is None else threshold
+        _check_threshold(lowest)
         count = min(top_k, len(index["sentences"]))
         query = np.atleast_2d(self._array(queries, device, "query"))
         if count == 0 or len(query) == 0:
@@ -297,9 +330,9 @@ class SimCSE:
             scores, rows = indexing.nearest(index, query, count)
             matches = [
                 [
-                    (index["sentences"][row], float(score))
+                    _match(index, int(row), float(score))
                     for score, row in zip(*nearest, strict=True)
-                    if row >= 0 and score >= threshold
+                    if row >= 0 and score >= lowest
                 ]
                 for nearest in zip(scores, rows, strict=True)
             ]
@@ -330,18 +363,85 @@ class SimCSE:
         Raises:
             UserError: The file is missing, damaged or no index, or was made by another model.
         """
-        sentences, embeddings, probe = indexing.load(Path(path))
+        sentences, ids, embeddings, probe = indexing.load(Path(path))
         own = self._probe()
         if probe.shape != own.shape or not np.allclose(probe, own, atol=1e-3):
             raise UserError(f"{path}: this index was made by another model")
-        self.index = indexing.build(sentences, embeddings, use_faiss, self._cells(faiss_fast))
+        self.index = indexing.build(sentences, ids, embeddings, use_faiss, self._cells(faiss_fast))
+
+    @typed
+    def duplicates(
+        self,
+        sentences_or_file_path: Unchecked[str | Path | Iterable[str]],
+        threshold: Unchecked[float] = 0.95,
+        *,
+        column: str | None = None,
+        separator: Separator | None = None,
+        encoding: Encoding = "utf-8",
+        batch_size: Unchecked[int] = 64,
+    ) -> list[list[int]]:
+        """Groups of sentences that say nearly the same.
+
+        Args:
+            sentences_or_file_path: As in :meth:`build_index`.
+            threshold: Lowest cosine similarity to the sentence in the middle of the group.
+            column: As in :meth:`build_index`.
+            separator: As in :meth:`build_index`.
+            encoding: As in :meth:`build_index`.
+            batch_size: As in :meth:`encode`.
+
+        Returns:
+            The rows of each group, two or more, from 0 on and rising; a row is in one group only.
+
+        Raises:
+            UserError: As :meth:`build_index`.
+        """
+        _check_threshold(threshold)
+        sentences, rows = sentences_of(sentences_or_file_path, column, separator, encoding)
+        if len(sentences) < 2:
+            return []
+        embeddings = self._array(sentences, None, "document", batch_size)
+        groups = community_detection(embeddings, threshold, min_community_size=2)
+        return sorted(sorted(rows[i] for i in group) for group in groups)
+
+    @typed
+    def paraphrases(
+        self,
+        sentences_or_file_path: Unchecked[str | Path | Iterable[str]],
+        most: Unchecked[int] = 100,
+        *,
+        column: str | None = None,
+        separator: Separator | None = None,
+        encoding: Encoding = "utf-8",
+        batch_size: Unchecked[int] = 64,
+    ) -> list[tuple[int, int, float]]:
+        """The most similar pairs among sentences: their rows and cosine similarity, best first.
+
+        Args:
+            sentences_or_file_path: As in :meth:`build_index`.
+            most: Pairs.
+            column: As in :meth:`build_index`.
+            separator: As in :meth:`build_index`.
+            encoding: As in :meth:`build_index`.
+            batch_size: As in :meth:`encode`.
+
+        Raises:
+            UserError: As :meth:`build_index`.
+        """
+        _check_count("most", most)
+        sentences, rows = sentences_of(sentences_or_file_path, column, separator, encoding)
+        if len(sentences) < 2:
+            return []
+        embeddings = torch.from_numpy(self._array(sentences, None, "document", batch_size))
+        pairs = paraphrase_mining_embeddings(embeddings, top_k=min(most, 100), max_pairs=most)
+        return [(rows[int(i)], rows[int(j)], float(s)) for s, i, j in pairs[:most]]
 
     def _array(
         self,
         texts: str | Iterable[str],
         device: str | torch.device | list[str] | None,
         role: Role,
-        batch_size: Unchecked[int] = 64,
+        batch_size: int = 64,
     ) -> np.ndarray:
         return np.asarray(
             self.encode(texts, device, return_numpy=True, batch_size=batch_size, role=role)
@@ -386,42 +486,15 @@ class SimCSE:
             self.model.max_seq_length = limit
 
 
-def _sentences(
-    source: str | Path | Iterable[str],
-    column: str | None = None,
-    separator: str | None = None,
-    encoding: Encoding = "utf-8",
-) -> list[str]:
-    """Sentences as they are given, or those of a file."""
-    if not isinstance(source, str | Path):
-        return _texts(source)
-    path = Path(source)
-    suffix = None if has_data_suffix(path) else ".txt"
-    lines = read_sentences(path, column, suffix, separator=separator, encoding=encoding)
-    sentences = [sentence for line in lines if (sentence := line.rstrip())]
-    if not sentences:
-        raise UserError(f"{path}: no text in it")
-    return sentences
+def _match(index: indexing.Index, row: int, similarity: float) -> Match:
+    match = Match(index["sentences"][row], similarity)
+    match.id = index["ids"][row]
+    return match
 
 
-def _texts(texts: str | Iterable[str]) -> list[str]:
-    """The texts as a list.
-
-    Raises:
-        UserError: Something else was given, such as a table, which would give its columns' names.
-    """
-    if isinstance(texts, str):
-        texts = [texts]
-    table = isinstance(texts, Mapping) or hasattr(texts, "columns")
-    if table or isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        hint = "; pass one column, such as df['text']" if table else ""
-        raise UserError(f"expected a str or several, got {type(texts).__name__}{hint}")
-    listed = list(texts)
-    for position, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise UserError(f"sentence {position}: expected str, got {type(text).__name__}")
-        sound_text(f"sentence {position}", text)
-    return listed
+def _check_threshold(value: object) -> None:
+    if not isinstance(value, Real) or math.isnan(value):
+        raise UserError(f"threshold: expected a number, got {value!r}")
 
 
 def _check_count(name: str, value: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,14 +22,21 @@ from simcse.encoders.encoder import EMBEDDED_ENCODER
 from simcse.evaluation.hub_results import is_commit, model_index
 from simcse.evaluation.names import MTEB, MTEB_STS, STS
 from simcse.evaluation.protocol import PROTOCOL, Scores
-from simcse.evaluation.statistics import summarize
-from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
+from simcse.evaluation.table import collapse_lines
 from simcse.objectives.terms import SHIPPED
-from simcse.publishing.markdown import Markdown, fenced
+from simcse.reports.markdown import Markdown, fenced
 from simcse.reports.plots import Picture
 from simcse.reports.records import MadeFrom, RunScores
 from simcse.reports.runs import ENVIRONMENT_FILE, SCORES_FILE, Run, RunSet, read_json
-from simcse.reports.summary import summary_cells
+from simcse.reports.tables import (
+    Column,
+    Rows,
+    as_markdown,
+    column_of,
+    references,
+    score_rows,
+    what_chose,
+)
 
 ASSETS = Path(__file__).parent.parent / "assets"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "simcse"]
@@ -71,10 +78,13 @@ def model_card(trained: TrainedModel) -> ModelCard:
         autoescape=True,
         finalize=Markdown.escape,  # whatever is not marked as our own Markdown
     )
-    environment.filters |= {"cell": cell, "file_name": lambda name: Path(name).name}
+    environment.filters["file_name"] = lambda name: Path(name).name
     text = environment.from_string((ASSETS / "card.md").read_text(encoding="utf-8")).render(
         card_data=Markdown(_metadata(trained, made_from).to_yaml()),
         name=trained.name,
+        # A name without a user is that of a folder, and could be a model's on the Hub.
+        load=trained.name if "/" in trained.name else f"./{trained.name}",
+        base_model=_base_model(config, made_from),
         config=config,
         run=run,
         runs=trained.runs.runs,
@@ -82,7 +92,6 @@ def model_card(trained: TrainedModel) -> ModelCard:
         embedded_encoder=EMBEDDED_ENCODER,
         embedded_text=EMBEDDED_TEXT,
         entries=_entries(config),
-        labels=LABELS,
         language=_languages(config),
         width=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
@@ -96,7 +105,8 @@ def model_card(trained: TrainedModel) -> ModelCard:
         and (model.default_prompt_name, model.truncate_dim) == (None, None)
         and (not later or isinstance(model[-1], Dense)),
         towers=config.encoder.towers == "two",
-        score_table=_table(_score_rows(trained)),
+        score_table=as_markdown(_score_rows(trained)),
+        chosen=what_chose([RunSet(trained.name, [run])]),
         warnings=collapse_lines({"this model": run.scores}),
         protocol=PROTOCOL + (_PAIRS if "pairs" in run.scores else ""),
         mteb_data=_mteb_data(trained.scored_later),
@@ -113,7 +123,7 @@ def _terms(config: Config, made_from: dict[str, Any]) -> Iterator[dict[str, Any]
     """Name, weight, formula and source of each term of the objective."""
     hard = any(
         own.form != "documents" and text["counts"]["texts"] > 2 * text["counts"]["rows"]
-        for own, text in zip(config.sets, made_from["text"], strict=True)
+        for own, text in zip(config.sets, made_from["text"], strict=False)
     )
     for name, term in config.objective.terms.items():
         values = {"name": name, "weight": term.weight, "formula": "", "source": ""}
@@ -139,7 +149,7 @@ def _after_pooling(model: SentenceTransformer) -> list[str]:
 
 def _metadata(trained: TrainedModel, made_from: dict[str, Any]) -> ModelCardData:
     config = trained.config
-    shipped = "cc-by-sa-4.0" if config.encoder.name == EMBEDDED_ENCODER else None  # passes on
+    of_encoder = made_from.get("encoder_card", {})
     from_hub = [entry for entry in _entries(config) if entry in made_from["from_hub"]]
     datasets = [entry.partition(":")[0] for entry in from_hub]
     extra: dict[str, Any] = {}
@@ -148,11 +158,11 @@ def _metadata(trained: TrainedModel, made_from: dict[str, Any]) -> ModelCardData
         extra["widget"] = [{"source_sentence": first, "sentences": others}]
     return ModelCardData(
         language=_languages(config) or None,
-        license=config.hub.license or shipped,
+        license=config.hub.license or of_encoder.get("license"),
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=[*_TAGS, f"loss:{'+'.join(config.objective.terms)}"],
-        base_model=config.encoder.name if made_from["encoder_commit"] else None,
+        base_model=_base_model(config, made_from),
         datasets=datasets or None,
         model_name=trained.name.rpartition("/")[2],
         eval_results=model_index({**trained.scored_later, **trained.run.scores}),
@@ -160,30 +170,18 @@ def _metadata(trained: TrainedModel, made_from: dict[str, Any]) -> ModelCardData
     )
 
 
-def _score_rows(trained: TrainedModel) -> list[list[str]]:
-    run, several = trained.run, len(trained.runs.runs) > 1
-    head = ["task", "score", *(f"untrained, {pooling}" for pooling in run.raw)]
-    head.append(Markdown("**this model**"))
-    if several:
-        head += [f"mean ± std of {len(trained.runs.runs)} seeds", "95% interval of the mean"]
-    rows = [head]
-    for task, key in shown_scores({**run.scores, **trained.scored_later}):
-        values = run.scores.get(task) or trained.scored_later[task]
-        raw = [scores.get(task, {}).get(key) for scores in run.raw.values()]
-        row = [task_label(task, values), LABELS[key]]
-        row += ["" if value is None else cell(key, value) for value in raw]
-        row.append(Markdown("**{}**").format(cell(key, values[key])))
-        if several:
-            scores = trained.runs.values(task, key)
-            row += summary_cells(key, summarize(scores))[::2] if scores else ["", ""]
-        rows.append(row)
-    return rows
-
-
-def _table(rows: list[list[str]]) -> Markdown:
-    rule = "| --- | --- |" + " ---: |" * (len(rows[0]) - 2)
-    head, *lines = (Markdown("| {} |").format(Markdown(" | ").join(row)) for row in rows)
-    return Markdown("\n").join([head, Markdown(rule), *lines])
+def _score_rows(trained: TrainedModel) -> Rows:
+    """This model beside the untrained encoder, BM25 and, where there are several seeds, all."""
+    run, name = trained.run, "this model"
+    columns = [Column(name, [{**trained.scored_later, **run.scores}], run.changes)]
+    if len(trained.runs.runs) > 1:
+        columns.append(replace(column_of(trained.runs), name=f"all {len(trained.runs.runs)} seeds"))
+    rows = score_rows(columns, references([(name, run.raw, run.bm25)]))
+    place = rows[0].index(name)
+    return [
+        [Markdown("**{}**").format(text) if i == place else text for i, text in enumerate(row)]
+        for row in rows
+    ]
 
 
 def _mteb_data(scores: Scores) -> list[str]:
@@ -194,6 +192,14 @@ def _mteb_data(scores: Scores) -> list[str]:
         if task.startswith(MTEB) and "dataset" in values
     }
     return [f"{k} ({v})" for k, v in named.items() if is_commit(v.rpartition(" ")[2])]
+
+
+def _base_model(config: Config, made_from: dict[str, Any]) -> str | None:
+    """The encoder's name on the Hub; of one from a folder as the config or its own card says."""
+    if made_from["encoder_commit"]:
+        return config.encoder.name
+    of_card: str | None = made_from.get("encoder_card", {}).get("base_model")
+    return config.hub.base_model or of_card
 
 
 def _languages(config: Config) -> list[str]:

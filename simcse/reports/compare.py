@@ -1,6 +1,10 @@
-"""Two runs, or two settings under several seeds: what differs, and what that can show."""
+"""Two runs or more, or settings under several seeds: what differs, and what that can show."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
 
 from simcse.errors import UserError
 from simcse.evaluation.change import paired_difference
@@ -13,7 +17,6 @@ from simcse.evaluation.statistics import (
 )
 from simcse.evaluation.table import (
     LABELS,
-    aligned,
     cell,
     difference_cells,
     shown_scores,
@@ -21,98 +24,128 @@ from simcse.evaluation.table import (
     task_label,
 )
 from simcse.reports.runs import Run, RunSet, other_test, setting_differences
+from simcse.reports.tables import Rows, summary_cell, what_chose
 
 MANY = 100_000
 """More seeds than that are not worth telling apart."""
 
+_MODELS = (
+    "interval and p: paired bootstrap over the test items, 5,000 resamples. They say whether these "
+    "two models differ on other items of this kind; whether the settings differ needs several "
+    "seeds of each (seeds=0,1,2,…)."
+)
+_SEEDS = (
+    "Columns of scores: mean ± standard deviation over seeds. Interval and p: Welch's t-test, each "
+    "score by itself (of twenty scores that do not differ one has p < 0.05 by chance). detectable: "
+    "the smallest difference that {} against {} seeds see with 80% probability at p < 0.05. seeds "
+    "to show it: a side, for a difference of the size found."
+)
 
-def comparison_text(a: RunSet, b: RunSet) -> str:
-    """The comparison as text: config differences, a table B - A, and how to read it.
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every run set against the first."""
+
+    rows: Rows
+    before: list[str]
+    """Lines that say what is compared."""
+    after: list[str]
+    """Lines that say how to read the table, and what it leaves out."""
+
+
+def compare(sets: Sequence[RunSet], *, letters: bool = True) -> Comparison:
+    """Compare models, or settings under several seeds, with the first of them.
+
+    Args:
+        sets: Two or more.
+        letters: Call them A, B, … in the table instead of by their names.
 
     Raises:
         UserError: One model against a set of seeds, or no test in common.
     """
-    if (len(a.runs) == 1) != (len(b.runs) == 1):
+    if len(sets) > len(ascii_uppercase):
+        raise UserError(f"{len(sets)} runs; allowed are {len(ascii_uppercase)}")
+    first = sets[0]
+    single = len(first.runs) == 1
+    if other := next((runs for runs in sets if (len(runs.runs) == 1) != single), None):
         raise UserError(
-            f"{a.name} has {_runs(a)} and {b.name} {_runs(b)}: compare one model with one, or "
-            "seeds with seeds (train.py CONFIG seeds=0,1,2)"
+            f"{first.name} has {_runs(first)} and {other.name} {_runs(other)}: compare one model "
+            "with one, or seeds with seeds (simcse train CONFIG seeds=0,1,2)"
         )
-    first, second = a.runs[0], b.runs[0]
-    lines = [f"A = {a.name} ({_runs(a)}), B = {b.name} ({_runs(b)})"]
-    if first.config and second.config:
-        lines += [f"config  {line}" for line in setting_differences(first.config, second.config)]
-    common, left_out = _common(first, second)
-    body = _models(first, second, common) if len(a.runs) == 1 else _seeds(a, b, common)
-    return "\n".join([*lines, "", *body, *(f"left out: {line}" for line in left_out)])
-
-
-_HEAD = ["task", "score", "A", "B", "B - A", "95% interval", "p"]
-
-
-def _models(a: Run, b: Run, common: list[tuple[str, str]]) -> list[str]:
-    rows = [_HEAD]
-    unpaired = {}
+    names = list(ascii_uppercase) if letters else [runs.name for runs in sets]
+    named = zip(names, sets, strict=False)
+    before = [", ".join(f"{name} = {runs.name} ({_runs(runs)})" for name, runs in named)]
+    for name, runs in list(zip(names, sets, strict=False))[1:]:
+        a, b = first.runs[0].config, runs.runs[0].config
+        label = f"config {name}" if len(sets) > 2 else "config"
+        before += [f"{label}  {line}" for line in setting_differences(a, b)] if a and b else []
+    common, left_out = _common([runs.runs[0] for runs in sets])
+    rows = [["task", "score", names[0]]]
+    for name in names[1 : len(sets)]:
+        of = f" of {name} - {names[0]}" if len(sets) > 2 else ""
+        rows[0] += [name, f"{name} - {names[0]}", f"95% interval{of}", f"p{of}"]
+        rows[0] += [] if single else [f"detectable{of}", f"seeds to show it{of}"]
+    unpaired: dict[str, None] = {}
     for task, key in common:
-        left, right = float(a.scores[task][key]), float(b.scores[task][key])
-        name = task_label(task, a.scores[task])
-        if difference := paired_difference(a.items, b.items, task, key):
-            cells = difference_cells(key, difference)
-        else:
-            unpaired[name] = cells = [signed(key, right - left), "", ""]
-        rows.append([name, LABELS[key], cell(key, left), cell(key, right), *cells])
-    lines = [
-        aligned(rows, left=2),
-        "",
-        "interval and p: paired bootstrap over the test items, 5,000 resamples. They say whether "
-        "these two models differ on other items of this kind; whether the settings differ needs "
-        "several seeds of each (seeds=0,1,2,…).",
-    ]
+        label = task_label(task, first.runs[0].scores[task])
+        row = [label, LABELS[key], _shown(first, task, key)]
+        for runs in sets[1:]:
+            row.append(_shown(runs, task, key))
+            cells = (_models if single else _seeds)(first, runs, task, key)
+            if not cells[1]:
+                unpaired[label] = None
+            row += cells
+        rows.append(row)
+    after = [_MODELS if single else _SEEDS.format(len(first.runs), len(sets[1].runs))]
     if unpaired:
-        lines.append(f"no values of single items, so no interval: {', '.join(unpaired)}")
-    return lines
+        after.append(f"no values of single items, so no interval: {', '.join(unpaired)}")
+    after += [line for line in [what_chose(sets)] if line]
+    return Comparison(rows, before, [*after, *(f"left out: {line}" for line in left_out)])
 
 
-def _seeds(a: RunSet, b: RunSet, common: list[tuple[str, str]]) -> list[str]:
-    rows = [[*_HEAD, "detectable", "seeds to show it"]]
-    for task, key in common:
-        left, right = a.values(task, key), b.values(task, key)
-        if len(left) != len(a.runs) or len(right) != len(b.runs):
-            raise UserError(f"{task}: not every seed of {a.name} and {b.name} has its {key}")
-        difference, std = welch(left, right), pooled_std(left, right)
-        means = [
-            f"{cell(key, summary.mean)} ± {cell(key, summary.std or 0)}"
-            for summary in map(summarize, (left, right))
-        ]
-        planning = ["–", "–"]
-        if std:
-            needed = seeds_needed(difference.difference, std)
-            planning[0] = cell(key, smallest_detectable(std, len(left), len(right)))
-            if needed is not None:
-                planning[1] = f"over {MANY:,}" if needed > MANY else f"{needed:,}"
-        name = task_label(task, a.runs[0].scores[task])
-        rows.append([name, LABELS[key], *means, *difference_cells(key, difference), *planning])
-    return [
-        aligned(rows, left=2),
-        "",
-        "A and B: mean ± standard deviation over seeds. Interval and p: Welch's t-test, each score "
-        "by itself (of twenty scores that do not differ one has p < 0.05 by chance). detectable: "
-        f"the smallest difference that {len(a.runs)} against {len(b.runs)} seeds see with 80% "
-        "probability at p < 0.05. seeds to show it: a side, for a difference of the size found. "
-        "Checkpoints were chosen on dev; the scores above chose nothing, but for a dev task among "
-        "them.",
-    ]
+def _shown(runs: RunSet, task: str, key: str) -> str:
+    values = runs.values(task, key)
+    if len(values) != len(runs.runs):
+        raise UserError(f"{task}: not every seed of {runs.name} has its {key}")
+    return summary_cell(key, summarize(values), interval=False)
 
 
-def _common(a: Run, b: Run) -> tuple[list[tuple[str, str]], list[str]]:
-    """Scores of both, and why some that both have by name cannot be compared."""
-    both = [score for score in shown_scores(a.scores) if score in shown_scores(b.scores)]
-    problems = {task: other_test(a, b, task) for task, _ in both}
-    common = [(task, key) for task, key in both if problems[task] is None]
-    left_out = [problem for problem in problems.values() if problem is not None]
+def _models(a: RunSet, b: RunSet, task: str, key: str) -> list[str]:
+    """Difference, interval and p-value; only the difference where no single items are kept."""
+    if difference := paired_difference(a.runs[0].items, b.runs[0].items, task, key):
+        return difference_cells(key, difference)
+    return [signed(key, b.values(task, key)[0] - a.values(task, key)[0]), "", ""]
+
+
+def _seeds(a: RunSet, b: RunSet, task: str, key: str) -> list[str]:
+    """Difference, interval and p-value, and how many seeds would show what."""
+    left, right = a.values(task, key), b.values(task, key)
+    difference, std = welch(left, right), pooled_std(left, right)
+    planning = ["–", "–"]
+    if std:
+        needed = seeds_needed(difference.difference, std)
+        planning[0] = cell(key, smallest_detectable(std, len(left), len(right)))
+        if needed is not None:
+            planning[1] = f"over {MANY:,}" if needed > MANY else f"{needed:,}"
+    return [*difference_cells(key, difference), *planning]
+
+
+def _common(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Scores of all, and why some that all have by name cannot be compared."""
+    first, *others = runs
+    scores = [shown_scores(run.scores) for run in others]
+    shared = [score for score in shown_scores(first.scores) if all(score in s for s in scores)]
+    problems: dict[str, str] = {}
+    for task, _ in shared:
+        for other in others:
+            if problem := other_test(first, other, task):
+                problems[task] = problem
+    common = [(task, key) for task, key in shared if task not in problems]
     if not common:
-        reason = f" ({'; '.join(left_out)})" if left_out else ""
-        raise UserError(f"{a.name} and {b.name} have no test in common{reason}")
-    return common, left_out
+        reason = f" ({'; '.join(problems.values())})" if problems else ""
+        names = " and ".join(run.name for run in runs)
+        raise UserError(f"{names} have no test in common{reason}")
+    return common, list(problems.values())
 
 
 def _runs(runs: RunSet) -> str:

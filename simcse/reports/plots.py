@@ -74,38 +74,77 @@ class Picture:
         return buffer.getvalue()
 
 
-def curve(
-    sets: Sequence[RunSet], key: str, title: str, caption: str, scale: float
-) -> Picture | None:
-    """A logged value over the steps: a line for each seed, and the mean of several seeds."""
-    figure, (axes,) = _axes(title)
-    rows: list[list[str]] = []
+def loss_curve(sets: Sequence[RunSet]) -> Picture | None:
+    """The training loss."""
+    lines = [[_series(run, "loss") for run in runs.runs] for runs in sets]
+    caption = "Mean over the steps since the last line of the log."
+    return _curves("loss", "Training loss", caption, sets, {"Training loss": lines})
+
+
+def dev_curves(sets: Sequence[RunSet]) -> Picture | None:
+    """The dev score, from the untrained encoder's on; each dev task on axes of its own."""
+    panels: dict[str, list[Lines]] = {}
     for number, runs in enumerate(sets):
-        series = [one for run in runs.runs if (one := _series(run, key, scale))]
-        if not series:
-            continue
-        colour, marker = _look(number)
-        several = len(series) > 1
-        for one in series:
-            alpha, width = (0.25, 1.0) if several else (1.0, 1.5)
-            axes.plot(list(one), list(one.values()), color=colour, alpha=alpha, lw=width)
-        shared = sorted(set.intersection(*map(set, series)))
-        stacked = np.array([[one[step] for step in shared] for one in series])  # (seeds, steps)
-        name = _shown(runs.name)
-        axes.plot(
-            shared, stacked.mean(axis=0), color=colour, lw=2, marker=marker, ms=4,
-            label=f"{name} (mean of {len(series)})" if several else name,
-            markevery=max(1, len(shared) // 12),
-        )  # fmt: skip
-        for step, column in zip(shared, stacked.T, strict=True):
-            numbers = (column.mean(), column.min(), column.max())
-            rows.append([runs.name, str(step), *(f"{value:.4f}" for value in numbers)])
-    if not rows:
+        for run in runs.runs:
+            line = _series(run, "eval_dev_score", 100)
+            if not run.dev or not line:
+                continue
+            task, metric = run.dev["task"], run.dev["metric"]
+            untrained = run.changes.get(task, {}).get("scores", {}).get(metric)
+            start = {0: 100 * untrained["before"]} if untrained else {}
+            title = f"{task}, {LABELS[metric]} ×100"
+            panels.setdefault(title, [[] for _ in sets])[number].append({**start, **line})
+    caption = "It chooses the checkpoint. Step 0 is the untrained encoder, with its best pooling."
+    return _curves("eval_dev_score", "Dev score", caption, sets, panels)
+
+
+Lines = list[dict[int, float]]
+"""Of each seed the values by step."""
+
+
+def _curves(
+    name: str, title: str, caption: str, sets: Sequence[RunSet], panels: dict[str, list[Lines]]
+) -> Picture | None:
+    """Values over the steps: a line for each seed, and the mean of several seeds.
+
+    Args:
+        name: Of the file.
+        title: Of the section.
+        caption: Below the figure.
+        sets: In the order of the lines.
+        panels: Title of the axes to the lines of each run set.
+    """
+    panels = {panel: lines for panel, lines in panels.items() if any(map(any, lines))}
+    if not panels:
         return None
-    axes.set_xlabel("step")
-    axes.legend()
-    head = ["run", "step", "mean", "lowest seed", "highest seed"]
-    return Picture(key, title, caption, figure, head, rows)
+    figure, all_axes = _axes(*map(_shown, panels), size=(7 * len(panels), 4))
+    rows: list[list[str]] = []
+    for axes, (panel, by_set) in zip(all_axes, panels.items(), strict=True):
+        for number, (runs, lines) in enumerate(zip(sets, by_set, strict=True)):
+            if lines := [line for line in lines if line]:
+                rows += [[runs.name, panel, *row] for row in _curve(axes, number, runs.name, lines)]
+        axes.set_xlabel("step")
+        axes.legend()
+    head = ["run", "score", "step", "mean", "lowest seed", "highest seed"]
+    return Picture(name, title, caption, figure, head, rows)
+
+
+def _curve(axes: Axes, number: int, name: str, lines: Lines) -> Iterator[list[str]]:
+    """Draw the lines of a run set; yields step, mean, lowest and highest value as text."""
+    colour, marker = _look(number)
+    several = len(lines) > 1
+    for line in lines:
+        alpha, width = (0.25, 1.0) if several else (1.0, 1.5)
+        axes.plot(list(line), list(line.values()), color=colour, alpha=alpha, lw=width)
+    shared = sorted(set.intersection(*map(set, lines)))
+    stacked = np.array([[line[step] for step in shared] for line in lines])  # (seeds, steps)
+    axes.plot(
+        shared, stacked.mean(axis=0), color=colour, lw=2, marker=marker, ms=4,
+        label=f"{_shown(name)} (mean of {len(lines)})" if several else _shown(name),
+        markevery=max(1, len(shared) // 12),
+    )  # fmt: skip
+    for step, column in zip(shared, stacked.T, strict=True):
+        yield [str(step), *(f"{v:.4f}" for v in (column.mean(), column.min(), column.max()))]
 
 
 def plane(sets: Sequence[RunSet]) -> Picture | None:
@@ -123,7 +162,7 @@ def plane(sets: Sequence[RunSet]) -> Picture | None:
                 if not point or point in drawn:
                     continue  # every seed and most settings start from the same encoder
                 drawn.add(point)
-                name = f"raw {pooling}"
+                name = f"untrained ({pooling})"
                 rows.append(_point_row(name, scores["geometry"]["source"], point))
                 final.scatter(*point, color="#777777", marker="x")
                 final.annotate(
@@ -222,23 +261,30 @@ def spectrum(sets: Sequence[RunSet]) -> Picture | None:
         "spectrum",
         "Spectrum of the embeddings",
         "Standard deviation along each principal axis of the normalised embeddings (first seed of "
-        "each). A cliff means that the axes beyond it are not used: dimensional collapse.",
+        f"each). {_on_cliffs(sets)}",
         figure,
         ["run", "effective rank", "mean cosine of distinct sentences", "collapse"],
         rows,
     )
 
 
+def _on_cliffs(sets: Sequence[RunSet]) -> str:
+    """What a cliff in a spectrum means: embeddings of few texts cannot reach all axes."""
+    geometries = [runs.runs[0].scores.get("geometry", {}) for runs in sets]
+    few = [g["sentences"] for g in geometries if g and g.get("sentences", g["dim"] + 1) <= g["dim"]]
+    if few:
+        return (
+            f"{min(few):,} texts span at most {min(few) - 1:,} axes: a cliff there is of the "
+            "texts' number. An earlier one means that axes are not used: dimensional collapse."
+        )
+    return "A cliff means that the axes beyond it are not used: dimensional collapse."
+
+
 def pictures(sets: Sequence[RunSet]) -> list[Picture]:
     """Every figure for which there are numbers."""
-    metrics = {run.dev["metric"] for runs in sets for run in runs.runs if run.dev}
-    tasks = {run.dev["task"] for runs in sets for run in runs.runs if run.dev}
-    dev = f"{' / '.join(sorted(tasks))}, {' / '.join(LABELS[m] for m in sorted(metrics))} ×100"
     figures = [
-        curve(
-            sets, "loss", "Training loss", "Mean over the steps since the last line of the log.", 1
-        ),
-        curve(sets, "eval_dev_score", "Dev score", f"It chooses the checkpoint: {dev}.", 100),
+        loss_curve(sets),
+        dev_curves(sets),
         plane(sets),
         bands(sets),
         spectrum(sets),

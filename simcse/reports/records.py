@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from simcse.config.settings import HUB_LICENSE, HUB_MODEL
 from simcse.evaluation.table import LABELS
 from simcse.evaluation.tasks import BAND_EDGES
 
@@ -77,6 +78,7 @@ class Geometry(Record):
     mean_cosine: Number
     effective_rank: Number
     dim: Annotated[Count, Field(ge=1)]
+    sentences: Annotated[Count, Field(ge=2)] | None = None
     collapse: str
     source: str
     singular_values: Annotated[list[Number], Field(min_length=1)]
@@ -203,6 +205,8 @@ class TextCount(Record):
 class Text(Record):
     """What was read, and how many rows of it are trained on."""
 
+    train: list[str]
+    """Entries of its ``data.train``."""
     rows: Count
     counts: TextCount
 
@@ -220,6 +224,13 @@ class Description(Record):
     source: str
 
 
+class EncoderCard(Record):
+    """See :func:`simcse.encoders.base_card.of_card`."""
+
+    license: Annotated[str, Field(pattern=HUB_LICENSE)] | None = None
+    base_model: Annotated[str, Field(pattern=HUB_MODEL)] | None = None
+
+
 class MadeFrom(Record):
     """``environment.json``: what a run was made from."""
 
@@ -233,6 +244,7 @@ class MadeFrom(Record):
     """Of each data set."""
     commit: Commit | None
     encoder_commit: Commit | None
+    encoder_card: EncoderCard = EncoderCard()
     terms: dict[str, Description]
     """Terms of the objective that are classes of the user's own."""
     from_hub: list[str]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jinja2 import Environment
 from markupsafe import Markup
 
 from simcse import __version__
+from simcse.evaluation.change import verdict_line
 from simcse.evaluation.protocol import PROTOCOL
-from simcse.evaluation.statistics import summarize
-from simcse.evaluation.table import LABELS, cell, collapse_lines, shown_scores, task_label
+from simcse.evaluation.table import collapse_lines
 from simcse.files import check_outside, filling, may_write
 from simcse.reports.plots import SOFTWARE, pictures, run_name
 from simcse.reports.runs import RunSet, with_own_names
+from simcse.reports.tables import run_rows, what_chose
 from simcse.terminal import visible
 
 TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
@@ -54,12 +55,11 @@ def write_report(sets: Sequence[RunSet], folder: Path, *, overwrite: bool = Fals
             for run in runs.runs
             for line in collapse_lines({run_name(runs, run): run.scores})
         ],
-        head=["task", "score", *(_heading(runs) for runs in sets)],
-        rows=_score_rows(sets),
-        score_note="All but the geometry and thresholds ×100. Several seeds: mean ± standard "
-        "deviation [95% confidence interval of the mean]. One seed shows no spread, and its "
-        "difference from another run may be the seed's. Checkpoints were chosen on the dev task; "
-        "no test score chose anything.",
+        summary=list(_summary(sets)),
+        rows=run_rows(sets),
+        score_note="All but the geometry and thresholds ×100; ↓ lower is better. Several seeds: "
+        "mean ± standard deviation (95% confidence interval of the mean). One seed shows no "
+        f"spread, and its difference from another run may be the seed's. {what_chose(sets)}",
         pictures=figures,
         settings=_settings(sets),
         version=__version__,
@@ -82,24 +82,22 @@ def _finalize(value: object) -> object:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _heading(runs: RunSet) -> str:
-    return runs.name if len(runs.runs) == 1 else f"{runs.name} ({len(runs.runs)} seeds)"
+def _summary(sets: Sequence[RunSet]) -> Iterator[str]:
+    """What was trained on what, and what that changed, for every run set."""
+    for runs in sets:
+        first = runs.runs[0]
+        if first.config is None:
+            yield f"{runs.name}: a model that was scored, not trained here."
+            continue
+        seeds = f", {len(runs.runs)} seeds" if len(runs.runs) > 1 else ""
+        text = "; ".join(data.title for data in first.config.sets)
+        line = f"{runs.name}: {first.config.encoder.name} trained on {text}{seeds}."
+        tests = {task: change for task, change in first.changes.items() if task in first.scores}
+        yield f"{line} {_sentence(verdict_line(tests))}" if tests and not seeds else line
 
 
-def _score_rows(sets: Sequence[RunSet]) -> list[list[str]]:
-    """A row for every test; scores of the same name on different texts have rows of their own."""
-    rows: dict[tuple[str, str], list[str]] = {}
-    for number, runs in enumerate(sets):
-        for task, key in shown_scores(runs.runs[0].scores):
-            label = task_label(task, runs.runs[0].scores[task])
-            row = rows.setdefault((label, key), [label, LABELS[key], *[""] * len(sets)])
-            summary = summarize(runs.values(task, key))
-            text = cell(key, summary.mean)
-            if summary.std is not None and summary.low is not None and summary.high is not None:
-                low, high = cell(key, summary.low), cell(key, summary.high)
-                text += f" ± {cell(key, summary.std)} [{low}, {high}]"
-            row[2 + number] = text
-    return list(rows.values())
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _settings(sets: Sequence[RunSet]) -> list[list[str]]:

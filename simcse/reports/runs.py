@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,12 @@ from pydantic import BaseModel
 from simcse.config.reading import differences, read_config, settings_digest
 from simcse.config.settings import Config
 from simcse.errors import UserError, first_line
+from simcse.evaluation.change import Changes
 from simcse.evaluation.protocol import Items, Scores, score_value
-from simcse.evaluation.table import with_averages
+from simcse.evaluation.table import TEST_FACTS, with_averages
 from simcse.files import replacing
 from simcse.reports.records import EvaluatedScores, LogLine, Plan, RunScores, parse
 from simcse.sealing import MANIFEST, damage
-from simcse.terminal import quiet_libraries
 from simcse.typed import typed
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class Run:
     """Dev task, its metric, best value and step; None as above."""
     config: Config | None
     log: list[dict[str, Any]]
+    bm25: Scores = field(default_factory=dict)
+    """Of retrieval tests."""
+    changes: Changes = field(default_factory=dict)
 
     def value(self, task: str, metric: str | None = None) -> float:
         """One score, see :meth:`simcse.evaluation.protocol.Evaluation.value`."""
@@ -75,8 +79,7 @@ class Run:
         """The model, loaded when it is first asked for; code that came with it is not run."""
         from simcse.inference.model import SimCSE
 
-        with quiet_libraries():
-            return SimCSE(self.folder)
+        return SimCSE(self.folder)
 
 
 @dataclass(frozen=True)
@@ -105,25 +108,28 @@ class RunSet:
 
 @typed
 def load_runs(path: str | Path, seeds: Sequence[str] | None = None) -> RunSet:
-    """Read a run folder, a folder of seeds, or the folder or file that ``evaluate`` wrote.
+    """Read a run folder, a folder of seeds, or what ``evaluate`` wrote of any model.
 
     Of a sweep's folder this is the setting with the best dev score.
 
     Args:
-        path: The folder or file.
+        path: The folder; the file of scores; or the model, as it was named to ``evaluate``.
         seeds: Of a folder of seeds only these; ``None`` reads all that its command names.
 
     Raises:
         UserError: There is nothing finished, a file is damaged, or the seeds are not of one
             setting and one test.
     """
-    path = Path(path).absolute()
+    name, path = str(path), Path(path).absolute()
     if path.is_file():
         if path.suffix != ".json":
             raise UserError(f"{path}: not a run folder and not a {SCORES_FILE}")
         return RunSet(path.stem, [_load(path)])
-    if not path.is_dir():
-        raise UserError(f"{path}: no such run")
+    if not path.is_dir() or is_plain_model(path):
+        if not (scores := evaluation_folder(name) / SCORES_FILE).is_file():
+            problem = "is no finished run" if path.is_dir() else "no such run"
+            raise UserError(f"{path}: {problem}; for a model's scores: simcse evaluate {name}")
+        return RunSet(path.name, [_load(scores.absolute())])
     if (path / SCORES_FILE).is_file() or (path / MANIFEST).is_file():
         if seeds is not None:
             raise UserError(f"{path}: a single run, it has no seeds to choose from")
@@ -133,6 +139,10 @@ def load_runs(path: str | Path, seeds: Sequence[str] | None = None) -> RunSet:
         return load_runs(path / best_setting(load_sets(path)).name, seeds)
     if not there:
         raise UserError(f"{path}: no {SCORES_FILE} in it, so it is no finished run")
+    return RunSet(path.name, _seed_runs(path, there, seeds))
+
+
+def _seed_runs(path: Path, there: dict[str, Path], seeds: Sequence[str] | None) -> list[Run]:
     if seeds is None:
         planned = [str(seed) for seed in read_plan(path).seeds] or list(there)
         seeds = list(dict.fromkeys([*planned, *there]))
@@ -148,7 +158,37 @@ def load_runs(path: str | Path, seeds: Sequence[str] | None = None) -> RunSet:
     for run in runs[1:]:
         check_same_setting(runs[0], run)
     _check_seeds(dict(zip(seeds, runs, strict=True)))
-    return RunSet(path.name, runs)
+    return runs
+
+
+def is_plain_model(folder: Path) -> bool:
+    """Whether a folder holds a model and is no run's."""
+    model, of_a_run = (_MODULES, "config.json"), (SCORES_FILE, CONFIG_FILE, MANIFEST)
+    has_model, has_run = (any((folder / n).is_file() for n in names) for names in (model, of_a_run))
+    return has_model and not has_run
+
+
+def evaluation_folder(model: str) -> Path:
+    """Where ``simcse evaluate`` puts scores: in a run folder, for its card, else in ``outputs``."""
+    if (Path(model) / SCORES_FILE).is_file() and (Path(model) / CONFIG_FILE).is_file():
+        folder = Path(model) / EVALUATION_FOLDER
+        if folder.is_symlink():
+            raise UserError(f"{folder}: a link, which no run makes; name a file with -o")
+        return folder
+    return Path("outputs") / "evaluation" / _file_name(model)
+
+
+def _file_name(model: str) -> str:
+    """A folder's name for a model, another for every model: ``p/q`` becomes ``p--q``.
+
+    Other characters than letters, digits, ``_``, ``.`` and ``-`` are percent-encoded, and so are
+    hyphens that would look like the two between the parts.
+    """
+    parts = [
+        re.sub(r"[^\w.-]|^[.-]|-(?=-|$)", lambda found: f"%{ord(found[0]):02X}", part)
+        for part in Path(model).parts
+    ]
+    return "--".join(parts) or "model"
 
 
 def load_sets(path: Path, settings: Sequence[str] | None = None) -> list[RunSet]:
@@ -273,7 +313,7 @@ def _weights(folder: Path) -> str:
 
 def other_test(a: Run, b: Run, task: str) -> str | None:
     """Why two scores of the same name are not from the same test; ``None`` if they are."""
-    for fact in ("pairs", "queries", "examples", "source", "dataset", "metric"):
+    for fact in TEST_FACTS:
         left, right = a.scores[task].get(fact), b.scores[task].get(fact)
         if left != right:
             return f"{task}: not the same test, {fact} {left} and {right}"
@@ -402,6 +442,7 @@ def _load(path: Path) -> Run:
     return Run(
         folder.name, folder, with_averages(values["trained"]), read_items(path, values),
         values["raw"], values["dev"], config, log,
+        values.get("bm25", {}), values.get("changes", {}),
     )  # fmt: skip
 
 

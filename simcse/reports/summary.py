@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from simcse.evaluation.statistics import Summary, summarize
-from simcse.evaluation.table import LABELS, aligned, cell, shown_scores, task_label
+from simcse.evaluation.table import LABELS, aligned, shown_scores, task_label
 from simcse.reports.runs import RunSet, best_setting
+from simcse.reports.tables import as_text, run_rows, summary_cell, what_chose
 
 
 def summary_of(runs: RunSet) -> dict[str, Any]:
@@ -34,20 +35,13 @@ def summary_of(runs: RunSet) -> dict[str, Any]:
 
 def summary_text(runs: RunSet) -> str:
     """The summary as a table, dev apart from test."""
-    first = runs.runs[0].scores
-    head = ["task", "score", "mean ± std", "lowest to highest", "95% interval of the mean"]
-    rows = [head]
-    for task, key in shown_scores(first):
-        summary = summarize(runs.values(task, key))
-        rows.append([task_label(task, first[task]), LABELS[key], *summary_cells(key, summary)])
     dev = _dev_of(runs, "task", "metric")
-    dev_cells = summary_cells(dev["metric"], dev_summary(runs))
     lines = [
-        f"{len(runs.runs)} seeds; checkpoints were chosen on dev, test scores chose nothing",
-        aligned(rows, left=2),
+        as_text(run_rows([runs])),
         "",
-        f"dev ({dev['task']}, {LABELS[dev['metric']]}), which chose the checkpoints: "
-        f"{dev_cells[0]}, {dev_cells[1]}",
+        f"{len(runs.runs)} seeds: mean ± standard deviation (95% interval of the mean).",
+        what_chose([runs]),
+        f"dev score: {summary_cell(dev['metric'], dev_summary(runs))}",
     ]
     if (best := runs.best.config) and len(runs.runs) > 1:
         lines.append(
@@ -55,21 +49,6 @@ def summary_text(runs: RunSet) -> str:
             f"best of {len(runs.runs)}, never as what a run gives"
         )
     return "\n".join(lines)
-
-
-def summary_cells(key: str, summary: Summary) -> list[str]:
-    """``mean ± std``, ``min–max`` and the interval, as they are printed."""
-    mean, low_high = (
-        cell(key, summary.mean),
-        f"{cell(key, summary.minimum)} to {cell(key, summary.maximum)}",
-    )
-    if summary.std is None or summary.low is None or summary.high is None:
-        return [mean, low_high, "one seed"]
-    return [
-        f"{mean} ± {cell(key, summary.std)}",
-        low_high,
-        f"{cell(key, summary.low)} to {cell(key, summary.high)}",
-    ]
 
 
 def dev_summary(runs: RunSet) -> Summary:
@@ -101,7 +80,7 @@ def sweep_text(sets: Sequence[RunSet], diverged: Sequence[str]) -> str:
         found = [summarize(runs.values(task, key)) for task, key in tests]
         scores = [(dev["metric"], dev_summary(runs))]
         scores += [(key, values) for (_, key), values in zip(tests, found, strict=True)]
-        rows.append([runs.name, *(summary_cells(key, values)[0] for key, values in scores)])
+        rows.append([runs.name, *(summary_cell(key, s, interval=False) for key, s in scores)])
     rows += [[name, "diverged", *[""] * len(tests)] for name in diverged]
     best = best_setting(sets)
     seeds = f", by the mean of {len(best.runs)} seeds" if len(best.runs) > 1 else ""
@@ -109,8 +88,8 @@ def sweep_text(sets: Sequence[RunSet], diverged: Sequence[str]) -> str:
         [
             aligned(rows, left=1),
             "",
-            f"best of {len(rows) - 1} settings by dev{seeds}: {best.name}; test scores chose "
-            "nothing, but for a dev task among them; the dev score of the best of many is better "
-            "than it would be again",
+            f"best of {len(rows) - 1} settings by dev{seeds}: {best.name}; the dev score of the "
+            "best of many is better than it would be again",
+            what_chose(sets),
         ]
     )

@@ -27,7 +27,7 @@ from simcse.training.checkpoint_pushes import CheckpointPushes
 from simcse.training.checkpoints import CHECKPOINTS
 from simcse.training.interruption import StopSignals
 from simcse.training.loss import TrainingLoss
-from simcse.training.progress import Progress
+from simcse.training.progress import Progress, hyperparameters
 from simcse.training.resuming import Position, State, load_weights
 from simcse.training.setup import (
     DEV_SCORE,
@@ -70,7 +70,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     training, root, model = config.training, run / CHECKPOINTS, loss.model
     steps = text.steps
     accelerator = make_accelerator(config, run)
-    accelerator.init_trackers("simcse", config={k: str(v) for k, v in config.settings().items()})
+    accelerator.init_trackers("simcse", config=hyperparameters(config))
     loss.to(accelerator.device)
     distributed.share_weights(loss)
     if distributed.world() > 1:

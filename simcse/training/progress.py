@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from simcse import distributed
+from simcse.config.settings import Config
 from simcse.evaluation.geometry import collapse
 from simcse.files import write_atomically
 from simcse.reports.runs import LOG_FILE
@@ -90,6 +91,12 @@ class Progress:
     def _write(self, line: str) -> None:
         if distributed.is_first():
             tqdm.write(line)
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key, for trackers: numbers as numbers, by which they sort."""
+    plain = (bool, int, float, str)
+    return {k: v if isinstance(v, plain) else str(v) for k, v in config.settings().items()}
 
 
 def _line(entry: Entry) -> str:

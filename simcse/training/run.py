@@ -27,16 +27,16 @@ from simcse.config.settings import Config
 from simcse.data.documents import Documents
 from simcse.data.readers import is_from_hub
 from simcse.encoders import encoder
+from simcse.encoders.base_card import of_card
 from simcse.encoders.loading import load_trained
 from simcse.encoders.mini_batches import on_device
 from simcse.environment import environment
 from simcse.errors import UserError, naming_memory
-from simcse.evaluation.change import changes, differences_of, verdict_line, worse_lines
-from simcse.evaluation.documents import too_few
+from simcse.evaluation.change import changes, verdict_line, worse_lines
 from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.scoring import TaskList, plan_tasks
 from simcse.evaluation.sources import load_dev_task, load_geometry
-from simcse.evaluation.table import collapse_lines, score_table
+from simcse.evaluation.table import LABELS, cell, collapse_lines
 from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask, Task
 from simcse.files import (
     check_parent,
@@ -59,9 +59,11 @@ from simcse.reports.runs import (
     read_json,
     save_scores,
 )
+from simcse.reports.tables import Column, as_text, references, score_rows
 from simcse.sealing import MANIFEST, seal
 from simcse.training import loop
 from simcse.training.checkpoints import CHECKPOINTS, check_owner, newest_checkpoint, remove_all
+from simcse.training.hints import hints, what_chooses_and_tests
 from simcse.training.interruption import StopSignals
 from simcse.training.loss import TrainingLoss
 from simcse.training.resuming import Position
@@ -183,6 +185,7 @@ def _finish(
         model_files = files_in(folder)
     # Scored as its users will load it: from disk, without mixed precision.
     result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
+    print("scoring the trained model", flush=True)
     evaluation = score_in(run, result, prepared.scored, config)
     metrics = {task.name: task.metric for task in prepared.scored.ours}
     with naming_memory("for BM25", "the number of documents of a retrieval test"):
@@ -251,20 +254,19 @@ def dry_run(config: Config) -> None:
 
 def print_scores(scores: dict[str, Any]) -> None:
     """Print the table of a finished run, what became worse first, and the verdict last."""
-    columns: dict[str, Scores] = {f"raw {pooling}": raw for pooling, raw in scores["raw"].items()}
-    if scores.get("bm25"):
-        columns["BM25"] = scores["bm25"]
-    columns["trained"] = scores["trained"]
     dev, found = scores["dev"], scores.get("changes", {})
+    before = references([("", scores["raw"], scores.get("bm25", {}))])
+    after = Column("trained", [scores["trained"]], found)
     # The dev task chose the checkpoint, so that it says nothing of an improvement.
     tests = {task: change for task, change in found.items() if task in scores["trained"]}
     for line in worse_lines(found, dev["task"]):
         print(line)
-    print(f"\n{score_table(columns, differences_of(tests))}\n")
+    print(f"\n{as_text(score_rows([after], before))}\n")
     for line in collapse_lines({"trained": scores["trained"]}):
         print(line)
+    metric = dev["metric"]
     print(
-        f"best of {dev['task']} ({dev['metric']} {100 * dev['best']:.2f}) "
+        f"best of {dev['task']} ({LABELS[metric]} {cell(metric, dev['best'])}) "
         f"at step {dev['best_step']} of {dev['steps']}"
     )
     if tests:
@@ -295,9 +297,8 @@ def prepare(config: Config) -> Prepared:
         config.evaluation.batch_size,
         config.evaluation.precision,
     )
-    for task in (*tasks.ours, dev.task):
-        if isinstance(task, RetrievalTask) and (warning := too_few(task)):
-            print(f"warning: {warning}")
+    for line in what_chooses_and_tests(dev.task, tasks.ours, [t.metadata.name for t in tasks.mteb]):
+        print(line)
     if any(view.dropout is not None for view in config.views):
         encoder.check_dropout_is_reached(model)
     check_views_differ(config, model, text)
@@ -306,6 +307,8 @@ def prepare(config: Config) -> Prepared:
         f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}, "
         f"{config.training.precision}"
     )
+    for line in hints(config, text.sets, model):
+        print(line)
     hashes = text.hashes() if config.objective.helpers else np.empty(0)
     embeddings: dict[str, TextEmbeddings] = {}
     for kind in config.objective.helpers:
@@ -413,6 +416,7 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
     found = {
         **environment(config.seed, command),
         "encoder_commit": encoder.hub_commit(config.encoder),
+        "encoder_card": of_card(Path(encoder.origin_of(config.encoder).path)),
         "from_hub": _from_hub(config),
         "processes": world,
         "start": start,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 from sentence_transformers import SentenceTransformer
+from tqdm import tqdm
 
 from simcse.caches import cache_folder, cached
 from simcse.config.settings import Config, ObjectiveConfig
@@ -89,11 +90,14 @@ def text_embeddings(config: Config, kind: str, hashes: np.ndarray) -> TextEmbedd
         print(f"{kind:8} {name}: embedding {len(hashes):,} texts, {width} wide", flush=True)
         memory = open_memmap(temporary, "w+", np.float32, (len(hashes), width))
         done = 0
-        for chunk in in_chunks(texts_of(config.sets, hashes), _CHUNK, lambda pair: len(pair[1])):
-            found, texts = zip(*chunk, strict=True)
-            places = np.searchsorted(hashes, found)
-            memory[places] = encode_by_length(model, texts, config.evaluation.batch_size)
-            done += len(chunk)
+        texts = texts_of(config.sets, hashes)
+        with tqdm(total=len(hashes), unit="text", disable=None) as bar:
+            for chunk in in_chunks(texts, _CHUNK, lambda pair: len(pair[1])):
+                found, these = zip(*chunk, strict=True)
+                memory[np.searchsorted(hashes, found)] = encode_by_length(
+                    model, these, config.evaluation.batch_size, show_progress=bar
+                )
+                done += len(chunk)
         memory.flush()
         del memory
         if done != len(hashes):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def score_untrained(run: Path, config: Config, tasks: TaskList) -> Untrained:
         poolings = {"own": None}
     found = Untrained({}, {})
     for name, pooling in poolings.items():
+        print(f"scoring the untrained encoder ({name})", flush=True)
         raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
         evaluation = score_in(run, encoder.build(raw), tasks, config)
         found.scores[name], found.items[name] = evaluation.scores, evaluation.items
@@ -78,6 +80,7 @@ def score_in(run: Path, model: SentenceTransformer, tasks: TaskList, config: Con
             name=run.name,
             mteb_folder=folder,
             precision=config.evaluation.precision,
+            show_progress=sys.stderr.isatty(),
         )
 
 

@@ -1,0 +1,141 @@
+"""What the commands do that use a model: encode, search, dedup; heavy imports inside, as there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simcse.cli.commands import quiet_libraries
+from simcse.errors import UserError
+from simcse.terminal import complain, visible
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from simcse.inference.model import SimCSE
+
+
+def encode(parsed: argparse.Namespace) -> None:
+    """Embed every row of a file."""
+    quiet_libraries()
+    import numpy as np
+    from tqdm import tqdm
+
+    from simcse.data.readers import count_lines, read_sentences
+    from simcse.files import may_write
+    from simcse.inference.streaming import check_name, encode_to_file
+
+    output = Path(parsed.output)
+    check_name(output)
+    may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
+    sentences = read_sentences(Path(parsed.file), **_table(parsed))
+    simcse = _model(parsed)
+
+    first = list(islice(sentences, 1000))
+    _warn_of_unknown_signs(first, simcse, parsed.file)
+
+    def embed(texts: list[str]) -> np.ndarray:
+        found = simcse.encode(
+            texts,
+            return_numpy=True,
+            normalize_to_unit=not parsed.keep_length,
+            batch_size=parsed.batch_size,
+            max_length=parsed.max_length,
+            show_progress_bar=bar,
+            role=parsed.role,
+        )
+        return np.asarray(found)
+
+    with tqdm(total=count_lines(Path(parsed.file)), unit="text", disable=None) as bar:
+        rows, width = encode_to_file(chain(first, sentences), embed, output, parsed.file)
+    print(f"{output}: {rows:,} embeddings of width {width}, row i is row i of the file")
+
+
+def _warn_of_unknown_signs(texts: list[str], simcse: SimCSE, source: str) -> None:
+    from simcse.data.tokens import unknown_in, unknown_warning
+
+    if warning := unknown_warning(*unknown_in(texts, simcse.tokenizer), source):
+        complain(warning)
+
+
+def search(parsed: argparse.Namespace) -> None:
+    """Print the most similar sentences of a corpus or an index."""
+    source = [option for option in (parsed.corpus, parsed.index) if option]
+    if len(source) != 1:
+        raise UserError("search needs either --corpus FILE or --index FILE.safetensors")
+    if parsed.index and _table(parsed) != {"column": None, "separator": None, "encoding": "utf-8"}:
+        raise UserError("--column, --separator, --encoding: of a --corpus; an --index has none")
+    if not all(query.strip() for query in parsed.queries):
+        raise UserError("search: a query is empty")
+    quiet_libraries()
+    from simcse.inference import index
+
+    if parsed.save_index:  # before a large corpus is embedded
+        inputs = [parsed.corpus, parsed.index, parsed.model]
+        index.check_target(Path(parsed.save_index), inputs, overwrite=parsed.overwrite)
+    simcse = _model(parsed)
+    if parsed.index:
+        simcse.load_index(parsed.index)
+    else:
+        simcse.build_index(parsed.corpus, batch_size=parsed.batch_size, **_table(parsed))
+        if simcse.index:
+            _warn_of_unknown_signs(simcse.index["sentences"], simcse, parsed.corpus)
+    if parsed.save_index:
+        simcse.save_index(parsed.save_index, parsed.overwrite)
+    for query in parsed.queries:
+        matches = simcse.search(query, threshold=parsed.threshold, top_k=parsed.top_k)
+        if parsed.json:
+            found = [{"id": m.id, "text": m.sentence, "similarity": m.similarity} for m in matches]
+            print(json.dumps({"query": query, "matches": found}))
+            continue
+        print(visible(query))
+        for sentence, score in matches:
+            print(f"  {score:.4f}  {visible(sentence)}")
+        if not matches:
+            print(f"  nothing at or above --threshold {parsed.threshold}")
+
+
+def dedup(parsed: argparse.Namespace) -> None:
+    """Print groups of near-duplicates of a file; write it without them."""
+    quiet_libraries()
+    from simcse.data.readers import read_sentences
+    from simcse.files import may_write, write_atomically
+
+    output = Path(parsed.output) if parsed.output else None
+    if output is not None:
+        may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
+    texts = list(read_sentences(Path(parsed.file), **_table(parsed)))
+    simcse = _model(parsed)
+    groups = simcse.duplicates(
+        parsed.file, parsed.threshold, batch_size=parsed.batch_size, **_table(parsed)
+    )
+    repeats = {row for group in groups for row in group[1:]}
+    if parsed.json:
+        print(json.dumps(groups))
+    else:
+        for group in groups:
+            print("\n".join(f"{row:>8}  {visible(texts[row])}" for row in group), end="\n\n")
+        print(f"{len(groups):,} groups; {len(repeats):,} of {len(texts):,} rows repeat another")
+    if output is not None:
+        kept = [" ".join(text.split()) for row, text in enumerate(texts) if row not in repeats]
+        write_atomically(output, "".join(f"{text}\n" for text in kept if text))
+
+
+def _table(parsed: argparse.Namespace) -> dict[str, Any]:
+    """How to read a file, by the names that all who read one give it."""
+    return {name: getattr(parsed, name) for name in ("column", "separator", "encoding")}
+
+
+def _model(parsed: argparse.Namespace) -> SimCSE:
+    from simcse.inference.model import SimCSE
+
+    return SimCSE(
+        parsed.model,
+        parsed.device,
+        pooling=parsed.pooling,
+        precision=parsed.precision,
+        trust_remote_code=parsed.trust_remote_code,
+    )

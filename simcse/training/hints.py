@@ -1,0 +1,79 @@
+"""What a run says before it trains: what chooses, what tests, and settings that hardly suit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sentence_transformers import SentenceTransformer
+
+from simcse.config.settings import Config
+from simcse.data.tokens import unknown_warning
+from simcse.evaluation.documents import too_few
+from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask, Task
+from simcse.training.text import TrainingSet
+
+MANY_CUT = 0.1
+"""Share of the texts that are cut above which it is said."""
+# Least parameters beside the token embeddings, usual learning rates; sources: docs/training.md.
+_SIZES = (
+    (200e6, "large", 5e-6, 5e-5),
+    (40e6, "base", 1e-5, 1e-4),
+    (0, "small", 5e-5, 1e-3),
+)
+_ORIGINS = {
+    "pairs": "that come with the package",
+    "python-docs": "of the shipped documents",
+    "documents": "from held-out documents of data.train",
+}
+
+
+def what_chooses_and_tests(dev: Task, tests: Sequence[Task], mteb: Sequence[str]) -> Iterator[str]:
+    """Which data choose the checkpoint, on which it is tested, and which of them are too few.
+
+    Args:
+        dev: What chooses the checkpoint.
+        tests: Our tasks, with the geometry.
+        mteb: Names of its tasks.
+    """
+    yield f"chosen   the checkpoint, by {_described(dev)}"
+    named = [_described(task) for task in tests if task.name not in (dev.name, "geometry")]
+    twice = [f"{dev.name}, which has chosen it" for task in tests if task.name == dev.name]
+    yield f"tested   on {'; '.join([*named, *mteb, *twice]) or 'nothing'}"
+    for task in (*tests, dev):
+        if isinstance(task, RetrievalTask) and (warning := too_few(task)):
+            yield f"warning: {warning}"
+
+
+def _described(task: Task) -> str:
+    origin = _ORIGINS.get(task.name.removesuffix("-dev"), "of evaluation.data")
+    if "own" in getattr(task, "facts", {}):
+        origin = "of your own"
+    if isinstance(task, RetrievalTask | JudgedRetrievalTask):
+        return f"{task.name} ({len(task.queries):,} queries {origin})"
+    return f"{task.name} ({len(task.texts()):,} texts {origin})"
+
+
+def hints(config: Config, sets: Sequence[TrainingSet], model: SentenceTransformer) -> Iterator[str]:
+    """Settings that hardly suit this text and this encoder."""
+    for own in sets:
+        counts, key = own.counts, "data.train" if len(sets) == 1 else own.config.title
+        if warning := unknown_warning(counts.unknown, counts.tokens, key):
+            yield warning
+        if counts.truncated > MANY_CUT * counts.texts:
+            yield (
+                f"warning: data.max_length: {counts.truncated / counts.texts:.0%} of the texts "
+                f"{f'of {key} ' if len(sets) > 1 else ''}are cut at {own.config.max_length} tokens;"
+                f" this encoder takes {model.max_seq_length}"
+            )
+    # The table of token embeddings has the most rows.
+    tables = [p for p in model.parameters() if p.ndim == 2]
+    table = max(tables, key=len).numel()
+    rest = sum(parameter.numel() for parameter in model.parameters()) - table
+    size, least, most = next((name, low, high) for n, name, low, high in _SIZES if rest >= n)
+    rate = config.training.learning_rate
+    if not least <= rate <= most:
+        yield (
+            f"warning: training.learning_rate: {rate:g} is {'low' if rate < least else 'high'} for "
+            f"a {size} encoder ({rest / 1e6:.0f} million parameters beside the token embeddings); "
+            f"usual are {least:g} to {most:g} (docs/training.md#encoders)"
+        )
