@@ -24,6 +24,7 @@ from simcse.data.documents import (
     _sides,
     embedded_documents,
     passages,
+    query_and_rest,
     sentences,
 )
 from simcse.data.positives import Positives
@@ -32,7 +33,7 @@ from simcse.data.text_files import document_files, plain_text
 from simcse.encoders import encoder
 from simcse.errors import UserError
 from simcse.evaluation import ranking
-from simcse.evaluation.documents import document_task, query_and_rest, too_few
+from simcse.evaluation.documents import document_task, too_few
 from simcse.evaluation.sources import load_task
 from simcse.training.text import view_collator
 

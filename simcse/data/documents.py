@@ -93,6 +93,13 @@ def passages(document: Document, config: DataConfig) -> Iterator[tuple[str, ...]
             yield (document.title, *(whole[i] for i in part))
 
 
+def query_and_rest(document: Document, language: str) -> tuple[str, str] | None:
+    """What searches and what is to be found; ``None`` where there is one sentence only."""
+    found = sentences(document.text, language)
+    query, *rest = [document.title, *found] if document.title else found or [""]
+    return (query, " ".join(rest)) if rest else None
+
+
 class Documents:
     """The documents of a config, each on its side.
 

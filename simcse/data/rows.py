@@ -101,7 +101,7 @@ def load_training_data(
 
     def make(temporary: Path) -> dict[str, Any]:
         found: Counter[str] = Counter()
-        rows = _passages(documents, found) if documents else _read(config, found)
+        rows = _passages(documents, found) if documents else read_rows(config, found)
         rows = counting(rows, "reading", "rows")
         return asdict(_tokenize(rows, found, tokenizer, config, temporary))
 
@@ -128,14 +128,15 @@ def texts_of(sets: Iterable[DataConfig], hashes: np.ndarray) -> Iterator[tuple[i
     Not for ``form: documents``, whose texts are drawn from passages.
     """
     wanted = set(hashes.tolist())
-    for row in chain.from_iterable(_read(config, Counter()) for config in sets):
+    for row in chain.from_iterable(read_rows(config, Counter()) for config in sets):
         for text in row.texts:
             if (digest := _hash64(text)) in wanted:
                 wanted.remove(digest)
                 yield digest, text
 
 
-def _read(config: DataConfig, found: Counter[str]) -> Iterator[Row]:
+def read_rows(config: DataConfig, found: Counter[str]) -> Iterator[Row]:
+    """The rows of a set that is no documents, as text; counts of :func:`.rows_of`."""
     fields = chain.from_iterable(_fields(name, config) for name in config.train)
     return rows_of(fields, config.form, found, config.incomplete)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from torch import nn
 from transformers import PreTrainedModel
@@ -92,6 +92,22 @@ def load_sentence_model(
                 module.model.pooler = None
     _check_finite(origin, model)
     check_embeddings(origin.label, model)
+    return model
+
+
+def load_cross_encoder(origin: Origin) -> CrossEncoder:
+    """A model that scores pairs of texts, of which there is one number for each.
+
+    Raises:
+        UserError: It cannot be had or is not sound.
+    """
+    check_files(origin)
+    with _admitting(origin) as made_up:
+        model = CrossEncoder(origin.path, trust_remote_code=origin.trust_remote_code)
+    _refuse_weights(origin, {"missing": made_up})
+    _check_finite(origin, model)
+    if model.num_labels != 1:
+        raise UserError(f"{origin.label}: gives {model.num_labels} numbers for a pair, expected 1")
     return model
 
 

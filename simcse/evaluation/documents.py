@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simcse.data.documents import Document, Documents, Side, sentences
+from simcse.data.documents import Documents, Side, query_and_rest
 from simcse.errors import UserError
 from simcse.evaluation.tasks import RetrievalTask
 
@@ -39,13 +39,6 @@ def document_task(
         )
     queries, rests = zip(*pairs, strict=True)
     return RetrievalTask(name, list(queries), list(rests))
-
-
-def query_and_rest(document: Document, language: str) -> tuple[str, str] | None:
-    """What searches and what is to be found; ``None`` where there is one sentence only."""
-    found = sentences(document.text, language)
-    query, *rest = [document.title, *found] if document.title else found or [""]
-    return (query, " ".join(rest)) if rest else None
 
 
 def too_few(task: RetrievalTask) -> str | None:
