@@ -55,15 +55,21 @@ def test_pairs_are_scored_by_spearman_of_the_cosine():
     assert scores["pairs"] == 4
 
 
+def retrieval(queries, documents):
+    """Each query with the document in the same position."""
+    return RetrievalTask("r", queries, documents, [{i: 1} for i in range(len(queries))])
+
+
 def test_retrieval_counts_ranks_and_ties():
     documents = [f"d{i}" for i in range(12)]
     vectors = {d: np.eye(13)[i] for i, d in enumerate(documents)}
     vectors["q0"] = np.eye(13)[0]  # rank 1
     vectors["q1"] = np.eye(13)[12]  # equally far from all: ties count against, rank 12
-    task = RetrievalTask("r", ["q0", "q1", *documents[2:]], documents)
+    task = retrieval(["q0", "q1", *documents[2:]], documents)
     scores = evaluate(lambda texts: np.stack([vectors[t] for t in texts]), [task]).scores["r"]
     assert scores["recall_at_10"] == pytest.approx(11 / 12)
-    assert scores["mrr"] == pytest.approx((11 + 1 / 12) / 12)
+    assert scores["recall_at_100"] == 1
+    assert scores["ndcg_at_10"] == pytest.approx(11 / 12)
     assert scores["mrr_at_10"] == pytest.approx(11 / 12)
 
 
@@ -87,7 +93,7 @@ def test_each_distinct_text_is_encoded_once():
         return encode(texts)
 
     task = PairTask("t", ["east", "east"], ["north", "west"], np.array([0.0, 1.0]))
-    evaluate(counting, [task, RetrievalTask("r", ["east"], ["north"])])
+    evaluate(counting, [task, retrieval(["east"], ["north"])])
     assert sorted(seen) == ["east", "north", "west"]
 
 
@@ -376,11 +382,11 @@ def test_pairs_of_equal_texts_are_tied():
     assert items["t.grade"].tolist() == task.grades.tolist()
 
 
-def test_similarities_are_cosines_and_ranks_are_kept():
+def test_similarities_are_cosines_and_items_are_kept():
     task = PairTask("t", ["east"] * 4, list(VECTORS), np.array([5.0, 1.0, 2.0, 0.0]))
-    items = evaluate(encode, [task, RetrievalTask("r", ["east"], ["north"])]).items
+    items = evaluate(encode, [task, retrieval(["east"], ["north"])]).items
     np.testing.assert_allclose(items["t.similarity"], [1, 0, np.sqrt(0.5), -1], atol=1e-7)
-    assert items["r.rank"].tolist() == [1]
+    assert items["r.recall_at_10"].tolist() == items["r.mrr_at_10"].tolist() == [1]
 
 
 def test_bands_hold_the_pairs_of_a_grade():

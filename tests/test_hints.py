@@ -28,7 +28,7 @@ def mini() -> SentenceTransformer:
 def test_the_data_that_choose_and_that_test_are_named(tmp_path):
     file = tmp_path / "mine.csv"
     file.write_text("a,b,grade\nx,y,1\nz,w,3\n")
-    dev = RetrievalTask("documents-dev", ["a"], ["b"])
+    dev = RetrievalTask("documents-dev", ["a"], ["b"], [{0: 1}])
     pairs, geometry = load_task("pairs", None), load_geometry(None, dev_only=False)
     own = own_task(own_test(f"graded:{file}"))
     assert list(what_chooses_and_tests(dev, [pairs, own, geometry], ["STS13"])) == [
@@ -42,6 +42,17 @@ def test_the_data_that_choose_and_that_test_are_named(tmp_path):
     assert list(what_chooses_and_tests(pairs, [pairs, geometry], []))[1] == (
         "tested   on pairs, which has chosen it"
     )
+
+
+def test_a_model_that_is_trained_further_has_a_lower_rate(mini, tmp_path):
+    encoder.save(mini, tmp_path / "model")
+    name = {"encoder": {"name": str(tmp_path / "model"), "projection": "none"}}
+    low, high = (
+        list(hints(load_config("adapt", {**name, "training.learning_rate": rate}), COUNTS, mini))
+        for rate in (1e-6, 2e-4)
+    )
+    assert low == []
+    assert "0.0002 is high for a sentence-transformers model that is good already" in high[0]
 
 
 @pytest.mark.parametrize(

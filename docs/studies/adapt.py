@@ -61,9 +61,10 @@ def main() -> int:
     tests.append(f"{{kind: retrieval, file: {FOLDER / CAPTIONS}, name: {CAPTIONS}}}")
     collections = {"python-docs": "python-docs", Path(documents).stem: documents}
     rounds = [(seed, recipe) for seed in seeds for recipe in RECIPES if recipe not in ONCE]
-    for seed, recipe in [*rounds, *((seeds[0], recipe) for recipe in ONCE)]:
-        for start, name in starts.items():
-            for collection, text in collections.items():
+    rounds += [(seeds[0], recipe) for recipe in ONCE]
+    for collection, text in collections.items():
+        for seed, recipe in rounds:
+            for start, name in starts.items():
                 rate = 2e-4 if start == "mini-bert" else 2e-5
                 own = start == "mini-bert"
                 first = seed == seeds[0] and recipe == "dropout"
@@ -79,7 +80,7 @@ def main() -> int:
                     f"training.learning_rate={rate * (10 if '×' in recipe else 1)}",
                     f"evaluation.tasks=[documents, {', '.join(tests)}]",
                     "evaluation.precision=auto",
-                    "evaluation.every=50",
+                    "evaluation.every=100",
                     *([] if first else ["evaluation.raw_poolings=[]"]),
                     f"seed={seed}",
                     f"output={folder(start, collection, recipe, seed)}",

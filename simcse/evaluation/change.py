@@ -30,10 +30,6 @@ _OF_PAIRS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], Statistic]]] 
     "average_precision": ("label", average_precision_statistic),
     "best_f1": ("label", best_f1_statistic),
 }
-_OF_RANKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "recall_at_10": lambda rank: rank <= 10,
-    "mrr_at_10": lambda rank: np.where(rank <= 10, 1 / rank, 0),
-}
 _COUNTS = ("pairs", "queries", "examples")
 # With more items, fewer resamples tell as much and take as long.
 _MANY_ITEMS, _RESAMPLES, _FEWER_RESAMPLES = 10_000, 5000, 1000
@@ -145,7 +141,5 @@ def _resampled(items: Items, task: str, key: str) -> _Resampled | None:
         if similarity is None or truth is None:
             return None
         return _Resampled(statistic(similarity, truth), len(truth), truth)
-    values, rank = items.get(f"{task}.{key}"), items.get(f"{task}.rank")
-    if values is None and rank is not None and key in _OF_RANKS:
-        values = _OF_RANKS[key](rank)
+    values = items.get(f"{task}.{key}")
     return None if values is None else _Resampled(mean_statistic(values), len(values), None)

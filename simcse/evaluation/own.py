@@ -19,7 +19,7 @@ from simcse.data.readers import Wanted, refuse_unused, source_of
 from simcse.errors import UserError
 from simcse.evaluation.classification import FOLDS, LabelledTask, PairClassificationTask
 from simcse.evaluation.ranking import Judgements
-from simcse.evaluation.tasks import JudgedRetrievalTask, PairTask, Task
+from simcse.evaluation.tasks import PairTask, RetrievalTask, Task
 
 LAYOUT = "a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv"
 _SAME = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0}
@@ -121,9 +121,7 @@ def _retrieval(test: OwnTest, folder: Path, facts: Facts) -> Task:
     if not used:
         raise UserError(f"{qrels}: no query has a document with a score above 0")
     relevant: list[Judgements] = [judged[number] for number in used]
-    return JudgedRetrievalTask(
-        test.title, [asked[number] for number in used], documents, relevant, facts
-    )
+    return RetrievalTask(test.title, [asked[number] for number in used], documents, relevant, facts)
 
 
 def _texts_by_id(path: Path, test: OwnTest) -> tuple[list[str], dict[str, int]]:

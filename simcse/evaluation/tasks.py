@@ -108,50 +108,12 @@ class PairTask:
 
 @dataclass(frozen=True)
 class RetrievalTask:
-    """Each query has one relevant document, the one in the same position."""
+    """Queries with any number of relevant documents each, graded, in one corpus (as in BEIR)."""
 
     name: str
     queries: list[str]
     documents: list[str]
-    metric: str = "recall_at_10"
-
-    def texts(self) -> list[str]:
-        """All queries and documents."""
-        return self.queries + self.documents
-
-    def score(self, embed: Lookup) -> Result:
-        """As :meth:`ranked`, by cosine."""
-        return self.ranked(ranking.cosine_rows(embed(self.queries), embed(self.documents)))
-
-    def bm25(self) -> Result:
-        """As :meth:`ranked`, by BM25: no model."""
-        return self.ranked(ranking.bm25_rows(self.queries, self.documents))
-
-    def ranked(self, rows: Iterable[np.ndarray]) -> Result:
-        """``recall_at_10``, ``mrr_at_10`` and ``mrr`` (mean reciprocal rank), in [0, 1].
-
-        Args:
-            rows: Scores of each query with all documents; ties count against the relevant one.
-        """
-        own = [{number: 1} for number in range(len(self.queries))]
-        rank = np.concatenate(ranking.relevant_ranks(rows, own))
-        scores = {
-            "recall_at_10": float((rank <= 10).mean()),
-            "mrr_at_10": float(np.where(rank <= 10, 1 / rank, 0).mean()),
-            "mrr": float((1 / rank).mean()),
-            "queries": len(self.queries),
-        }
-        return Result(scores, {"rank": rank})
-
-
-@dataclass(frozen=True)
-class JudgedRetrievalTask:
-    """Queries with any number of relevant documents each, graded, in one corpus (BEIR's layout)."""
-
-    name: str
-    queries: list[str]
-    documents: list[str]
-    judgements: list[Judgements]
+    judgements: Sequence[Judgements]
     """Of each query, at least one."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """As of :class:`PairTask`."""
@@ -177,7 +139,7 @@ class JudgedRetrievalTask:
         Each is a mean over queries, whose values are the items.
 
         Args:
-            rows: As for :meth:`RetrievalTask.ranked`.
+            rows: Scores of each query with all documents; ties count against the relevant ones.
         """
         ranks = ranking.relevant_ranks(rows, self.judgements)
         grades = [np.fromiter(judged.values(), dtype=np.int64) for judged in self.judgements]

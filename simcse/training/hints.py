@@ -8,18 +8,20 @@ from sentence_transformers import SentenceTransformer
 
 from simcse.config.settings import Config
 from simcse.data.tokens import unknown_warning
+from simcse.encoders import encoder, gate
 from simcse.evaluation.documents import too_few
-from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask, Task
+from simcse.evaluation.tasks import RetrievalTask, Task
 from simcse.training.text import TrainingSet
 
 MANY_CUT = 0.1
 """Share of the texts that are cut above which it is said."""
 # Least parameters beside the token embeddings, usual learning rates; sources: docs/training.md.
 _SIZES = (
-    (200e6, "large", 5e-6, 5e-5),
-    (40e6, "base", 1e-5, 1e-4),
-    (0, "small", 5e-5, 1e-3),
+    (200e6, "large encoder", 5e-6, 5e-5),
+    (40e6, "base encoder", 1e-5, 1e-4),
+    (0, "small encoder", 5e-5, 1e-3),
 )
+_FURTHER = ("sentence-transformers model that is good already", 0.0, 5e-5)
 _ORIGINS = {
     "pairs": "that come with the package",
     "python-docs": "of the shipped documents",
@@ -40,7 +42,7 @@ def what_chooses_and_tests(dev: Task, tests: Sequence[Task], mteb: Sequence[str]
     twice = [f"{dev.name}, which has chosen it" for task in tests if task.name == dev.name]
     yield f"tested   on {'; '.join([*named, *mteb, *twice]) or 'nothing'}"
     for task in (*tests, dev):
-        if isinstance(task, RetrievalTask) and (warning := too_few(task)):
+        if isinstance(task, RetrievalTask) and not task.facts and (warning := too_few(task)):
             yield f"warning: {warning}"
 
 
@@ -48,7 +50,7 @@ def _described(task: Task) -> str:
     origin = _ORIGINS.get(task.name.removesuffix("-dev"), "of evaluation.data")
     if "own" in getattr(task, "facts", {}):
         origin = "of your own"
-    if isinstance(task, RetrievalTask | JudgedRetrievalTask):
+    if isinstance(task, RetrievalTask):
         return f"{task.name} ({len(task.queries):,} queries {origin})"
     return f"{task.name} ({len(task.texts()):,} texts {origin})"
 
@@ -70,10 +72,12 @@ def hints(config: Config, sets: Sequence[TrainingSet], model: SentenceTransforme
     table = max(tables, key=len).numel()
     rest = sum(parameter.numel() for parameter in model.parameters()) - table
     size, least, most = next((name, low, high) for n, name, low, high in _SIZES if rest >= n)
+    if gate.stores_modules(encoder.origin_of(config.encoder)):
+        size, least, most = _FURTHER
     rate = config.training.learning_rate
     if not least <= rate <= most:
         yield (
             f"warning: training.learning_rate: {rate:g} is {'low' if rate < least else 'high'} for "
-            f"a {size} encoder ({rest / 1e6:.0f} million parameters beside the token embeddings); "
+            f"a {size} ({rest / 1e6:.0f} million parameters beside the token embeddings); "
             f"usual are {least:g} to {most:g} (docs/training.md#encoders)"
         )

@@ -37,7 +37,7 @@ from simcse.evaluation.protocol import PROTOCOL, Scores
 from simcse.evaluation.scoring import TaskList, plan_tasks
 from simcse.evaluation.sources import load_dev_task, load_geometry
 from simcse.evaluation.table import LABELS, cell, collapse_lines
-from simcse.evaluation.tasks import JudgedRetrievalTask, RetrievalTask, Task
+from simcse.evaluation.tasks import RetrievalTask, Task
 from simcse.files import (
     check_parent,
     files_in,
@@ -215,7 +215,7 @@ def _finish(
 
 
 def _bm25_scores(tasks: Sequence[Task]) -> Scores:
-    searches = [task for task in tasks if isinstance(task, RetrievalTask | JudgedRetrievalTask)]
+    searches = [task for task in tasks if isinstance(task, RetrievalTask)]
     return {task.name: task.bm25().scores for task in searches}
 
 
