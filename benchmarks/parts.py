@@ -34,12 +34,13 @@ from torch.profiler import ProfilerActivity, profile
 from training import BATCH, WARM, Setting, add_text, first_lines, write_lines
 
 from simcse.config.settings import Config, EncoderConfig
-from simcse.data.rows import load_training_data
 from simcse.encoders import encoder
 from simcse.encoders.cpu_dropout import Dropout
+from simcse.encoders.mini_batches import on_device
 from simcse.training.loop import backpropagate
 from simcse.training.loss import TrainingLoss
-from simcse.training.setup import batch_sampler, make_accelerator, view_collator
+from simcse.training.setup import make_accelerator
+from simcse.training.text import TrainingText
 
 AS_IS = "as it is"
 SHOWN = 12  # operators of the profile
@@ -189,15 +190,13 @@ def main() -> int:
 def make_batches(config: Config, count: int) -> list[Ready]:
     """The first batches of a run."""
     model = encoder.build(config.encoder)
-    rows, _ = load_training_data(config.data, model.tokenizer, 0)
-    columns = rows.select_columns(["input_ids", "text_hash", "label"])
-    collator = view_collator(config, model)
+    text = TrainingText.read(config, model)
 
-    def lay_out(chosen: list[int]) -> Batch:
-        return collator.features([columns[i] for i in chosen], model.device)
+    def lay_out(*drawn: Any) -> Batch:
+        return on_device(text.collate(*drawn), model.device)
 
-    taken = islice(batch_sampler(config, rows), count)
-    return [Ready(lay_out(chosen), partial(lay_out, chosen)) for chosen in taken]
+    taken = islice(text.sampler.batches_from(0), count)
+    return [Ready(lay_out(*drawn), partial(lay_out, *drawn)) for drawn in taken]
 
 
 def parts(config: Config, precision: str) -> dict[str, Way]:

@@ -52,14 +52,14 @@ from transformers import (
 from simcse.config.reading import validate
 from simcse.config.settings import Config, EncoderConfig
 from simcse.data.documents import Documents, embedded_documents, sentences
-from simcse.data.rows import load_training_data
 from simcse.encoders import encoder
 from simcse.encoders.encoding import token_ids
 from simcse.training import loop, resuming
 from simcse.training.interruption import StopSignals
 from simcse.training.loss import TrainingLoss
 from simcse.training.progress import Progress
-from simcse.training.setup import DEV_SCORE, make_accelerator, view_collator
+from simcse.training.setup import DEV_SCORE, make_accelerator
+from simcse.training.text import TrainingText, view_collator
 
 BATCH, TEMPERATURE, WARM = 64, 0.05, 3
 PEER = "sentence-transformers"
@@ -227,7 +227,7 @@ def ours(setting: Setting, batching: str, precision: str, seed: int) -> Clock:
     output = setting.folder / "ours"
     output.mkdir(exist_ok=True)
     model = encoder.build(config.encoder)
-    rows, _ = load_training_data(config.data, model.tokenizer, 0)
+    text = TrainingText.read(config, model)
     loss = TrainingLoss(model, config)
     clock = Clock(loss.model, cut=bool(loss.cuts))
 
@@ -242,7 +242,7 @@ def ours(setting: Setting, batching: str, precision: str, seed: int) -> Clock:
         patch.object(loop.checkpoints, "damage", return_value=None),
         StopSignals() as signals,
     ):
-        loop.train(config, output, loss, rows, lambda model: NO_SCORES, signals, None)
+        loop.train(config, output, loss, text, lambda model: NO_SCORES, signals, None)
     clock.hook.remove()
     return clock
 
@@ -301,7 +301,7 @@ def check_same(setting: Setting) -> None:
     ids = mine.tokenizer(sentences, truncation=True, max_length=setting.length)["input_ids"]
     rows = [{"input_ids": [i], "text_hash": [n], "label": 0} for n, i in enumerate(ids)]
     loss = TrainingLoss(mine, config)
-    features = view_collator(config, mine).features(rows, mine.device)
+    features = view_collator(config, config.sets[0], mine).features(rows, mine.device)
     terms = loop.backpropagate(make_accelerator(config, setting.folder), loss, features)
     peer_loss = MultipleNegativesRankingLoss(theirs, scale=1 / TEMPERATURE)
     columns = [theirs.preprocess(sentences) for _ in range(2)]

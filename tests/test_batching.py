@@ -1,11 +1,11 @@
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simcse.data.batching import GroupBatchSampler, ViewBatchSampler
+from simcse.data.batching import GroupBatchSampler, SetSampler, ViewBatchSampler
 
 LENGTHS = np.random.default_rng(0).integers(4, 33, size=1000)
 
@@ -14,7 +14,7 @@ LENGTHS = np.random.default_rng(0).integers(4, 33, size=1000)
 @given(rows=st.integers(2, 300), batch_size=st.integers(2, 40), seed=st.integers(0, 99))
 def test_full_batches_of_distinct_rows(batching, rows, batch_size, seed):
     sampler = ViewBatchSampler(LENGTHS[:rows], batch_size, batching, seed)
-    batches = list(sampler)
+    batches = list(sampler.batches(0))
     assert len(batches) == len(sampler) == rows // batch_size
     assert all(len(batch) == batch_size for batch in batches)
     taken = [row for batch in batches for row in batch]
@@ -26,8 +26,7 @@ def test_full_batches_of_distinct_rows(batching, rows, batch_size, seed):
 def test_order_is_a_function_of_seed_and_epoch(batching):
     def order(seed, epoch):
         sampler = ViewBatchSampler(LENGTHS, 64, batching, seed)
-        sampler.set_epoch(epoch)
-        return list(sampler)
+        return list(sampler.batches(epoch))
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
@@ -38,8 +37,7 @@ def epochs_of(lengths, batch_size, batching, epochs, seed=0):
     """The batches of some epochs, each ``(batches, batch_size)``."""
     sampler = ViewBatchSampler(lengths, batch_size, batching, seed)
     for epoch in epochs:
-        sampler.set_epoch(epoch)
-        yield np.array(list(sampler))
+        yield np.array(list(sampler.batches(epoch)))
 
 
 def overlap(first, second, rows):
@@ -127,7 +125,8 @@ def test_no_row_is_left_out_for_long():
 
 
 def test_length_groups_come_in_random_order():
-    means = [LENGTHS[batch].mean() for batch in ViewBatchSampler(LENGTHS, 50, "length_grouped", 0)]
+    sampler = ViewBatchSampler(LENGTHS, 50, "length_grouped", 0)
+    means = [LENGTHS[batch].mean() for batch in sampler.batches(0)]
     assert means != sorted(means)
 
 
@@ -138,7 +137,7 @@ GROUPS = np.random.default_rng(1).integers(0, 40, size=300)
 def test_group_batches_pair_rows_of_one_label(rows, batch_size, seed):
     labels = GROUPS[:rows]
     sampler = GroupBatchSampler(labels, batch_size, seed)
-    batches = list(sampler)
+    batches = list(sampler.batches(0))
     assert len(batches) == len(sampler)
     half = batch_size // 2
     for batch in batches:
@@ -153,8 +152,8 @@ def test_group_batches_pair_rows_of_one_label(rows, batch_size, seed):
 def test_groups_are_paired_anew_each_epoch():
     def pairs(seed, epoch):
         sampler = GroupBatchSampler(GROUPS, 8, seed)
-        sampler.set_epoch(epoch)
-        return [tuple(sorted(p)) for b in sampler for p in zip(b[:4], b[4:], strict=True)]
+        batches = sampler.batches(epoch)
+        return [tuple(sorted(p)) for b in batches for p in zip(b[:4], b[4:], strict=True)]
 
     assert pairs(1, 0) == pairs(1, 0)
     assert len(set(pairs(1, 0)) & set(pairs(1, 1))) < 60
@@ -165,10 +164,52 @@ def test_groups_are_paired_anew_each_epoch():
 def test_parts_of_a_grouped_batch_hold_its_pairs():
     labels = np.arange(60) // 3
     whole, cut = (GroupBatchSampler(labels, 12, 5, parts) for parts in (1, 3))
-    for batch, parts in zip(whole, cut, strict=True):
+    for batch, parts in zip(whole.batches(0), cut.batches(0), strict=True):
         pairs = set(zip(batch[:6], batch[6:], strict=True))
         each = [parts[start : start + 4] for start in (0, 4, 8)]
         assert {pair for a, b, c, d in each for pair in ((a, c), (b, d))} == pairs
         assert all(labels[a] == labels[b] for a, b in pairs)
     with pytest.raises(ValueError, match="batch_size must be a multiple of 6, got 14"):
         GroupBatchSampler(labels, 14, 5, 3)
+
+
+def of_sets(weights=None, seed=0):
+    """Of three sets with 5, 3 and 1 batches an epoch."""
+    samplers = [ViewBatchSampler(LENGTHS[:rows], 10, "random", seed) for rows in (50, 39, 10)]
+    return SetSampler(samplers, weights, seed)
+
+
+def test_every_set_is_drawn_once_an_epoch():
+    sampler = of_sets()
+    assert len(sampler) == 9
+    stream = sampler.batches_from(0)
+    for epoch in range(3):
+        found = list(islice(stream, 9))
+        for number, own in enumerate(sampler.samplers):
+            drawn = [(its, rows) for chosen, its, rows in found if chosen == number]
+            assert drawn == [(epoch, rows) for rows in own.batches(epoch)]
+
+
+@pytest.mark.parametrize("weights", [None, [1, 1, 1], [1, 5, 0.01]])
+def test_the_batches_of_several_sets_can_begin_at_any_step(weights):
+    sampler = of_sets(weights, seed=3)
+    whole = list(islice(sampler.batches_from(0), 40))
+    for step in range(30):
+        assert list(islice(of_sets(weights, seed=3).batches_from(step), 10)) == whole[step:][:10]
+    assert whole != list(islice(of_sets(weights, seed=4).batches_from(0), 40))
+    # A set's own epochs follow one another without a gap.
+    for number, own in enumerate(sampler.samplers):
+        drawn = [(epoch, rows) for chosen, epoch, rows in whole if chosen == number]
+        every = [(epoch, rows) for epoch in range(40) for rows in own.batches(epoch)]
+        assert drawn == every[: len(drawn)] and drawn
+
+
+def test_weights_are_shares_of_the_batches():
+    assert of_sets([1, 1, 1]).counts.tolist() == [3, 3, 3]
+    assert of_sets([2, 1, 0.001]).counts.tolist() == [6, 3, 1]  # at least one an epoch
+
+
+def test_one_set_keeps_its_order():
+    one = ViewBatchSampler(LENGTHS, 64, "length_grouped", 1)
+    found = [rows for _, _, rows in islice(SetSampler([one], None, 1).batches_from(0), 30)]
+    assert found == [*one.batches(0), *one.batches(1)]

@@ -44,6 +44,7 @@ OBJECTIVES = {
     "identical": {"columns": 3, "hashes": 9},
     "distill_l2": {"objective": {"terms": "distill_l2"}, "teacher": True},
     "distill_similarity": {"objective": {"terms": "distill_similarity"}, "teacher": True},
+    "guide": {"columns": 3, "guide": True},
 }
 
 
@@ -59,17 +60,14 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
     Of several processes each takes its part of the sentences.
     """
     case = OBJECTIVES[name]
-    if "teacher" in case:
-        teacher = tmp_path / "teacher.npy"
-        np.save(teacher, np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32))
-    else:
-        teacher = None
+    taught = np.random.default_rng(0).normal(size=(99, 8)).astype(np.float32)
+    lookups = {name: taught.__getitem__ for name in ("teacher", "guide") if name in case}
     config = validate(
         {
             "encoder": {"name": str(folder), "dropout": dropout, **case.get("encoder", {})},
             "objective": {
                 **case.get("objective", {}),
-                **({} if teacher is None else {"teacher": str(teacher)}),
+                **dict.fromkeys(lookups, "none"),
             },
             "data": {"train": "none", **case.get("data", {})},
             "views": case.get("views", [{}, {}]),
@@ -83,7 +81,7 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
     )
     torch.manual_seed(0)
     model = encoder.build(config.encoder).train()
-    training_loss = TrainingLoss(model, config, teacher)
+    training_loss = TrainingLoss(model, config, 8 if "teacher" in case else None)
     texts = [f"{text} {word}" for text in SENTENCES for word in ("Then", "Now and here")]
     ids = model.tokenizer([*texts, *texts[::-1], *texts[5:], *texts[:5]])["input_ids"]
     columns = case.get("columns", 1)
@@ -93,7 +91,6 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
             "input_ids": ids[i : 12 * columns : 12],
             "text_hash": [(i + 12 * column) % case.get("hashes", 99) for column in range(columns)],
             "label": i % 6 if labelled else 0,
-            **({"row": i} if teacher else {}),
         }
         for i in range(12)
     ]
@@ -101,7 +98,7 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
     if not labelled:
         parts = np.array_split(np.arange(12), distributed.world())
     rows = [rows[i] for i in parts[distributed.rank()].ravel()]
-    features = ViewCollator(0, paired=labelled).features(rows, model.device)
+    features = ViewCollator(0, paired=labelled, lookups=lookups).features(rows, model.device)
     training_loss.engine = Engine(model, spread)
     torch.manual_seed(1)
     terms = backpropagate(make_accelerator(config, tmp_path), training_loss, features)

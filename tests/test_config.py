@@ -18,7 +18,7 @@ from simcse.config.reading import (
     to_yaml,
     validate,
 )
-from simcse.config.settings import Config
+from simcse.config.settings import Config, DataConfig
 from simcse.errors import UserError
 from simcse.objectives.terms import resolve
 
@@ -350,10 +350,6 @@ def test_an_override_changes_one_setting_of_a_short_section(
     [
         ("objective: [mlm, info_nce, {mlm: 2}]", "objective.terms: mlm is named twice"),
         ("objective: {temperature: {minimum: 2, maximum: 1}}", "minimum 2.0 is above maximum 1.0"),
-        (
-            "{objective: {terms: distill_l2, teacher: x}, data: {train: t, duplicates: keep}}",
-            "objective.teacher needs data.duplicates=drop, got keep",
-        ),
     ],
 )
 def test_objectives_that_cannot_be(write, text, expected):
@@ -363,8 +359,9 @@ def test_objectives_that_cannot_be(write, text, expected):
 
 def _text_keys(section=Config, prefix=""):
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _text_keys(field.annotation, f"{prefix}{name}.")
+        annotation = DataConfig if name == "data" and not prefix else field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _text_keys(annotation, f"{prefix}{name}.")
         elif "str" in str(field.annotation):
             yield f"{prefix}{name}"
 
@@ -439,5 +436,46 @@ def test_the_settings_of_a_section_may_be_nested(tmp_path):
 
 @pytest.mark.parametrize("name", ["nodir", "nodir/", "no/such.txt"])
 def test_text_that_is_not_there_is_named_before_its_form(name):
-    with pytest.raises(UserError, match=rf"got sentences \({name} is no file or folder here\)"):
+    with pytest.raises(UserError, match=rf"got sentences \({name!r} is no file or folder here\)"):
         load_config("quickstart", {"data.train": name})
+
+
+def test_data_may_be_a_list(write):
+    text = "data: [{train: a.txt, max_rows: 5}, {train: p.csv, form: pairs}]"
+    path = write(f"{text}\nevaluation: {{dev: pairs, tasks: pairs}}")
+    config = load_config(path, ["data.1.max_length=64", "data.2.train=n.csv", "data.2.form=nli"])
+    assert [data.form for data in config.sets] == ["sentences", "pairs", "nli"]
+    assert [data.max_length for data in config.sets] == [32, 64, 32]
+    assert load_config(write(to_yaml(config), "again.yaml")) == config
+    other = load_config(path, ["data.1.max_length=9", "data.2.train=n.csv"])
+    assert differences(config, other) == [
+        "data.1.max_length: 64 -> 9",
+        "data.2.form: nli -> sentences",
+    ]
+    one = load_config("quickstart", ["data.1.train=p.csv", "data.1.form=pairs"])
+    assert [data.train for data in one.sets] == [["python-docs"], ["p.csv"]]
+    assert one.sets[0].max_length == 64  # as the config has it
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.train=x"], "argument data.train: train stands in a list; name an item by its num"),
+        (["data.3.train=x"], "3 stands in a list; name an item by its number, at most 2"),
+        (["data.1.formm=pairs"], "data.1.formm: unknown key (did you mean form?)"),
+        (["data.1.form=pears"], "data.1.form: should be 'sentences'"),
+        (["data.0.weight=2"], "data.weight: give one to each of the sets, or to none"),
+        (["data.0.weight=0"], "data.0.weight: should be greater than 0, got 0"),
+        (["data=[]"], "data: list should have at least 1 item"),
+        (["data=5"], "data: should be a valid dictionary"),
+        (["encoder.towers=two"], "encoder.towers: two needs data.form=pairs, got sentences, pairs"),
+        (["evaluation.dev=documents"], "documents needs data.form=documents, got sentences, pairs"),
+        (["data.0.form=documents", "data.1.form=documents", "data.1.held_out=0.2"],
+         "data.held_out must be the same for all sets of documents"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_list_of_sets(write, overrides, expected):
+    text = "data: [{train: a.txt}, {train: p.csv, form: pairs}]"
+    path = write(f"{text}\nevaluation: {{dev: pairs, tasks: pairs}}")
+    with pytest.raises(UserError, match=re.escape(expected)):
+        load_config(path, overrides)

@@ -24,6 +24,7 @@ from simcse.data.documents import (
     _sides,
     embedded_documents,
     passages,
+    query_and_rest,
     sentences,
 )
 from simcse.data.positives import Positives
@@ -32,9 +33,9 @@ from simcse.data.text_files import document_files, plain_text
 from simcse.encoders import encoder
 from simcse.errors import UserError
 from simcse.evaluation import ranking
-from simcse.evaluation.documents import document_task, query_and_rest, too_few
+from simcse.evaluation.documents import document_task, too_few
 from simcse.evaluation.sources import load_task
-from simcse.training.setup import view_collator
+from simcse.training.text import view_collator
 
 WORDS = [f"word{i}" for i in range(400)]
 
@@ -288,16 +289,16 @@ def test_a_batch_is_a_function_of_seed_and_epoch_and_masks_its_own_document(fold
         60 - counts.found["held out for dev"] - counts.found["held out for test"]
     )
     batch = [rows[i] for i in range(12)]
-    first = view_collator(config, model).features(batch, model.device)
+    first = view_collator(config, data, model).features(batch, model.device)
     assert first["identities"].shape == (2, 12) and first["labels"].shape == (12,)
     assert first["labels"].unique().numel() == 4  # three passages of each document
-    again = view_collator(config, model)
+    again = view_collator(config, data, model)
     assert all((again.features(batch, model.device)[k] == v).all() for k, v in first.items())
     again.epoch = 1
     other = again.features(batch, model.device)["identities"]
     assert (other != first["identities"]).float().mean() > 0.5
     # It does not matter what else is in the batch.
-    alone = view_collator(config, model).features(batch[5:6], model.device)["identities"]
+    alone = view_collator(config, data, model).features(batch[5:6], model.device)["identities"]
     assert (alone[:, 0] == first["identities"][:, 5]).all()
 
 
@@ -313,7 +314,7 @@ def test_held_out_text_is_never_trained_on(folder, tmp_path, tiny):
 
 def test_the_task_is_title_or_first_sentence_against_the_rest(folder, tmp_path):
     data = config_for(folder, tmp_path, held_out=0.5)
-    task = document_task(data, "test")
+    task = document_task([Documents(data)], "test")
     found = dict(zip(task.queries, task.documents, strict=True))
     for document in Documents(data).on("test"):
         first, *rest = sentences(document.text, "en")
@@ -321,9 +322,12 @@ def test_the_task_is_title_or_first_sentence_against_the_rest(folder, tmp_path):
             assert found[document.title] == " ".join([first, *rest])
         else:
             assert found[first] == " ".join(rest)
-    assert (task.name, document_task(data, "dev").name) == ("documents", "documents-dev")
-    assert not set(document_task(data, "dev").queries) & set(task.queries)
-    assert query_and_rest(Document("x", "", "One sentence."), data) is None
+    assert (task.name, document_task([Documents(data)], "dev").name) == (
+        "documents",
+        "documents-dev",
+    )
+    assert not set(document_task([Documents(data)], "dev").queries) & set(task.queries)
+    assert query_and_rest(Document("x", "", "One sentence."), "en") is None
     assert "±" in too_few(task) and "raise data.held_out" in too_few(task)
 
 
@@ -339,7 +343,7 @@ def test_from_a_folder_to_a_scored_model(folder, tmp_path, arguments, run, capsy
     scores = json.loads((run / "scores.json").read_text())
     assert scores["dev"]["task"] == "documents-dev"
     assert 0 <= scores["trained"]["documents"]["recall_at_10"] <= 1
-    held_out = document_task(config_for(folder, tmp_path, held_out=0.4), "test")
+    held_out = document_task([Documents(config_for(folder, tmp_path, held_out=0.4))], "test")
     rows = ranking.bm25_rows(held_out.queries, held_out.documents)
     above = [(row >= row[own]).sum() for own, row in enumerate(rows)]
     assert scores["bm25"]["documents"]["mrr_at_10"] == pytest.approx(

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -211,10 +212,12 @@ def test_sentences_can_be_read_again_in_the_order_of_the_rows(load, tmp_path):
     lines = [f"sentence {i % 30}" for i in range(50)] + ["", "last"]
     rows, _ = load("s.txt", "\n".join(lines), max_rows=10)
     config = DataConfig(train=[str(tmp_path / "s.txt")], cache=str(tmp_path / "c"), max_rows=10)
-    again = list(texts_of(config, rows))
-    assert len(again) == len(set(again)) == 10
+    again = dict(texts_of([config], np.array(rows["text_hash"][:]).ravel()))
+    assert len(set(again.values())) == 10
+    assert [again[row["text_hash"][0]] for row in rows] == sorted(again.values(), key=lines.index)
     everything, _ = load("s.txt", "\n".join(lines))
-    assert list(texts_of(config, everything)) == [f"sentence {i}" for i in range(30)] + ["last"]
+    found = texts_of([config, config], np.array(everything["text_hash"][:]).ravel())
+    assert [text for _, text in found] == [f"sentence {i}" for i in range(30)] + ["last"]
 
 
 def test_rows_keep_their_places():

@@ -11,6 +11,7 @@ import torch
 import transformers
 from conftest import ARCHITECTURES, SENTENCES, make_encoder, reseal
 from safetensors.torch import load_file, save_file
+from simcse.training.teacher import load_teacher
 from test_encoder import reference
 from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel
 
@@ -20,7 +21,6 @@ from simcse.encoders import encoder
 from simcse.encoders.gate import Origin, failing_for
 from simcse.encoders.loading import load_model, load_trained
 from simcse.errors import UserError
-from simcse.training.teacher import load_teacher
 
 MASKED = {
     "bert": "BertForMaskedLM",
@@ -371,7 +371,7 @@ UNSOUND = {
     "text": (change_json("1_Pooling/config.json", pooling_mode_cls_token="false"), MODES),
     "kind": (
         change_json("config_sentence_transformers.json", model_type="SparseEncoder"),
-        "a SparseEncoder, which gives no embeddings as used here",
+        "is a SparseEncoder; expected a SentenceTransformer",
     ),
     "length of text": (
         change_json("sentence_bert_config.json", max_seq_length="many"),

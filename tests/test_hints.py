@@ -13,6 +13,7 @@ from simcse.evaluation.own import own_task, own_test
 from simcse.evaluation.sources import load_geometry, load_task
 from simcse.evaluation.tasks import RetrievalTask
 from simcse.training.hints import hints, what_chooses_and_tests
+from simcse.training.text import TrainingSet
 
 COUNTS = TextCounts(
     rows=100, empty=0, duplicate=0, truncated=5, sha256="", texts=100, tokens=1000, unknown=0
@@ -65,5 +66,6 @@ def test_a_model_that_is_trained_further_has_a_lower_rate(mini, tmp_path):
     ],
 )
 def test_settings_that_hardly_suit_are_named(mini, settings, counts, expected):
-    found = list(hints(load_config("quickstart", settings), replace(COUNTS, **counts), mini))
+    config = load_config("quickstart", settings)
+    found = list(hints(config, [TrainingSet(config.sets[0], [], replace(COUNTS, **counts))], mini))
     assert found == [] if expected is None else expected in found[0] and len(found) == 1

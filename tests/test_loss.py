@@ -1,8 +1,11 @@
 """Objectives in whole runs: state in checkpoints, schedules, teachers, two towers, bad input."""
 
+import json
 import math
 import os
+import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from conftest import SENTENCES, log, loss_of, make_encoder, make_masked_encoder, terms_of
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
 from transformers import BertForMaskedLM
 
 from simcse.cli.main import main
@@ -24,11 +28,13 @@ from simcse.objectives import (
     MaskedLanguageModel,
     clip,
     distill_similarity,
+    guide_mask,
     info_nce,
 )
 from simcse.objectives.temperature import Temperature
 from simcse.training import loop, setup
 from simcse.training.loss import TrainingLoss
+from simcse.training.text import view_collator
 
 
 @pytest.fixture
@@ -418,7 +424,7 @@ def test_mlm_sees_every_column_as_it_is(masked, monkeypatch):
     seen = []
     mlm = loss.objective.terms[1]
     monkeypatch.setattr(mlm, "token_losses", lambda _, *texts: seen.append(texts) or [])
-    collator = setup.view_collator(config, model)
+    collator = view_collator(config, config.sets[0], model)
     ids = model.tokenizer([*SENTENCES, *SENTENCES[::-1]])["input_ids"]
     for columns in (1, 3):  # a sentence; anchor, positive and hard negative
         rows = [
@@ -491,7 +497,57 @@ def test_teacher_is_asked_once(arguments, run, teacher, capsys):
     assert path.read_bytes() == whole
 
 
-def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+@pytest.mark.parametrize("columns", [2, 3])
+def test_a_guide_leaves_out_what_gistembed_leaves_out(tiny, teacher, columns, kind):
+    """Equal to sentence-transformers' loss on one batch, where it compares the same pairs."""
+    objective = {"guide": str(teacher), "guide_margin": 0.02, "guide_margin_kind": kind}
+    config = validate(
+        {
+            "encoder": {"name": str(tiny), "dropout": 0.0},
+            "data": {"form": "pairs"},
+            "objective": objective,
+        },
+        "test",
+    )
+    model, guide = encoder.build(config.encoder), SentenceTransformer(str(teacher))
+    texts = [[f"{text} {word}" for text in SENTENCES] for word in ("One.", "Two.", "Three.")]
+    texts = texts[:columns]
+    peer = GISTEmbedLoss(model, guide, 0.05, kind, 0.02, False, False)
+    expected = peer([model.preprocess(column) for column in texts], None)
+
+    ids = [model.tokenizer(column)["input_ids"] for column in texts]
+    guided = guide.encode([text for column in texts for text in column])
+    hashes = np.arange(6 * columns).reshape(columns, 6)
+    rows = [
+        {"input_ids": [i[row] for i in ids], "text_hash": hashes[:, row].tolist(), "label": 0}
+        for row in range(6)
+    ]
+    features = ViewCollator(0, lookups={"guide": guided.__getitem__}).features(rows, model.device)
+    found = loss_of(TrainingLoss(model, config), features)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    mask = guide_mask(features["guide"], 0.02, kind)
+    assert 0 < mask.sum() < 6 * 6 * (columns - 1) - 6  # some are left out, not all
+    del features["guide"]
+    assert not torch.isclose(loss_of(TrainingLoss(model, config), features), expected)
+
+
+def test_a_guide_sees_every_text_of_every_set_once(arguments, run, teacher, triplets, capsys):
+    text = Path(arguments[1]).read_text()
+    data = re.search(r"data: (.*)", text)[1]
+    both = text.replace(data, f"[{data}, {{train: '{triplets}', form: pairs}}]")
+    Path(arguments[1]).write_text(both)
+    words = [*arguments, f"objective.guide={teacher}", f"data.0.cache={run.with_name('cache')}"]
+    words += ["objective.guide_margin=0.1", "training.steps=null", "data.1.max_rows=32"]
+    assert main(words) == 0, capsys.readouterr().err
+    # 96 sentences and 32 triplets, in one epoch.
+    assert f"guide    {teacher}: embedding 192 texts, 48 wide" in capsys.readouterr().out
+    start = json.loads((run / "environment.json").read_text())["start"]
+    [path] = run.with_name("cache").glob("*.npy")
+    assert start["guide"] == path.stem and np.load(path).shape == (192, 48)
+
+
+def test_a_student_starts_from_a_fitted_map(tiny, teacher):
     config = validate(
         {
             "encoder": {"name": str(tiny), "dropout": 0.0},
@@ -501,11 +557,9 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
         "test",
     )
     model = encoder.build(config.encoder)
-    path = tmp_path / "teacher.npy"
-    np.save(path, SentenceTransformer(str(teacher)).encode(SENTENCES))
-    loss = TrainingLoss(model, config, path)
-    features = batch_of(model, SENTENCES, single=True)
-    features["rows"] = torch.arange(6)
+    taught = SentenceTransformer(str(teacher)).encode(SENTENCES, convert_to_tensor=True)
+    loss = TrainingLoss(model, config, taught.shape[1])
+    features = batch_of(model, SENTENCES, single=True) | {"teacher": taught[None]}
     random_map = float(loss_of(loss, features).detach())
     loss.start_from(features)
     fitted = float(loss_of(loss, features).detach())
@@ -522,12 +576,18 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
             "mask token; {no_mask}: This tokenizer does not have a mask token",
         ),
         (
+            ["objective.terms=sup_con", "data.form=labelled", "objective.guide=x"],
+            "objective.guide has no meaning without a term such as clip or decoupled or info_nce",
+        ),
+        (["objective.guide=x", "data.form=documents"], "objective.guide needs texts that stay"),
+        (["objective.guide=/no/guide"], "objective.guide: /no/guide is neither a model folder"),
+        (
             ["objective.terms=distill_l2", "objective.teacher=/no/teacher"],
             "objective.teacher: /no/teacher is neither a model folder",
         ),
         (
             ["data.train={triplets}", "data.form=pairs", "objective.terms=clip"],
-            "clip does not use the hard negatives of data.train",
+            "clip does not use the hard negatives of {triplets}",
         ),
         (
             ["objective.terms={info_nce: {hard_negative_weight: 2.0}}"],
@@ -535,7 +595,7 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
         ),
         (
             ["data.train={single}", "data.form=labelled", "objective.terms=sup_con"],
-            "data.train: the labels with two examples or more make no batch of 8",
+            "data.train: the labels of {single} with two examples or more make no batch of 8",
         ),
         (
             ["views=[{}, {template: '" + "word " * 60 + "{}'}]"],
@@ -547,7 +607,7 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
         ),
         (
             ["data.train={one_label}", "data.form=labelled"],
-            "data.train: all rows have one label, so there are no negatives",
+            "data.train: all rows of {one_label} have one label, so there are no negatives",
         ),
         (
             ["data.train={single}", "data.form=labelled", "training.batch_size=2"],
@@ -555,7 +615,7 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher, tmp_path):
         ),
         (
             ["data.train={nli}", "data.form=nli", "objective.terms=clip", "training.batch_size=2"],
-            "hard negatives of data.train; use decoupled or info_nce",
+            "hard negatives of {nli}; use decoupled or info_nce",
         ),
     ],
 )

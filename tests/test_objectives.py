@@ -14,6 +14,7 @@ from simcse.objectives import (
     dino,
     distill_l2,
     distill_similarity,
+    guide_mask,
     info_nce,
     nt_xent,
     pair_logits,
@@ -408,3 +409,20 @@ def test_shapes_and_weights_are_checked():
     for function in (decoupled, clip, nt_xent):
         with pytest.raises(ValueError, match="temperature must be positive, got 0"):
             function(two, two, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+@pytest.mark.parametrize("columns", [2, 4])
+def test_a_guides_mask_is_that_of_a_double_loop(columns, kind):
+    torch.manual_seed(2)
+    guide = torch.randn(columns, 7, 5)
+    unit, mask = functional.normalize(guide, dim=-1), guide_mask(guide, 0.2, kind)
+    assert mask.shape == (7, (columns - 1) * 7)
+    for i in range(7):
+        own = float(unit[0, i] @ unit[1, i])
+        threshold = own - 0.2 * (abs(own) if kind == "relative" else 1)
+        for column in range(1, columns):
+            for j in range(7):
+                above = float(unit[0, i] @ unit[column, j]) > threshold
+                expected = above and not (column == 1 and j == i)
+                assert mask[i, (column - 1) * 7 + j] == expected

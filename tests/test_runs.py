@@ -491,8 +491,13 @@ def test_any_value_of_another_type_is_one_line_or_can_be_shown(finished, tmp_pat
 @pytest.mark.parametrize(
     ("file", "place", "value", "expected"),
     [
-        ("environment.json", ("text",), [], "environment.json: damaged (text: "),
-        ("environment.json", ("text", "rows"), "many", "environment.json: damaged (text.rows: "),
+        ("environment.json", ("text",), {}, "environment.json: damaged (text: "),
+        (
+            "environment.json",
+            ("text", 0, "rows"),
+            "many",
+            "environment.json: damaged (text.0.rows: ",
+        ),
         ("environment.json", ("libraries",), [1], "environment.json: damaged (libraries: "),
         ("environment.json", ("from_hub",), "all", "environment.json: damaged (from_hub: "),
         ("environment.json", ("commit",), "`<b>", "environment.json: damaged (commit: "),

@@ -308,7 +308,7 @@ def disk(tmp_path):
 
 # What is written when the disk is full, and the checkpoint that is left then.
 FULL = {
-    "cache": ("run.load_training_data", 1, None),
+    "cache": ("text.load_training_data", 1, None),
     "checkpoint": ("checkpoints.writing", 2, "checkpoint-4"),
     "optimiser": ("resuming.torch.save", 4, "checkpoint-4"),
     "state": ("resuming.asdict", 2, "checkpoint-4"),

@@ -29,7 +29,7 @@ from simcse.files import files_in, locked
 from simcse.objectives import InfoNCE
 from simcse.sealing import MANIFEST, seal
 from simcse.training import loop, setup, several
-from simcse.training import run as run_module
+from simcse.training import text as text_module
 from simcse.training.progress import Progress
 
 
@@ -494,7 +494,7 @@ def test_resume_notices_changed_text(arguments, run, tmp_path, interrupted, caps
 def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
     # In the second epoch, whose batches are others: an epoch has 12 steps.
     batches, read = [], []
-    original, load = loop.backpropagate, run_module.load_training_data
+    original, load = loop.backpropagate, text_module.load_training_data
 
     def spy(accelerator, loss, features):
         batches.append(features["identities"][0].tolist())
@@ -509,7 +509,7 @@ def test_non_finite_loss_stops_the_run(arguments, run, monkeypatch, capsys):
         return loss * float("nan") if len(batches) == 14 else loss
 
     monkeypatch.setattr(loop, "backpropagate", spy)
-    monkeypatch.setattr(run_module, "load_training_data", reads)
+    monkeypatch.setattr(text_module, "load_training_data", reads)
     monkeypatch.setattr(InfoNCE, "forward", broken)
     assert main([*arguments, "training.steps=20"]) == 2
     message = capsys.readouterr().err

@@ -13,6 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simcse.cli.main import main
+from simcse.config.settings import EncoderConfig
+from simcse.encoders import encoder
 from simcse.training import loop
 
 METHODS = ("tolist", "numpy", "cpu", "item", "__bool__", "__float__", "__int__", "__index__")
@@ -78,6 +80,8 @@ CASES = {
     "learned temperature": ["objective.temperature={start: 0.05, schedule: learnable}"],
     "terms": ["objective.terms={decoupled: 1, clip: 0.5, nt_xent: 1, distill_start: 1}"],
     "dino": ["objective.terms=dino"],
+    "teacher": ["objective.terms=distill_l2", "objective.teacher={model}"],
+    "guide": ["objective.guide={model}"],
     "dropout of views": ["views=[{dropout: 0.1},{dropout: 0.2}]"],
     "cls": ["encoder.pooling=cls"],
     "checkpointing": ["training.activation_checkpointing=true"],
@@ -85,7 +89,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
-def test_more_steps_wait_no_more_often(arguments, waits, tmp_path, settings):
+def test_more_steps_wait_no_more_often(arguments, waits, tiny, tmp_path, settings):
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny))), tmp_path / "model")
+    settings = [word.replace("{model}", str(tmp_path / "model")) for word in settings]
     counts = []
     for steps in (3, 9):
         words = [f"training.steps={steps}", f"output={tmp_path / str(steps)}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from typing import NoReturn, get_args
@@ -23,7 +24,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         UserError: A setting is given without a value, or another argument is empty.
         SystemExit: Unknown or missing arguments, once they are named; or ``--help``.
     """
-    takes_settings = arguments[:1] in (["train"], ["prefetch"])
+    takes_settings = arguments[:1] in (["train"], ["prefetch"], ["mine"])
     words = _with_settings(arguments) if takes_settings else arguments
     parsed, extra = make_parser().parse_known_args(words)
     if takes_settings:  # argparse takes words between options for unknown
@@ -152,6 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("-o", "--output", metavar="FILE", help="where scores.json goes")
     _add_overwrite(evaluate)
     _add_model_options(evaluate, batch_size=128)
+    _add_precision(evaluate)
     evaluate.set_defaults(run=commands.evaluate)
 
     compare = subcommands.add_parser(
@@ -259,6 +261,42 @@ def _add_using(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     _add_use_options(dedup)
     dedup.set_defaults(run=using.dedup)
 
+    mine = subcommands.add_parser(
+        "mine",
+        help="find hard negatives for pairs",
+        description="Write the pairs of a file or folder with hard negatives: texts that a model "
+        "finds close to the anchor, but less so than the positive.",
+    )
+    mine.add_argument("file", metavar="INPUT", help="as for data.train: a file, folder or glob")
+    mine.add_argument(
+        "words", nargs="*", metavar="data.KEY=VALUE", help="settings such as data.form=pairs"
+    )
+    mine.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .jsonl")
+    mine.add_argument(
+        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
+    )
+    mine.add_argument("--cross-encoder", metavar="MODEL", help="scores the candidates anew")
+    mine.add_argument(
+        "--negatives", type=_positive, default=3, help="of each row (default: %(default)s)"
+    )
+    mine.add_argument(
+        "--margin", type=_score, help="how far below the positive's the similarity has to be"
+    )
+    mine.add_argument(
+        "--relative-margin",
+        type=_score,
+        default=0.05,
+        help="the same, as a share of the positive's similarity (default: %(default)s)",
+    )
+    mine.add_argument("--max-score", type=_score, help="highest similarity")
+    mine.add_argument(
+        "--range-min", type=_not_negative, default=0, help="pass over this many of the closest"
+    )
+    mine.add_argument("--range-max", type=_positive, help="look at this many of the closest")
+    _add_overwrite(mine)
+    _add_model_options(mine, batch_size=64)
+    mine.set_defaults(run=using.mine, precision="float32")  # margins are small
+
 
 def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     export = subcommands.add_parser(
@@ -336,12 +374,17 @@ def _add_use_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_overwrite(parser)
     _add_model_options(parser, batch_size=64)
+    _add_precision(parser)
 
 
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--pooling", choices=get_args(Pooling), help="for a plain encoder only")
     parser.add_argument("--device", help="such as cpu or cuda:0")
     parser.add_argument("--batch-size", type=_positive, default=batch_size)
+    _add_consent(parser)
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
@@ -349,7 +392,6 @@ def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None
         help="auto is bfloat16 where the hardware has it; faster, and less exact "
         "(default: %(default)s)",
     )
-    _add_consent(parser)
 
 
 def _add_consent(parser: argparse.ArgumentParser) -> None:
@@ -371,6 +413,13 @@ def _separator(text: str) -> str:
     if not re.fullmatch(SEPARATOR, character):
         raise argparse.ArgumentTypeError(f"{text!r} is not one character that separates fields")
     return character
+
+
+def _score(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+    return number
 
 
 def _positive(text: str) -> int:

@@ -127,6 +127,7 @@ def how_to_fetch(parsed: argparse.Namespace) -> str:
 def evaluate(parsed: argparse.Namespace) -> None:
     """Score a model and print the table."""
     quiet_libraries()
+    from simcse.data.documents import Documents
     from simcse.encoders.encoder import fingerprint
     from simcse.encoders.loading import DEFAULT_MODEL, find_model, load_model
     from simcse.encoders.precision import resolved
@@ -151,11 +152,12 @@ def evaluate(parsed: argparse.Namespace) -> None:
     words = _task_words(parsed.tasks)
     plan = plan_tasks([*(words or ()), *own] if words or own else None, data)
     find_model(parsed.model)  # before any text is read
-    if "documents" in plan.ours and not (Path(name) / CONFIG_FILE).is_file():
+    is_of_run = "documents" in plan.ours
+    if is_of_run and not (Path(name) / CONFIG_FILE).is_file():
         raise UserError(
             f"--tasks documents: {name} is no run folder; a run holds the documents out"
         )
-    tasks = plan.load(finished_run(Path(name))[1].data if "documents" in plan.ours else None)
+    tasks = plan.load(Documents.of(finished_run(Path(name))[1]) if is_of_run else ())
     model = load_model(
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
     )

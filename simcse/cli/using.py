@@ -1,14 +1,20 @@
-"""What the commands do that use a model: encode, search, dedup; heavy imports inside, as there."""
+"""What the commands do that use a model (encode, search, dedup, mine); heavy imports inside."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import sys
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import fields
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simcse.cli.commands import quiet_libraries
+from simcse.config.overrides import parse_overrides, with_overrides
+from simcse.config.reading import validate
 from simcse.errors import UserError
 from simcse.terminal import complain, visible
 
@@ -124,6 +130,46 @@ def dedup(parsed: argparse.Namespace) -> None:
     if output is not None:
         kept = [" ".join(text.split()) for row, text in enumerate(texts) if row not in repeats]
         write_atomically(output, "".join(f"{text}\n" for text in kept if text))
+
+
+def mine(parsed: argparse.Namespace) -> None:
+    """Write rows with hard negatives that a model finds."""
+    if other := [word for word in parsed.words if not word.startswith("data.")]:
+        raise UserError(f"mine: {other[0]} is no setting of the data, such as data.form=pairs")
+    values = with_overrides({"data": {"train": [parsed.file]}}, parse_overrides(parsed.words))
+    [data, *others] = validate(values, "arguments").sets
+    if others:
+        raise UserError("mine: one data set at a time")
+    if data.form == "sentences" and parsed.max_score is None:
+        raise UserError(
+            "mine: --max-score is needed where texts are their own positives, whose similarity is "
+            "1, such as --max-score 0.8"
+        )
+    output = Path(parsed.output)
+    if output.suffix != ".jsonl":
+        raise UserError(f"-o {output}: expected a name that ends in .jsonl")
+    quiet_libraries()
+    from simcse.encoders.encoder import source_of
+    from simcse.encoders.gate import Origin, load_cross_encoder
+    from simcse.files import may_write
+    from simcse.inference.mining import Rules, mine, pairs_of, write_rows
+
+    may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
+    pairs = pairs_of(data)
+    model, other_model = _model(parsed), None
+    if parsed.cross_encoder:
+        label = f"--cross-encoder {parsed.cross_encoder}"
+        path = source_of(parsed.cross_encoder, label=label)
+        consent, trusted = "--trust-remote-code", parsed.trust_remote_code
+        other_model = load_cross_encoder(Origin(label, path, consent, trusted))
+    rules = Rules(**{field.name: getattr(parsed, field.name) for field in fields(Rules)})
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):  # its bars
+        rows = mine(pairs, model.model, rules, parsed.batch_size, other_model)
+    write_rows(rows, output)
+    print(
+        f"{output}: {len(rows):,} of {len(pairs):,} rows ({len(rows) / len(pairs):.1%}) have "
+        f"{rules.negatives} hard negatives; train on it with data.form=pairs"
+    )
 
 
 def _table(parsed: argparse.Namespace) -> dict[str, Any]:

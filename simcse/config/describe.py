@@ -98,6 +98,8 @@ def _default(field: dict[str, Any]) -> str:
     value = field["default"]
     if isinstance(value, list):  # sections have theirs below
         value = [{} if isinstance(item, dict) else item for item in value]
+    if isinstance(value, dict) and "oneOf" in field:
+        value = {}
     return f"default {json.dumps(value, ensure_ascii=False)}"
 
 

@@ -142,13 +142,35 @@ def _parse(word: str) -> Override:
 def _replace(values: dict[str, Any], key: str, value: Any) -> None:
     if key == "objective" and isinstance(value, str | list):
         key = "objective.terms"
+    if re.match(r"data\.\d", key) and isinstance(values.setdefault("data", {}), dict):
+        values["data"] = [values["data"]]  # the first of several sets
     *sections, leaf = key.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"argument {key}: {section} is a value, not a section")
-        values = inner
-    values[leaf] = value
+    section: Any = values
+    for name in sections:
+        place = _place(section, name, key)
+        inner = section[place] if isinstance(section, list) else section.setdefault(name, {})
+        if not isinstance(inner, dict | list):
+            raise UserError(f"argument {key}: {name} is a value, not a section")
+        section = inner
+    section[_place(section, leaf, key)] = value
+
+
+def _place(section: dict[str, Any] | list[Any], name: str, key: str) -> Any:
+    """Key of a section, or number in a list, which grows by the one after its last.
+
+    Raises:
+        UserError: A list has no such number.
+    """
+    if isinstance(section, dict):
+        return name
+    if not (name.isdecimal() and int(name) <= len(section)):
+        raise UserError(
+            f"argument {key}: {name} stands in a list; name an item by its number, at most "
+            f"{len(section)}, such as data.0.train"
+        )
+    if int(name) == len(section):
+        section.append({})
+    return int(name)
 
 
 def _value(key: str, text: str) -> Any:

@@ -26,7 +26,8 @@ from simcse.config.yaml_values import read_values
 from simcse.errors import UserError
 from simcse.typed import typed
 
-_NOT_KEYS = ("[key]", "[name]", "[own]")  # pydantic's mark of a key, and tags of a union's members
+# pydantic's mark of a key, and tags of a union's members.
+_NOT_KEYS = ("[key]", "[name]", "[own]", "[set]", "[sets]")
 _BOUNDS = {
     "ge": "minimum",
     "gt": "exclusiveMinimum",

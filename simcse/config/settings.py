@@ -362,7 +362,7 @@ class EncoderConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Training text."""
+    """Training text: one data set."""
 
     train: Annotated[list[PathText], BeforeValidator(_list_from_one)] = Field(
         default=["python-docs"], min_length=1
@@ -418,6 +418,14 @@ class DataConfig(_Section):
     """Longest training input in tokens, special tokens included; encoding is not bound by it."""
     cache: PathText | None = None
     """Folder of the tokenised text; ``null`` uses the user's cache folder."""
+    weight: PositiveNumber | None = None
+    """Of several sets: share of the batches, relative to the weights of the others; ``null`` in all
+    of them draws each row once an epoch."""
+
+    @property
+    def title(self) -> str:
+        """What a set is called by."""
+        return ", ".join(self.train)
 
     @model_validator(mode="before")
     @classmethod
@@ -441,6 +449,17 @@ class DataConfig(_Section):
         if self.columns and not least <= len(self.columns) <= (most or len(self.columns)):
             raise ValueError(f"columns: form {self.form} takes {what}, got {len(self.columns)}")
         return self
+
+
+def _is_several(value: object) -> str:
+    return "[sets]" if isinstance(value, list) else "[set]"
+
+
+DataSets = Annotated[
+    Annotated[DataConfig, Tag("[set]")]
+    | Annotated[list[DataConfig], Field(min_length=1), Tag("[sets]")],
+    Discriminator(_is_several),
+]
 
 
 class ViewConfig(_Section):
@@ -533,12 +552,31 @@ class ObjectiveConfig(_Section):
     """For ``distill_l2`` and ``distill_similarity``: any sentence-transformers model."""
     teacher_revision: str | None = None
     """Branch, tag or commit of a Hub teacher."""
+    guide: PathText | None = None
+    """Leave out negatives that this sentence-transformers model finds closer to the anchor than
+    its positive is, less ``guide_margin`` (GISTEmbed, https://arxiv.org/abs/2402.16829)."""
+    guide_revision: str | None = None
+    """Branch, tag or commit of a Hub guide."""
+    guide_margin: Annotated[Number, Field(ge=0)] = 0.0
+    """How far below the positive's a negative's similarity has to be; where a text is its own
+    positive that is 1, so ``0.1`` leaves out similarities above 0.9."""
+    guide_margin_kind: Literal["absolute", "relative"] = "absolute"
+    """``relative`` takes the margin as a share of the positive's similarity."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> ObjectiveConfig:
         if sum(term.weight for term in self.terms.values()) == 0:
             raise ValueError("terms: the weights sum to 0")
         return self
+
+    @property
+    def helpers(self) -> dict[str, tuple[str, str | None]]:
+        """Name and revision of the other models that look at the training text."""
+        models = {
+            "teacher": (self.teacher, self.teacher_revision),
+            "guide": (self.guide, self.guide_revision),
+        }
+        return {kind: (name, revision) for kind, (name, revision) in models.items() if name}
 
 
 class TrainingConfig(_Section):
@@ -674,7 +712,8 @@ class Config(_Section):
     """Several seeds, such as ``seeds=0,1,2``: a run each in ``<output>/seed-<n>``, and their mean,
     spread and interval in ``<output>/summary.json``; takes the place of ``seed``."""
     encoder: EncoderConfig = EncoderConfig()
-    data: DataConfig = DataConfig()
+    data: DataSets = DataConfig()
+    """One data set, or a list of several; a batch is from one of them (docs/training.md)."""
     views: Annotated[list[ViewConfig], Field(min_length=2, max_length=2)] = [
         ViewConfig(), ViewConfig(),
     ]  # fmt: skip
@@ -683,6 +722,11 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     hub: HubConfig = HubConfig()
+
+    @property
+    def sets(self) -> list[DataConfig]:
+        """The data sets, one or several."""
+        return self.data if isinstance(self.data, list) else [self.data]
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted key, in declaration order."""
@@ -699,27 +743,36 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _data_fits(self) -> Config:
-        form = self.data.form
-        if form != "documents" and "documents" in (*self.evaluation.tasks, self.evaluation.dev):
-            names = [name for name in self.data.train if name != EMBEDDED_TEXT]
-            absent = [name for name in names if not (glob.has_magic(name) or Path(name).exists())]
-            hint = f" ({absent[0]} is no file or folder here)" if absent else ""
+        forms = [data.form for data in self.sets]
+        got = ", ".join(dict.fromkeys(forms))
+        shares = {data.held_out for data in self.sets if data.form == "documents"}
+        if "documents" in (*self.evaluation.tasks, self.evaluation.dev):
+            if not shares:
+                names = [name for data in self.sets for name in data.train if name != EMBEDDED_TEXT]
+                absent = [n for n in names if not (glob.has_magic(n) or Path(n).exists())]
+                hint = f" ({absent[0]!r} is no file or folder here)" if absent else ""
+                raise ValueError(
+                    f"evaluation: documents needs data.form=documents, got {got}{hint}; for other "
+                    "forms set evaluation.dev and evaluation.tasks, such as pairs"
+                )
+            if not sum(shares):
+                raise ValueError("evaluation: documents needs data.held_out above 0")
+        if len(shares) > 1:  # a document of two sets would be on two sides
+            raise ValueError("data.held_out must be the same for all sets of documents")
+        if len({data.weight is None for data in self.sets}) > 1:
+            raise ValueError("data.weight: give one to each of the sets, or to none")
+        if self.encoder.towers == "two" and {*forms} != {"pairs"}:
+            raise ValueError(f"encoder.towers: two needs data.form=pairs, got {got}")
+        if self.objective.teacher is not None and {*forms} != {"sentences"}:
+            raise ValueError(f"objective.teacher needs data.form=sentences, got {got}")
+        if self.objective.guide is not None and "documents" in forms:
             raise ValueError(
-                f"evaluation: documents needs data.form=documents, got {form}{hint}; for other "
-                "forms set evaluation.dev and evaluation.tasks, such as pairs"
+                "objective.guide needs texts that stay the same, and those of data.form=documents "
+                "are drawn anew in each epoch"
             )
-        held_out = "documents" in (*self.evaluation.tasks, self.evaluation.dev)
-        if held_out and not self.data.held_out:
-            raise ValueError("evaluation: documents needs data.held_out above 0")
-        if self.encoder.towers == "two" and form != "pairs":
-            raise ValueError(f"encoder.towers: two needs data.form=pairs, got {form}")
-        if self.objective.teacher is not None and form != "sentences":
-            raise ValueError(f"objective.teacher needs data.form=sentences, got {form}")
-        if self.objective.teacher is not None and self.data.duplicates == "keep":
-            raise ValueError("objective.teacher needs data.duplicates=drop, got keep")
-        if form == "labelled" and self.training.batch_size % 2:
+        if "labelled" in forms and self.training.batch_size % 2:
             raise ValueError("training.batch_size must be even with data.form=labelled")
-        if form == "labelled" and self.training.batch_size < 4:
+        if "labelled" in forms and self.training.batch_size < 4:
             raise ValueError(
                 "training.batch_size: 2 rows are one labelled pair, which leaves no in-batch "
                 "negatives; allowed is 4 or more"
@@ -740,13 +793,15 @@ def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _sections(field.annotation, f"{prefix}{name}.")
 
 
-SECTIONS = frozenset(_sections(Config))
+SECTIONS = frozenset(_sections(Config)) | {"data"}
 """Dotted keys of sections, such as ``training`` and ``objective.temperature``."""
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested sections by its dotted key."""
+    """Every value of nested sections, and of lists of them, by its dotted key."""
     for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
         else:

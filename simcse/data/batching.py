@@ -2,15 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Literal, Protocol
 
 import numpy as np
-from torch.utils.data import BatchSampler
 
 
-class ViewBatchSampler(BatchSampler):
-    """Batches of row numbers, a new order each epoch, a function of (seed, epoch) only.
+class Sampler(Protocol):
+    """Batches of row numbers, a new order each epoch, a function of (seed, epoch) only."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def batches(self, epoch: int) -> Iterator[list[int]]:
+        """Those of an epoch, counted from 0."""
+
+
+class SetSampler:
+    """Batches of several data sets: each batch is from one of them, the sets in random order.
+
+    A set that is drawn less often than it has batches goes on in the next epoch where it stopped;
+    one that is drawn more often begins an epoch of its own. A function of (seed, epoch) only.
+
+    Args:
+        samplers: Of the sets.
+        weights: How often each is drawn relative to the others; ``None`` goes by its batches.
+        seed: Non-negative.
+    """
+
+    def __init__(
+        self, samplers: Sequence[Sampler], weights: Sequence[float] | None, seed: int
+    ) -> None:
+        self.samplers = samplers
+        sizes = np.array([len(sampler) for sampler in samplers])
+        shares = sizes if weights is None else np.array(weights)
+        self.counts = np.maximum(np.rint(sizes.sum() * shares / shares.sum()), 1).astype(int)
+        """Batches of each set in an epoch."""
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def batches_from(self, step: int) -> Iterator[tuple[int, int, list[int]]]:
+        """Set, its own epoch and row numbers of every batch from a step on, without end."""
+        epoch, done = divmod(step, len(self))
+        before = np.bincount(self._order(epoch)[:done], minlength=len(self.counts))
+        streams = [
+            _batches_from(sampler, epoch * int(count) + int(drawn))
+            for sampler, count, drawn in zip(self.samplers, self.counts, before, strict=True)
+        ]
+        while True:
+            for number in self._order(epoch)[done:].tolist():
+                yield number, *next(streams[number])
+            epoch, done = epoch + 1, 0
+
+    def _order(self, epoch: int) -> np.ndarray:
+        sets = np.repeat(np.arange(len(self.counts)), self.counts)
+        return np.random.default_rng([self.seed, epoch, 2]).permutation(sets)
+
+
+def _batches_from(sampler: Sampler, step: int) -> Iterator[tuple[int, list[int]]]:
+    """Epoch and row numbers of every batch of a set from a step on, without end."""
+    epoch, done = divmod(step, len(sampler))
+    while True:
+        yield from ((epoch, rows) for rows in islice(sampler.batches(epoch), done, None))
+        epoch, done = epoch + 1, 0
+
+
+class ViewBatchSampler:
+    """A :class:`Sampler` of rows that bring their positives, or are their own.
 
     The last incomplete batch is dropped: it would have fewer in-batch negatives than the others.
 
@@ -41,32 +102,28 @@ class ViewBatchSampler(BatchSampler):
     ) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
-        self.drop_last = True
         self.batching = batching
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch, counted from 0."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.lengths) // self.batch_size
 
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = np.random.default_rng([self.seed, self.epoch])
+    def batches(self, epoch: int) -> Iterator[list[int]]:
+        """Those of an epoch, counted from 0."""
+        generator = np.random.default_rng([self.seed, epoch])
         if self.batching == "length_grouped" and len(self):
-            batches = self._length_grouped(generator)
+            batches = self._length_grouped(epoch, generator)
             batches = batches[generator.permutation(len(batches))]
         else:
             order = generator.permutation(len(self.lengths))[: len(self) * self.batch_size]
             batches = order.reshape(len(self), self.batch_size)
         yield from batches.tolist()
 
-    def _length_grouped(self, generator: np.random.Generator) -> np.ndarray:
-        """The batches of this epoch, ``(batches, batch_size)``, those of the shortest rows first.
+    def _length_grouped(self, epoch: int, generator: np.random.Generator) -> np.ndarray:
+        """The batches of an epoch, ``(batches, batch_size)``, those of the shortest rows first.
 
         Args:
+            epoch: Counted from 0.
             generator: Of this epoch, for the rows that are left out.
         """
         layout = np.random.default_rng([self.seed, 0, 1])  # that of no epoch, the same in all
@@ -81,7 +138,7 @@ class ViewBatchSampler(BatchSampler):
         rows[nearest + generator.integers(0, reach, len(spare))] = order[spare]
         grid = layout.permuted(rows.reshape(count, size), axis=1)
         moved = np.zeros(size, dtype=np.int64)
-        for _ in range(self.epoch):
+        for _ in range(epoch):
             moved += layout.permutation(size)
         windows = np.array_split(grid, min(max(2, count // size), count))
         return np.concatenate(
@@ -92,12 +149,11 @@ class ViewBatchSampler(BatchSampler):
         )
 
 
-class GroupBatchSampler(BatchSampler):
-    """Batches of pairs that share a label: first the anchors, then their positives.
+class GroupBatchSampler:
+    """A :class:`Sampler` of pairs that share a label: first the anchors, then their positives.
 
     For several processes a batch is laid out in as many parts, each of them so. Each epoch the rows
-    of every label are paired anew at random; a row without a partner waits for another epoch. A
-    function of (seed, epoch) only.
+    of every label are paired anew at random; a row without a partner waits for another epoch.
 
     Args:
         labels: Label of each row, shape ``(rows,)``.
@@ -116,19 +172,14 @@ class GroupBatchSampler(BatchSampler):
         self.order = np.argsort(labels, kind="stable")
         _, self.counts = np.unique(labels, return_counts=True)
         self.batch_size = batch_size
-        self.drop_last = True
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch, counted from 0."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return int((self.counts // 2).sum()) // (self.batch_size // 2)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = np.random.default_rng([self.seed, self.epoch])
+    def batches(self, epoch: int) -> Iterator[list[int]]:
+        """Those of an epoch, counted from 0."""
+        generator = np.random.default_rng([self.seed, epoch])
         group = np.repeat(np.arange(len(self.counts)), self.counts)
         # Random within each group: sort by group, then by a random number.
         shuffled = self.order[np.lexsort((generator.random(len(group)), group))]

@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from sentencex import segment
 
 from simcse.caches import cache_folder, cached
-from simcse.config.settings import EMBEDDED_TEXT, DataConfig
+from simcse.config.settings import EMBEDDED_TEXT, Config, DataConfig
 from simcse.data.readers import Source, Wanted, all_sources
 from simcse.errors import UserError
 from simcse.terminal import counting
@@ -93,6 +93,13 @@ def passages(document: Document, config: DataConfig) -> Iterator[tuple[str, ...]
             yield (document.title, *(whole[i] for i in part))
 
 
+def query_and_rest(document: Document, language: str) -> tuple[str, str] | None:
+    """What searches and what is to be found; ``None`` where there is one sentence only."""
+    found = sentences(document.text, language)
+    query, *rest = [document.title, *found] if document.title else found or [""]
+    return (query, " ".join(rest)) if rest else None
+
+
 class Documents:
     """The documents of a config, each on its side.
 
@@ -125,6 +132,11 @@ class Documents:
                 "set data.form=sentences, else name the folder or the files of several documents"
             )
         self.keys, self.sides = table[:, 0], table[:, 1].astype(np.int64)
+
+    @classmethod
+    def of(cls, config: Config) -> list[Documents]:
+        """Those of a run: of each data set that is documents."""
+        return [cls(data) for data in config.sets if data.form == "documents"]
 
     def on(self, side: Side) -> Iterator[Document]:
         """The documents of a side, read again.

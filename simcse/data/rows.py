@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -72,7 +72,10 @@ class TextCounts:
 
 
 def load_training_data(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    documents: Documents | None = None,
 ) -> tuple[Dataset, TextCounts]:
     """Training rows as token ids, distinct ones unless ``config.duplicates`` keeps repeats.
 
@@ -80,6 +83,7 @@ def load_training_data(
         config: Where the text is and how long an input may get.
         tokenizer: Of the encoder to train.
         seed: Draws the rows when ``config.max_rows`` is set.
+        documents: Those of the config, where they have been read already.
 
     Returns:
         A memory-mapped data set and the counts. Columns: ``input_ids`` (a list of int32 for each
@@ -89,14 +93,15 @@ def load_training_data(
     Raises:
         UserError: Missing, empty, undecodable or malformed input, with file and line.
     """
-    documents = Documents(config) if config.form == "documents" else None
+    if config.form == "documents":
+        documents = documents or Documents(config)
     sources = documents.sources if documents else all_sources(config)
     folder = Path(config.cache) if config.cache else cache_folder() / "tokens"
     path = folder / f"{_cache_key(sources, config, tokenizer)}.arrow"
 
     def make(temporary: Path) -> dict[str, Any]:
         found: Counter[str] = Counter()
-        rows = _passages(documents, found) if documents else _read(config, found)
+        rows = _passages(documents, found) if documents else read_rows(config, found)
         rows = counting(rows, "reading", "rows")
         return asdict(_tokenize(rows, found, tokenizer, config, temporary))
 
@@ -117,20 +122,21 @@ def load_training_data(
     return (dataset if len(keep) == len(dataset) else dataset.select(keep)), counts
 
 
-def texts_of(config: DataConfig, rows: Dataset) -> Iterator[str]:
-    """The sentences of a data set from :func:`load_training_data`, in its order, read again.
+def texts_of(sets: Iterable[DataConfig], hashes: np.ndarray) -> Iterator[tuple[int, str]]:
+    """The texts with some of the hashes in ``text_hash``, each once with its hash, read again.
 
-    Only for ``form: sentences``: one text a row.
+    Not for ``form: documents``, whose texts are drawn from passages.
     """
-    wanted = set(np.asarray(rows.with_format("numpy")["row_hash"][:]).tolist())
-    for row in _read(config, Counter()):
-        digest = _row_hash([_hash64(row.texts[0])], 0)
-        if digest in wanted:
-            wanted.remove(digest)  # a repeat of the row was skipped
-            yield row.texts[0]
+    wanted = set(hashes.tolist())
+    for row in chain.from_iterable(read_rows(config, Counter()) for config in sets):
+        for text in row.texts:
+            if (digest := _hash64(text)) in wanted:
+                wanted.remove(digest)
+                yield digest, text
 
 
-def _read(config: DataConfig, found: Counter[str]) -> Iterator[Row]:
+def read_rows(config: DataConfig, found: Counter[str]) -> Iterator[Row]:
+    """The rows of a set that is no documents, as text; counts of :func:`.rows_of`."""
     fields = chain.from_iterable(_fields(name, config) for name in config.train)
     return rows_of(fields, config.form, found, config.incomplete)
 

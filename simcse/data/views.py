@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ class ViewCollator:
     - ``input_ids``, ``attention_mask``: int64, ``(columns * batch, length)``
     - ``identities``: int64, ``(columns, batch)``, equal where texts are
     - ``labels``: int64, ``(batch,)``, with ``paired`` or ``positives`` only
-    - ``rows``: int64, ``(batch,)``, places in the data set, where rows have them
+    - what ``lookups`` find for ``identities``: float32, ``(columns, batch, dim)``
     - ``text_ids``, ``text_mask``: int64, ``(columns * batch, length)``, the texts as they are
       before a view changes them, with ``keeps_texts`` only
 
@@ -122,6 +123,8 @@ class ViewCollator:
     """Rows are passages of documents: what of them becomes anchor and positive."""
     keeps_texts: bool = False
     seed: int = 0
+    lookups: dict[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
+    """Embeddings of the texts by another model, by the name of the feature."""
     epoch: int = 0
     """Counted from 0; set before the epoch's first batch is made."""
 
@@ -130,7 +133,7 @@ class ViewCollator:
         return {key: value.to(device) for key, value in self(rows).items()}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Collate rows with the keys ``input_ids``, ``text_hash``, ``label``, maybe ``row``."""
+        """Collate rows with the keys ``input_ids``, ``text_hash``, ``label``."""
         columns, hashes = self._columns(rows)
         ids, masks = [], []
         for number, column in enumerate(columns):
@@ -153,8 +156,8 @@ class ViewCollator:
         if self.paired or self.positives is not None:
             # Of anchors; texts of one document are not each other's negatives.
             batch["labels"] = torch.tensor([row["label"] for row in rows[: len(columns[0])]])
-        if "row" in rows[0]:
-            batch["rows"] = torch.tensor([row["row"] for row in rows])
+        for name, lookup in self.lookups.items():
+            batch[name] = torch.from_numpy(lookup(np.array(hashes)))
         return batch
 
     def _columns(self, rows: list[dict[str, Any]]) -> tuple[list[list[Ids]], list[list[int]]]:

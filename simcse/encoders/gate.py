@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from torch import nn
 from transformers import PreTrainedModel
@@ -95,6 +95,22 @@ def load_sentence_model(
                 module.model.pooler = None
     _check_finite(origin, model)
     check_embeddings(origin.label, model)
+    return model
+
+
+def load_cross_encoder(origin: Origin) -> CrossEncoder:
+    """A model that scores pairs of texts, of which there is one number for each.
+
+    Raises:
+        UserError: It cannot be had or is not sound.
+    """
+    check_files(origin, "CrossEncoder")
+    with _admitting(origin) as made_up:
+        model = CrossEncoder(origin.path, trust_remote_code=origin.trust_remote_code)
+    _refuse_weights(origin, {"missing": made_up})
+    _check_finite(origin, model)
+    if model.num_labels != 1:
+        raise UserError(f"{origin.label}: gives {model.num_labels} numbers for a pair, expected 1")
     return model
 
 
@@ -247,7 +263,7 @@ def _check_weights(origin: Origin, network: nn.Module, info: Mapping[str, Any]) 
     return pooler
 
 
-def check_files(origin: Origin) -> None:
+def check_files(origin: Origin, wanted: str = _KIND) -> None:
     """Refuse a folder that the libraries would wait in: they read whatever is there.
 
     Raises:
@@ -256,9 +272,9 @@ def check_files(origin: Origin) -> None:
     settings = Path(origin.path) / "config_sentence_transformers.json"
     with failing_for(origin):
         found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        kind = found.get("model_type", _KIND)
-    if kind != _KIND:
-        raise UserError(f"{origin.label}: a {kind}, which gives no embeddings as used here")
+        kind = found.get("model_type", wanted)
+    if kind != wanted:
+        raise UserError(f"{origin.label}: is a {kind}; expected a {wanted}")
     for path in Path(origin.path).rglob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError(f"{origin.label}: {path} is a pipe or device; expected a file")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from simcse.config.settings import DataConfig
-from simcse.data.documents import Document, Documents, Side, sentences
+from collections.abc import Sequence
+
+from simcse.data.documents import Documents, Side, query_and_rest
 from simcse.errors import UserError
 from simcse.evaluation.tasks import RetrievalTask
 
@@ -11,11 +12,13 @@ FEW = 50
 """With fewer documents next to nothing can be told; a run says so."""
 
 
-def document_task(config: DataConfig, side: Side, name: str = "documents") -> RetrievalTask:
+def document_task(
+    sources: Sequence[Documents], side: Side, name: str = "documents"
+) -> RetrievalTask:
     """The test on one side's documents.
 
     Args:
-        config: Documents, with a share held out.
+        sources: With a share held out; what several of them hold counts once.
         side: ``dev`` or ``test``.
         name: Of the task.
 
@@ -23,23 +26,20 @@ def document_task(config: DataConfig, side: Side, name: str = "documents") -> Re
         UserError: Unreadable input, or no document of this side that can be split in two.
     """
     name = name if side == "test" else f"{name}-{side}"
-    halves = [query_and_rest(document, config) for document in Documents(config).held_out(side)]
-    pairs = [half for half in halves if half is not None]
+    halves = {
+        document.key: query_and_rest(document, documents.config.language)
+        for documents in sources
+        for document in documents.held_out(side)
+    }
+    pairs = [half for half in halves.values() if half is not None]
     if not pairs:
         raise UserError(
-            f"data.held_out: {config.held_out:g} of the documents leaves none for {side}; raise "
-            "it, or choose other evaluation.dev and evaluation.tasks"
+            f"data.held_out: {sources[0].config.held_out:g} of the documents leaves none for "
+            f"{side}; raise it, or choose other evaluation.dev and evaluation.tasks"
         )
-    queries, documents = zip(*pairs, strict=True)
+    queries, rests = zip(*pairs, strict=True)
     own = [{number: 1} for number in range(len(queries))]
-    return RetrievalTask(name, list(queries), list(documents), own, metric="recall_at_10")
-
-
-def query_and_rest(document: Document, config: DataConfig) -> tuple[str, str] | None:
-    """What searches and what is to be found; ``None`` where there is one sentence only."""
-    found = sentences(document.text, config.language)
-    query, *rest = [document.title, *found] if document.title else found or [""]
-    return (query, " ".join(rest)) if rest else None
+    return RetrievalTask(name, list(queries), list(rests), own, metric="recall_at_10")
 
 
 def too_few(task: RetrievalTask) -> str | None:

@@ -14,13 +14,13 @@ from sentence_transformers import SentenceTransformer
 from simcse.config.settings import (
     MTEB,
     TASK_ALIASES,
-    DataConfig,
     OwnTest,
     Precision,
     Role,
     TaskName,
     check_titles,
 )
+from simcse.data.documents import Documents
 from simcse.encoders.encoding import embeds_by_role, encode_by_length
 from simcse.encoders.precision import resolved
 from simcse.evaluation.names import GROUPS
@@ -61,16 +61,16 @@ class TaskPlan:
     data: Path | None
     missing: list[str]
 
-    def load(self, text: DataConfig | None = None) -> TaskList:
+    def load(self, documents: Sequence[Documents] = ()) -> TaskList:
         """Read our tasks.
 
         Args:
-            text: The training text; for ``documents``.
+            documents: Those of a run; for the task ``documents``.
 
         Raises:
             UserError: A file is missing or malformed.
         """
-        ours = [load_task(name, self.data, text) for name in self.ours]
+        ours = [load_task(name, self.data, documents) for name in self.ours]
         ours += [own_task(test) for test in self.own]
         geometry = load_geometry(self.data, dev_only=False)
         return TaskList([*ours, geometry], self.mteb, self.data, self.missing)

@@ -9,8 +9,8 @@ from typing import get_args
 
 import numpy as np
 
-from simcse.config.settings import EMBEDDED_TEXT, TASK_ALIASES, DataConfig, OwnTest, TaskName
-from simcse.data.documents import embedded_documents
+from simcse.config.settings import EMBEDDED_TEXT, TASK_ALIASES, OwnTest, TaskName
+from simcse.data.documents import Documents, embedded_documents
 from simcse.errors import UserError
 from simcse.evaluation.documents import document_task
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
@@ -67,13 +67,13 @@ def task_names(words: Sequence[str], data: Path | None) -> tuple[list[str], list
     return list(dict.fromkeys(names)), list(dict.fromkeys(missing))
 
 
-def load_task(name: str, data: Path | None, text: DataConfig | None = None) -> Task:
+def load_task(name: str, data: Path | None, documents: Sequence[Documents] = ()) -> Task:
     """One task by its name, see :data:`simcse.config.settings.TaskName`, or an alias.
 
     Args:
         name: Task name.
         data: Folder in SentEval's layout; needed for STS and transfer tasks.
-        text: The training text; needed for ``documents``, the part of it that is held out.
+        documents: Those of a run; needed for ``documents``, the part of them that is held out.
 
     Raises:
         UserError: Unknown name, missing folder or file, malformed line.
@@ -82,11 +82,11 @@ def load_task(name: str, data: Path | None, text: DataConfig | None = None) -> T
     if name == "pairs":
         return _pair_task("pairs", read_pairs())
     if name == EMBEDDED_TEXT:
-        return document_task(embedded_documents(), "test", name)
+        return document_task([Documents(embedded_documents())], "test", name)
     if name == "documents":
-        if text is None or text.form != "documents":
+        if not documents:
             raise UserError(f"task {name}: needs the config of a run with data.form=documents")
-        return document_task(text, "test")
+        return document_task(documents, "test")
     if name not in get_args(TaskName):
         raise UserError(f"task {name!r}: unknown{nearest(name, [*get_args(TaskName), *GROUPS])}")
     if data is None:
@@ -142,7 +142,9 @@ def is_here(name: str, data: Path | None) -> bool:
     return (data / "STS" / ("STSBenchmark" if name == "STSB" else f"{name}-en-test")).is_dir()
 
 
-def load_dev_task(name: str | OwnTest, data: Path | None, text: DataConfig | None = None) -> Task:
+def load_dev_task(
+    name: str | OwnTest, data: Path | None, documents: Sequence[Documents] = ()
+) -> Task:
     """What chooses checkpoints.
 
     ``pairs``, the dev part of documents or STS-B, or a test on the user's own data.
@@ -153,9 +155,9 @@ def load_dev_task(name: str | OwnTest, data: Path | None, text: DataConfig | Non
     if isinstance(name, OwnTest):
         return own_task(name)
     if name == EMBEDDED_TEXT:
-        return document_task(embedded_documents(), "dev", name)
-    if name == "documents" and text is not None:
-        return document_task(text, "dev")
+        return document_task([Documents(embedded_documents())], "dev", name)
+    if name == "documents" and documents:
+        return document_task(documents, "dev")
     return load_task("STSB-dev" if name == "STSB" else name, data)
 
 

@@ -15,7 +15,7 @@ from simcse.objectives.info_nce import InfoNCE, info_nce
 from simcse.objectives.mlm import MaskedLanguageModel
 from simcse.objectives.nt_xent import NTXent, nt_xent
 from simcse.objectives.objective import Batch, Objective, PairObjective
-from simcse.objectives.pairwise import pair_logits, same_text_mask
+from simcse.objectives.pairwise import guide_mask, pair_logits, same_text_mask
 from simcse.objectives.sup_con import SupCon, sup_con
 from simcse.objectives.temperature import Temperature
 
@@ -41,6 +41,7 @@ __all__ = [
     "dino",
     "distill_l2",
     "distill_similarity",
+    "guide_mask",
     "info_nce",
     "nt_xent",
     "pair_logits",

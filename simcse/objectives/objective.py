@@ -30,7 +30,8 @@ class Batch:
     views: Tensor
     """All embeddings, ``(columns, batch, dim)``: anchors, positives, hard negatives."""
     mask: Tensor | None
-    """Negatives to leave out, of :func:`~simcse.objectives.same_text_mask`; ``None``: none."""
+    """Negatives to leave out, as :func:`~simcse.objectives.same_text_mask` gives it; ``None``: no
+    negative."""
     labels: Tensor | None
     """Integers, ``(batch,)``, with ``data.form=labelled``."""
     teacher: Tensor | None

@@ -1,12 +1,14 @@
 """What objectives on (anchor, positive) pairs share: similarities, and which negatives are false.
 
 Embeddings have any length; they are normalised here. ``mask[i, j]`` is True where candidate j must
-not count as a negative of anchor i, because it has the same text (see :func:`same_text_mask`).
+not count as a negative of anchor i: it has the same text (:func:`same_text_mask`), or another model
+finds it too close (:func:`guide_mask`).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -73,8 +75,31 @@ def same_text_mask(identities: Tensor, labels: Tensor | None = None) -> Tensor:
     return mask
 
 
+def guide_mask(guide: Tensor, margin: float, kind: Literal["absolute", "relative"]) -> Tensor:
+    """Which candidates are false negatives by another model's similarities (GISTEmbed).
+
+    Those that it finds closer to the anchor than the positive is, less a margin.
+
+    Args:
+        guide: Its embeddings, ``(columns, batch, dim)``, in the order of :func:`same_text_mask`.
+        margin: At least 0.
+        kind: ``relative`` takes the margin as a share of the positive's similarity.
+
+    Returns:
+        Bool, shape ``(batch, (columns - 1) * batch)``, aligned with :func:`pair_logits`; an
+        anchor's own positive is never masked.
+
+    Source: Solatorio 2024, GISTEmbed (https://arxiv.org/abs/2402.16829).
+    """
+    unit = functional.normalize(guide, dim=-1)
+    similarity = unit[0] @ unit[1:].flatten(0, 1).T  # (batch, (columns - 1) * batch)
+    positive = similarity.diagonal()[:, None]
+    threshold = positive - margin * (positive.abs() if kind == "relative" else 1)
+    return (similarity > threshold).fill_diagonal_(False)
+
+
 def among_pairs(mask: Tensor | None) -> Tensor | None:
-    """The part of a mask from :func:`same_text_mask` that leaves hard negatives out."""
+    """The part of a mask for :func:`pair_logits` that leaves hard negatives out."""
     return None if mask is None else mask[:, : len(mask)]
 
 

@@ -197,11 +197,12 @@ def _checked(name: str, term: type[Objective], given: TermConfig) -> TermConfig:
 
 
 def _check_needs(config: Config, found: dict[str, type[Objective]]) -> None:
-    form, batch, teacher = config.data.form, config.training.batch_size, config.objective.teacher
+    batch, teacher = config.training.batch_size, config.objective.teacher
+    others = [data.form for data in config.sets if data.form != "labelled"]
     for name, term in found.items():
         needed = {argument for argument, optional in needs(term).items() if not optional}
-        if "labels" in needed and form != "labelled":
-            raise UserError(f"objective.terms: {name} needs data.form=labelled, got {form}")
+        if "labels" in needed and others:
+            raise UserError(f"objective.terms: {name} needs data.form=labelled, got {others[0]}")
         if "teacher" in needed and teacher is None:
             raise UserError(f"objective.terms: {name} needs objective.teacher")
         if batch < term.smallest_batch:
@@ -210,8 +211,9 @@ def _check_needs(config: Config, found: dict[str, type[Objective]]) -> None:
             )
         if config.encoder.towers == "two" and "model" in inspect.signature(term).parameters:
             raise UserError(f"encoder.towers: {name} needs one encoder for all texts, got two")
-    if teacher is not None and not any("teacher" in needs(term) for term in found.values()):
-        taught = [name for name, term in SHIPPED.items() if "teacher" in needs(term)]
-        raise UserError(
-            f"objective.teacher has no meaning without a term such as {' or '.join(taught)}"
-        )
+    for kind, needed_by in {"teacher": "teacher", "guide": "mask"}.items():
+        if kind in config.objective.helpers and not asks_for(config, needed_by):
+            terms = [name for name, term in SHIPPED.items() if needed_by in needs(term)]
+            raise UserError(
+                f"objective.{kind} has no meaning without a term such as {' or '.join(terms)}"
+            )

@@ -66,14 +66,15 @@ class WeightedSum(nn.Module):
                 raise UserError(f"objective.terms: {name}.__init__ does not call super().__init__")
             self.named.append((name, settings.weight, term))
         self.terms = nn.ModuleList(term for _, _, term in self.named)
+        self.asked = [list(needs(type(term))) for _, _, term in self.named]
         self.last: Batch | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms on embeddings by name; what they sum up to is the loss."""
         self.last = replace(batch, views=batch.views.detach())
         losses = {}
-        for name, weight, term in self.named:
-            if asked := needs(type(term)):
+        for (name, weight, term), asked in zip(self.named, self.asked, strict=True):
+            if asked:
                 with running(name):
                     loss = term(**{key: getattr(batch, key) for key in asked})
                 losses[name] = weight * _scalar(name, loss)

@@ -91,6 +91,7 @@ def model_card(trained: TrainedModel) -> ModelCard:
         made_from=made_from,
         embedded_encoder=EMBEDDED_ENCODER,
         embedded_text=EMBEDDED_TEXT,
+        entries=_entries(config),
         language=_languages(config),
         width=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
@@ -120,8 +121,10 @@ def model_card(trained: TrainedModel) -> ModelCard:
 
 def _terms(config: Config, made_from: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Name, weight, formula and source of each term of the objective."""
-    counts = made_from["text"]["counts"]
-    hard = config.data.form != "documents" and counts["texts"] > 2 * counts["rows"]
+    hard = any(
+        own.form != "documents" and text["counts"]["texts"] > 2 * text["counts"]["rows"]
+        for own, text in zip(config.sets, made_from["text"], strict=False)
+    )
     for name, term in config.objective.terms.items():
         values = {"name": name, "weight": term.weight, "formula": "", "source": ""}
         values |= made_from["terms"].get(name, {})
@@ -147,7 +150,7 @@ def _after_pooling(model: SentenceTransformer) -> list[str]:
 def _metadata(trained: TrainedModel, made_from: dict[str, Any]) -> ModelCardData:
     config = trained.config
     of_encoder = made_from.get("encoder_card", {})
-    from_hub = [entry for entry in config.data.train if entry in made_from["from_hub"]]
+    from_hub = [entry for entry in _entries(config) if entry in made_from["from_hub"]]
     datasets = [entry.partition(":")[0] for entry in from_hub]
     extra: dict[str, Any] = {}
     if config.hub.widget:
@@ -201,17 +204,21 @@ def _base_model(config: Config, made_from: dict[str, Any]) -> str | None:
 
 def _languages(config: Config) -> list[str]:
     """Of the training text: as the config says; the shipped documents are English."""
-    return config.hub.language or (["en"] if config.data.train == [EMBEDDED_TEXT] else [])
+    return config.hub.language or (["en"] if {*_entries(config)} == {EMBEDDED_TEXT} else [])
+
+
+def _entries(config: Config) -> list[str]:
+    """What the training text was read from, of all data sets."""
+    return [entry for own in config.sets for entry in own.train]
 
 
 def without_folders(config: Config, made_from: dict[str, Any]) -> dict[str, Any]:
     """Every setting that made the model; files without their folders, which tell of a machine."""
     values: dict[str, Any] = config.model_dump(exclude={"output", "seeds", "hub"})
     from_hub = made_from["from_hub"]
-    values["data"]["train"] = [
-        name if name in from_hub else Path(name).name for name in config.data.train
-    ]
-    del values["data"]["cache"]
+    for own in values["data"] if isinstance(config.data, list) else [values["data"]]:
+        own["train"] = [name if name in from_hub else Path(name).name for name in own["train"]]
+        del own["cache"]
     for test in (values["evaluation"]["dev"], *values["evaluation"]["tasks"]):
         if isinstance(test, dict):  # of the user's own
             test["file"] = Path(test["file"]).name
@@ -219,7 +226,7 @@ def without_folders(config: Config, made_from: dict[str, Any]) -> dict[str, Any]
         values["evaluation"]["data"] = Path(config.evaluation.data).name
     if not made_from["encoder_commit"]:
         values["encoder"]["name"] = Path(config.encoder.name).name
-    teacher = config.objective.teacher
-    if teacher is not None and teacher not in from_hub:
-        values["objective"]["teacher"] = Path(teacher).name
+    for kind, (name, _) in config.objective.helpers.items():
+        if name not in from_hub:
+            values["objective"][kind] = Path(name).name
     return values

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from simcse.config.settings import Config
+from simcse.data.documents import Documents
 from simcse.data.readers import find_sources
 from simcse.encoders import encoder
 from simcse.errors import UserError
 from simcse.evaluation.scoring import plan_tasks
 from simcse.evaluation.sources import load_dev_task
-from simcse.training.teacher import load_teacher
+from simcse.training.text_embeddings import load_helper
 
 
 def prefetch(config: Config) -> None:
-    """Fetch the newest encoder, training text and teacher, with the same calls that a run makes.
+    """Fetch the newest encoder, text, teacher and guide, with the same calls that a run makes.
 
     Raises:
         UserError: Something is neither on this machine nor available on the Hub. What could be
@@ -23,17 +24,19 @@ def prefetch(config: Config) -> None:
     encoder.source_of(config.encoder.name, config.encoder.revision, refresh=True)
     encoder.build(config.encoder)
     print(f"encoder  {_named(config.encoder.name, config.encoder.revision)}", flush=True)
-    for name in config.data.train:
-        for _ in find_sources(name, config.data, refresh=True):
-            pass
-        print(f"text     {_named(name, config.data.revision)}", flush=True)
-    if config.objective.teacher is not None:
-        load_teacher(config.objective, refresh=True)
-        print(f"teacher  {_named(config.objective.teacher, config.objective.teacher_revision)}")
+    for own in config.sets:
+        for name in own.train:
+            for _ in find_sources(name, own, refresh=True):
+                pass
+            print(f"text     {_named(name, own.revision)}", flush=True)
+    for kind, (name, revision) in config.objective.helpers.items():
+        load_helper(config.objective, kind, refresh=True)
+        print(f"{kind:8} {_named(name, revision)}")
     data = Path(config.evaluation.data) if config.evaluation.data else None
     try:
-        load_dev_task(config.evaluation.dev, data, config.data)
-        tasks = plan_tasks(config.evaluation.tasks, data).load(config.data)
+        documents = Documents.of(config)
+        load_dev_task(config.evaluation.dev, data, documents)
+        tasks = plan_tasks(config.evaluation.tasks, data).load(documents)
     except UserError as error:
         raise UserError(f"{error} (evaluation data are yours; all else is here)") from error
     if tasks.mteb:

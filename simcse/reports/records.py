@@ -205,6 +205,8 @@ class TextCount(Record):
 class Text(Record):
     """What was read, and how many rows of it are trained on."""
 
+    train: list[str]
+    """Entries of its ``data.train``."""
     rows: Count
     counts: TextCount
 
@@ -213,7 +215,6 @@ class Start(Record):
     """Hashes of what training began with."""
 
     encoder: str
-    teacher: str | None
 
 
 class Description(Record):
@@ -239,11 +240,12 @@ class MadeFrom(Record):
     threads: Count
     processes: Count
     start: Start
-    text: Text
+    text: list[Text]
+    """Of each data set."""
     commit: Commit | None
     encoder_commit: Commit | None
     encoder_card: EncoderCard = EncoderCard()
     terms: dict[str, Description]
     """Terms of the objective that are classes of the user's own."""
     from_hub: list[str]
-    """Entries of ``data.train``, and the teacher, that came from the Hub."""
+    """Entries of ``data.train``, teacher and guide that came from the Hub."""

@@ -90,7 +90,7 @@ def _summary(sets: Sequence[RunSet]) -> Iterator[str]:
             yield f"{runs.name}: a model that was scored, not trained here."
             continue
         seeds = f", {len(runs.runs)} seeds" if len(runs.runs) > 1 else ""
-        text = ", ".join(first.config.data.train)
+        text = "; ".join(data.title for data in first.config.sets)
         line = f"{runs.name}: {first.config.encoder.name} trained on {text}{seeds}."
         tests = {task: change for task, change in first.changes.items() if task in first.scores}
         yield f"{line} {_sentence(verdict_line(tests))}" if tests and not seeds else line

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from sentence_transformers import SentenceTransformer
 
 from simcse.config.settings import Config
-from simcse.data.rows import TextCounts
 from simcse.data.tokens import unknown_warning
 from simcse.encoders import encoder, gate
 from simcse.evaluation.documents import too_few
 from simcse.evaluation.tasks import RetrievalTask, Task
+from simcse.training.text import TrainingSet
 
 MANY_CUT = 0.1
 """Share of the texts that are cut above which it is said."""
@@ -55,15 +55,18 @@ def _described(task: Task) -> str:
     return f"{task.name} ({len(task.texts()):,} texts {origin})"
 
 
-def hints(config: Config, counts: TextCounts, model: SentenceTransformer) -> Iterator[str]:
+def hints(config: Config, sets: Sequence[TrainingSet], model: SentenceTransformer) -> Iterator[str]:
     """Settings that hardly suit this text and this encoder."""
-    if warning := unknown_warning(counts.unknown, counts.tokens, "data.train"):
-        yield warning
-    if counts.truncated > MANY_CUT * counts.texts:
-        yield (
-            f"warning: data.max_length: {counts.truncated / counts.texts:.0%} of the texts are cut "
-            f"at {config.data.max_length} tokens; this encoder takes {model.max_seq_length}"
-        )
+    for own in sets:
+        counts, key = own.counts, "data.train" if len(sets) == 1 else own.config.title
+        if warning := unknown_warning(counts.unknown, counts.tokens, key):
+            yield warning
+        if counts.truncated > MANY_CUT * counts.texts:
+            yield (
+                f"warning: data.max_length: {counts.truncated / counts.texts:.0%} of the texts "
+                f"{f'of {key} ' if len(sets) > 1 else ''}are cut at {own.config.max_length} tokens;"
+                f" this encoder takes {model.max_seq_length}"
+            )
     # The table of token embeddings has the most rows.
     tables = [p for p in model.parameters() if p.ndim == 2]
     table = max(tables, key=len).numel()

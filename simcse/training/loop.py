@@ -8,12 +8,10 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
@@ -33,13 +31,10 @@ from simcse.training.progress import Progress, hyperparameters
 from simcse.training.resuming import Position, State, load_weights
 from simcse.training.setup import (
     DEV_SCORE,
-    Sampler,
-    batch_sampler,
     make_accelerator,
     make_optimizer,
-    steps_of,
-    view_collator,
 )
+from simcse.training.text import TrainingText
 
 _MEMORY = ("training.mini_batch_size (gradient caching)", "training.batch_size", "data.max_length")
 
@@ -48,7 +43,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     config: Config,
     run: Path,
     loss: TrainingLoss,
-    rows: Dataset,
+    text: TrainingText,
     dev: Callable[[SentenceTransformer], dict[str, float]],
     signals: StopSignals,
     checkpoint: Path | None,
@@ -59,7 +54,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
         config: The run.
         run: Its folder.
         loss: The objective, which holds the encoder.
-        rows: From :func:`simcse.data.rows.load_training_data`.
+        text: What it is trained on.
         dev: Scores an encoder, all processes together: :data:`DEV_SCORE` and the geometry.
         signals: Entered by the caller.
         checkpoint: Folder to resume from.
@@ -73,8 +68,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
         KeyboardInterrupt: A signal; a checkpoint has been written.
     """
     training, root, model = config.training, run / CHECKPOINTS, loss.model
-    sampler, collator = batch_sampler(config, rows), view_collator(config, model)
-    steps = steps_of(config, rows)
+    steps = text.steps
     accelerator = make_accelerator(config, run)
     accelerator.init_trackers("simcse", config=hyperparameters(config))
     loss.to(accelerator.device)
@@ -94,16 +88,12 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     progress = Progress(run, accelerator, steps, position.step, position.log)
     pushes = CheckpointPushes(config.hub.push_checkpoints) if config.hub.push_checkpoints else None
 
-    def collate(epoch: int, chosen: list[int]) -> tuple[list[int], Features]:
-        collator.epoch = epoch
-        return chosen, collator([rows[i] for i in distributed.own_part(chosen)])
-
-    batches = ahead(collate, batches_from(sampler, position.step))
+    batches = ahead(text.own_part, text.sampler.batches_from(position.step))
     unread: list[Step] = []
 
     with signals.waiting(), naming_memory("while training", *_MEMORY), closing(batches):
         while position.step < steps:
-            # The batch: of several processes each takes its part.
+            # The batch, from one data set: of several processes each takes its part.
             chosen, features = next(batches)
             features = on_device(features, accelerator.device)
 
@@ -133,7 +123,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
                 newest = read(unread, position, skips=accelerator.scaler is not None)
                 means = {name: value / position.since for name, value in position.totals.items()}
                 values = {**means, "grad_norm": newest, "learning_rate": rate}
-                values["epoch"] = position.step / len(sampler)
+                values["epoch"] = position.step / len(text.sampler)
                 progress.loss(position.step, {**values, **loss.objective.log_values(), **values})
                 progress.warn(position.step, loss.objective.warnings())
                 position.totals, position.since = {}, 0
@@ -247,16 +237,16 @@ class Step:
 
     step: int
     rate: float
-    rows: list[int]
+    rows: str
+    """Which rows it was trained on, in words."""
     values: dict[str, Tensor]
     """The weighted terms, and last the gradients' norm."""
 
     def error(self, problem: str, remedy: str) -> DivergedError:
         """What is wrong, and with which rows."""
-        rows = ", ".join(map(str, self.rows))
         return DivergedError(
-            f"step {self.step}: {problem} (learning rate {self.rate:.2g}, training rows {rows}, "
-            "counted from 0 without skipped ones); lower training.learning_rate or "
+            f"step {self.step}: {problem} (learning rate {self.rate:.2g}, training rows "
+            f"{self.rows}, counted from 0 without skipped ones); lower training.learning_rate or "
             f"{remedy}"
         )
 
@@ -294,9 +284,9 @@ def read(steps: list[Step], position: Position, *, skips: bool) -> float:
 
 
 def ahead(
-    collate: Callable[[int, list[int]], tuple[list[int], Features]],
-    batches: Iterator[tuple[int, list[int]]],
-) -> Generator[tuple[list[int], Features]]:
+    collate: Callable[[int, int, list[int]], tuple[str, Features]],
+    batches: Iterator[tuple[int, int, list[int]]],
+) -> Generator[tuple[str, Features]]:
     """Batches, of which the next is collated in a thread while one is trained on."""
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(collate, *next(batches))
@@ -304,12 +294,3 @@ def ahead(
             batch = following.result()
             following = thread.submit(collate, *next(batches))
             yield batch
-
-
-def batches_from(sampler: Sampler, step: int) -> Iterator[tuple[int, list[int]]]:
-    """Epoch and row numbers of every batch from a step on, without end."""
-    epoch, done = divmod(step, len(sampler))
-    while True:
-        sampler.set_epoch(epoch)
-        yield from ((epoch, rows) for rows in islice(sampler, done, None))
-        epoch, done = epoch + 1, 0

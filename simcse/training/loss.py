@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from simcse.encoders.engines import Engine
 from simcse.encoders.mini_batches import Features, embed_in_mini_batches, mini_batches
 from simcse.encoders.precision import mixed_precision
 from simcse.errors import UserError, first_line
-from simcse.objectives import Batch, same_text_mask
+from simcse.objectives import Batch, guide_mask, same_text_mask
 from simcse.objectives.terms import resolve
 from simcse.objectives.weighted_sum import WeightedSum
 
@@ -48,11 +46,11 @@ class TrainingLoss(nn.Module):
     Args:
         model: The encoder to train.
         config: The run.
-        teacher: File of the teacher's embeddings, one row a training row; for distillation.
+        teacher_width: Of the embeddings in the feature ``teacher``; for distillation.
     """
 
     def __init__(
-        self, model: SentenceTransformer, config: Config, teacher: Path | None = None
+        self, model: SentenceTransformer, config: Config, teacher_width: int | None = None
     ) -> None:
         super().__init__()
         config = resolve(config)
@@ -61,9 +59,7 @@ class TrainingLoss(nn.Module):
         self.key = encoder.training_key(model)
         if config.training.cpu_kernels and model.device.type == "cpu":
             cpu_dropout.install(model)
-        self.teacher = None if teacher is None else np.load(teacher, mmap_mode="r")
-        width = None if self.teacher is None else self.teacher.shape[1]
-        self.objective = WeightedSum(model, config, width)
+        self.objective = WeightedSum(model, config, teacher_width)
         self.engine = Engine(model)
         self.mini_batch_size = config.training.mini_batch_size
         self.two_towers = config.encoder.towers == "two"
@@ -141,30 +137,24 @@ class TrainingLoss(nn.Module):
             embeddings: Of this process's part of the batch, ``(columns * batch, dim)``.
             features: Of the same texts.
         """
-        identities, labels, rows = (
-            features["identities"],
-            features.get("labels"),
-            features.get("rows"),
-        )
-        views = embeddings.view(*identities.shape, -1)  # (columns, batch, dim)
+        identities, labels = features["identities"], features.get("labels")
+        teacher = features.get("teacher")  # (columns, rows, dim)
+        views = embeddings.view(*identities.shape, -1)  # (columns, rows, dim)
         # From here on the batch is that of all processes, but for `features`.
         views, identities = distributed.gather(views, 1), distributed.gather(identities, 1)
         labels = None if labels is None else distributed.gather(labels)
-        rows = None if rows is None else distributed.gather(rows)
+        teacher = None if teacher is None else distributed.gather(teacher[0])
         mask = None
         if len(views) > 1 and self.config.objective.mask_identical:
             mask = same_text_mask(identities, labels)  # (batch, (columns - 1) * batch)
+        if "guide" in features and len(views) > 1:
+            guide, rule = distributed.gather(features["guide"], 1), self.config.objective
+            guided = guide_mask(guide, rule.guide_margin, rule.guide_margin_kind)
+            mask = guided if mask is None else mask | guided
         own = 2 * features["identities"].shape[1]  # anchors and positives of this process
         texts = {key: features[key][:own] for key in ("input_ids", "attention_mask")}
-        teacher = None if rows is None else self._taught(rows).to(views.device)
         terms: dict[str, Tensor] = self.objective(Batch(views, mask, labels, teacher, texts))
         return terms
-
-    def _taught(self, rows: Tensor) -> Tensor:
-        """The teacher's embeddings of training rows, float32, ``(rows, dim)``."""
-        if self.teacher is None:
-            raise ValueError("rows have numbers, but there are no embeddings of a teacher")
-        return torch.from_numpy(np.asarray(self.teacher[rows.cpu().numpy()], dtype=np.float32))
 
     def token_terms(self, features: Features) -> Iterator[tuple[str, Tensor]]:
         """The weighted terms on token states, in parts, each with a graph of its own."""
@@ -184,7 +174,7 @@ class TrainingLoss(nn.Module):
         """Let terms start from the embeddings of a few thousand rows, if they do.
 
         Args:
-            features: A batch with ``rows``, as :meth:`forward` takes it.
+            features: A batch with ``teacher``, as :meth:`forward` takes it.
         """
         terms = [term for _, _, term in self.objective.named if term.starts_from_data]
         if not terms:
@@ -199,4 +189,4 @@ class TrainingLoss(nn.Module):
         )
         self.model.train(training)
         for term in terms:
-            term.start_from(embeddings, self._taught(features["rows"]))
+            term.start_from(embeddings, features["teacher"][0])

@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
 from simcse import distributed
 from simcse.config.reading import differences, read_config, settings_digest, to_yaml
 from simcse.config.settings import Config
+from simcse.data.documents import Documents
 from simcse.data.readers import is_from_hub
-from simcse.data.rows import TextCounts, load_training_data
 from simcse.encoders import encoder
 from simcse.encoders.base_card import of_card
 from simcse.encoders.loading import load_trained
+from simcse.encoders.mini_batches import on_device
 from simcse.environment import environment
 from simcse.errors import UserError, naming_memory
 from simcse.evaluation.change import changes, verdict_line, worse_lines
@@ -47,7 +47,7 @@ from simcse.files import (
     remove_leftovers,
     write_atomically,
 )
-from simcse.objectives.terms import SHIPPED, asks_for, describe, needs, resolve
+from simcse.objectives.terms import describe, resolve
 from simcse.reports.records import MadeFrom
 from simcse.reports.runs import (
     CONFIG_FILE,
@@ -67,18 +67,9 @@ from simcse.training.hints import hints, what_chooses_and_tests
 from simcse.training.interruption import StopSignals
 from simcse.training.loss import TrainingLoss
 from simcse.training.resuming import Position
-from simcse.training.setup import (
-    Dev,
-    batch_sampler,
-    check_views_differ,
-    columns_of,
-    labels_of,
-    make_accelerator,
-    rows_used,
-    steps_of,
-    view_collator,
-)
-from simcse.training.teacher import teacher_embeddings
+from simcse.training.setup import Dev, check_views_differ, make_accelerator
+from simcse.training.text import TrainingText
+from simcse.training.text_embeddings import TextEmbeddings, text_embeddings
 from simcse.training.untrained import Untrained, score_in, score_untrained, take_over
 
 _START_ROWS = 4096  # to fit a student's map to its teacher's width
@@ -88,14 +79,13 @@ _START_ROWS = 4096  # to fit a student's map to its teacher's width
 class Prepared:
     """Everything that is read before weights are trained."""
 
-    rows: Dataset
-    counts: TextCounts
+    text: TrainingText
     model: SentenceTransformer
     tasks: TaskList
     dev: Dev
     loss: TrainingLoss
-    teacher: str | None
-    """Tells the teacher's embeddings from any other's."""
+    helpers: dict[str, str]
+    """Tell the embeddings of the teacher and of the guide from any other's."""
 
     @property
     def scored(self) -> TaskList:
@@ -169,7 +159,7 @@ def _train_in(
         config,
         run,
         prepared.loss,
-        prepared.rows,
+        prepared.text,
         prepared.dev.scores,
         stop,
         checkpoint,
@@ -248,7 +238,7 @@ def dry_run(config: Config) -> None:
     make_accelerator(config, run)  # for what it refuses
     print(to_yaml(config))
     prepared = prepare(config)
-    steps = steps_of(config, prepared.rows)
+    steps = prepared.text.steps
     step, dev = step_seconds(config, prepared), _dev_seconds(prepared)
     evaluations = -(-steps // config.evaluation.every)
     minutes = (steps * step + evaluations * dev) / 60
@@ -293,106 +283,46 @@ def prepare(config: Config) -> Prepared:
     set_seed(config.seed)  # for the projection's first weights
     model = encoder.build(config.encoder)
     with distributed.first():
-        rows, counts = load_training_data(config.data, model.tokenizer, config.seed)
-    print(f"text     {', '.join(config.data.train)}: {counts}")
-    print(f"         {len(rows):,} rows for training", flush=True)
-    if len(rows) < config.training.batch_size:
-        raise UserError(
-            f"training.batch_size: {config.training.batch_size} is more than "
-            f"the {len(rows)} training rows"
-        )
-    tasks = plan_tasks(config.evaluation.tasks, data).load(config.data)
+        documents = Documents.of(config)
+    text = TrainingText.read(config, model, documents)
+    tasks = plan_tasks(config.evaluation.tasks, data).load(documents)
     if tasks.mteb:
         from simcse.evaluation.mteb_tasks import check_at_hand
 
         with distributed.first():
             check_at_hand(tasks.mteb, data)
     dev = Dev(
-        load_dev_task(config.evaluation.dev, data, config.data),
+        load_dev_task(config.evaluation.dev, data, documents),
         load_geometry(data, dev_only=True),
         config.evaluation.batch_size,
         config.evaluation.precision,
     )
     for line in what_chooses_and_tests(dev.task, tasks.ours, [t.metadata.name for t in tasks.mteb]):
         print(line)
-    limit = model.max_seq_length
-    if limit is not None and config.data.max_length > limit:
-        raise UserError(
-            f"data.max_length: {config.data.max_length} is more than the {limit} tokens that "
-            f"{config.encoder.name} allows"
-        )
-    _check_rows(config, rows, model)
     if any(view.dropout is not None for view in config.views):
         encoder.check_dropout_is_reached(model)
-    check_views_differ(config, model, rows)
-    if config.data.form == "documents":
-        kinds = ", ".join(f"{kind} × {share:g}" for kind, share in config.data.positives.items())
-        print(f"         a row is a passage of a document; positives: {kinds}")
-    elif columns := columns_of(config, rows) - 1:
-        negatives = f", {columns - 1} hard negative{'s' * (columns > 2)}" if columns > 1 else ""
-        print(f"         a row is anchor, positive{negatives}")
+    check_views_differ(config, model, text)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}, "
         f"{config.training.precision}"
     )
-    for line in hints(config, counts, model):
+    for line in hints(config, text.sets, model):
         print(line)
-    teacher, used = None, None
-    if config.objective.teacher is not None:
-        used = rows_used(config, rows)
+    hashes = text.hashes() if config.objective.helpers else np.empty(0)
+    embeddings: dict[str, TextEmbeddings] = {}
+    for kind in config.objective.helpers:
         with distributed.first():
-            teacher = teacher_embeddings(config, rows, counts, used)
-        rows = rows.add_column("row", np.arange(len(rows)))  # where its teacher's embedding is
+            embeddings[kind] = text_embeddings(config, kind, hashes)
+        text.look_up(kind, embeddings[kind])
+    teacher = embeddings.get("teacher")
     with naming_memory("for what the objective learns", "the sizes in objective.terms"):
-        loss = TrainingLoss(model, config, teacher)
-    if used is not None:
-        chosen = np.flatnonzero(used)[:_START_ROWS]
-        some = list(rows.select(chosen))
-        loss.start_from(view_collator(config, model).features(some, model.device))
-    name = None if teacher is None else teacher.stem
-    return Prepared(rows, counts, model, tasks, dev, loss, name)
-
-
-def _check_rows(config: Config, rows: Dataset, model: SentenceTransformer) -> None:
-    """What only the rows can tell.
-
-    Raises:
-        UserError: Hard negatives that no term uses, or their weight without any, labels without
-            two examples, templates that leave no room.
-    """
-    if columns_of(config, rows) > 2 and not asks_for(config, "hard_negatives"):
-        users = [name for name, term in SHIPPED.items() if "hard_negatives" in needs(term)]
-        remedy = "" if config.data.form == "nli" else "name two columns in data.columns, or "
-        raise UserError(
-            f"objective.terms: {', '.join(config.objective.terms)} does not use the hard negatives "
-            f"of data.train; {remedy}use {' or '.join(users)}"
-        )
-    weighted = [
-        name
-        for name, term in config.objective.terms.items()
-        if getattr(term, "hard_negative_weight", 1) != 1
-    ]
-    if weighted and columns_of(config, rows) < 3:
-        raise UserError(
-            f"objective.terms.{weighted[0]}.hard_negative_weight has no meaning: the rows of "
-            "data.train have no hard negatives"
-        )
-    if config.data.form == "labelled" and len(np.unique(labels_of(rows))) == 1:
-        raise UserError("data.train: all rows have one label, so there are no negatives")
-    if len(batch_sampler(config, rows)) == 0:
-        raise UserError(
-            "data.train: the labels with two examples or more make no batch of "
-            f"{config.training.batch_size}; lower training.batch_size"
-        )
-    views = view_collator(config, model).views
-    longest = max(view.longest(config.data.max_length) for view in views)
-    if model.max_seq_length is not None and longest > model.max_seq_length:
-        raise UserError(
-            f"views: with template and repeated words, texts of data.max_length "
-            f"{config.data.max_length} have up to {longest} tokens; {config.encoder.name} allows "
-            f"{model.max_seq_length}"
-        )
+        loss = TrainingLoss(model, config, teacher.width if teacher else None)
+    if teacher:
+        chosen = np.flatnonzero(text.used()[0])[:_START_ROWS].tolist()
+        loss.start_from(on_device(text.collate(0, 0, chosen), model.device))
+    keys = {kind: found.key for kind, found in embeddings.items()}
+    return Prepared(text, model, tasks, dev, loss, keys)
 
 
 def _is_finished(run: Path, config: Config) -> bool:
@@ -441,7 +371,10 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
         UserError: Other text or another number of processes than the run was started with; a
             folder that not all processes see.
     """
-    text = {"counts": asdict(prepared.counts), "rows": len(prepared.rows)}
+    text = [
+        {"train": own.config.train, "rows": len(own.rows), "counts": asdict(own.counts)}
+        for own in prepared.text.sets
+    ]
     path, world = run / ENVIRONMENT_FILE, distributed.world()
     if distributed.is_first():
         run.mkdir(parents=True, exist_ok=True)
@@ -453,7 +386,7 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
             f"output: process {distributed.rank()} does not see {path}; all machines need the "
             "same folder"
         )
-    start = {"encoder": encoder.fingerprint(prepared.model), "teacher": prepared.teacher}
+    start = {"encoder": encoder.fingerprint(prepared.model), **prepared.helpers}
     start |= {f"evaluation: {name}": data for name, data in prepared.scored.own_data.items()}
     if path.is_file():
         before = read_json(path, MadeFrom)
@@ -469,13 +402,13 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
                 "batches and dropout would not be the same: start as many, or anew with "
                 "output=FOLDER"
             )
-        old = before["text"]
-        if old != text:
-            raise UserError(
-                f"data.train: the text has changed since {run} was started (then "
-                f"{old['rows']:,} rows, sha256 {old['counts']['sha256']}); bring it back, or "
-                "start anew with output=FOLDER"
-            )
+        for old, new in zip(before["text"], text, strict=True):  # the config is the same
+            if old != new:
+                raise UserError(
+                    f"data.train: the text has changed since {run} was started (then "
+                    f"{old['rows']:,} rows, sha256 {old['counts']['sha256']}); bring it back, or "
+                    "start anew with output=FOLDER"
+                )
         return
     if newest_checkpoint(run / CHECKPOINTS) is not None:
         raise UserError(
@@ -496,27 +429,24 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
 
 
 def _from_hub(config: Config) -> list[str]:
-    """What of the training text was had from there, and the teacher if it was."""
-    found = [name for name in config.data.train if is_from_hub(name)]
-    teacher = config.objective.teacher
-    if teacher is not None and not Path(encoder.source_of(teacher)).exists():
-        found.append(teacher)
-    return found
+    """What of the training text was had from there, and of teacher and guide."""
+    found = [name for data in config.sets for name in data.train if is_from_hub(name)]
+    helpers = [name for name, _ in config.objective.helpers.values()]
+    return found + [name for name in helpers if not Path(encoder.source_of(name)).exists()]
 
 
 def step_seconds(
     config: Config, prepared: Prepared, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """Seconds of forward and backward pass, the median of a few real batches."""
-    model, rows = prepared.model, prepared.rows
-    collator = view_collator(config, model)
+    model, text = prepared.model, prepared.text
     accelerator = make_accelerator(config, Path(str(config.output)))
     loss = prepared.loss.to(model.device)
     model.train()
     seconds = []
-    for indices in islice(batch_sampler(config, rows), 6):
+    for drawn in islice(text.sampler.batches_from(0), min(6, text.steps)):
         started = clock()
-        features = collator.features([rows[i] for i in indices], model.device)
+        features = on_device(text.collate(*drawn), model.device)
         loop.backpropagate(accelerator, loss, features)
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()

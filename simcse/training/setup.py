@@ -1,11 +1,9 @@
-"""What a training run is made of, beside the loop: samplers, views, dev scores, checks."""
+"""What a training run is made of, beside text and loop: dev scores, device, optimiser, checks."""
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +12,23 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from simcse import distributed
 from simcse.config.reading import read_config
 from simcse.config.settings import Config, ObjectiveConfig, Precision, Role
-from simcse.data.batching import GroupBatchSampler, ViewBatchSampler
-from simcse.data.positives import Positives
-from simcse.data.views import View, ViewCollator
 from simcse.encoders.encoding import embeds_by_role, encode_by_length
+from simcse.encoders.mini_batches import Features, on_device
 from simcse.encoders.precision import native_precision
 from simcse.errors import UserError, naming_memory
 from simcse.evaluation.protocol import Evaluation, evaluate
 from simcse.evaluation.tasks import Task
-from simcse.objectives.terms import asks_for, looks_at_tokens
 from simcse.reports.runs import CONFIG_FILE
 from simcse.training.loss import TrainingLoss
+from simcse.training.text import TrainingText
 
 DEV_SCORE = "dev_score"
 GEOMETRY = ("alignment", "uniformity", "mean_cosine", "effective_rank")
-Sampler = ViewBatchSampler | GroupBatchSampler
 
 
 @dataclass(frozen=True)
@@ -114,77 +108,23 @@ def with_resolved_precision(config: Config, folder: Path) -> Config:
     return config.model_copy(update=updates)
 
 
-def steps_of(config: Config, rows: Dataset) -> int:
-    """Optimiser steps of a run over some rows."""
-    per_epoch = len(batch_sampler(config, rows))
-    return config.training.steps or math.ceil(config.training.epochs * per_epoch)
-
-
-def rows_used(config: Config, rows: Dataset) -> np.ndarray:
-    """Which rows a run will see, bool of shape ``(rows,)``."""
-    sampler = batch_sampler(config, rows)
-    used = np.zeros(len(rows), dtype=bool)
-    left = steps_of(config, rows)
-    epoch = 0
-    while left > 0 and not used.all():
-        sampler.set_epoch(epoch)
-        for batch in islice(sampler, left):
-            used[batch] = True
-        left -= len(sampler)
-        epoch += 1
-    return used
-
-
-def batch_sampler(config: Config, rows: Dataset) -> Sampler:
-    """The sampler that fits a config's form of data."""
-    training = config.training
-    if config.data.form == "labelled":
-        parts = distributed.world()
-        return GroupBatchSampler(labels_of(rows), training.batch_size, config.seed, parts)
-    lengths = np.asarray(rows.with_format("numpy")["length"][:])
-    return ViewBatchSampler(lengths, training.batch_size, training.batching, config.seed)
-
-
-def columns_of(config: Config, rows: Dataset) -> int:
-    """Texts that a row brings: 1 where each is its own positive."""
-    return 2 if config.data.form == "documents" else len(rows[0]["input_ids"])
-
-
-def labels_of(rows: Dataset) -> np.ndarray:
-    """Label of each row, int64."""
-    return np.asarray(rows.with_format("numpy")["label"][:])
-
-
-def view_collator(config: Config, model: SentenceTransformer) -> ViewCollator:
-    """The collator that lays out a config's views."""
-    first, second = (View.of(view, model.tokenizer) for view in config.views)
-    data = config.data
-    positives = None
-    if data.form == "documents":
-        positives = Positives.of(data.positives, data.max_length, model.tokenizer)
-    return ViewCollator(
-        model.tokenizer.pad_token_id,
-        (first, second),
-        single=not asks_for(config, "positive"),
-        paired=data.form == "labelled",
-        positives=positives,
-        keeps_texts=looks_at_tokens(config) and not (first.is_plain and second.is_plain),
-        seed=config.seed,
-    )
-
-
-def check_views_differ(config: Config, model: SentenceTransformer, rows: Dataset) -> None:
-    """Make sure that dropout, or what else the config does, gives two views of a sentence.
+def check_views_differ(config: Config, model: SentenceTransformer, text: TrainingText) -> None:
+    """Make sure that dropout, or what else the config does, gives two views of a text.
 
     Asks the model itself rather than its config, so that it holds for every architecture.
 
     Raises:
         UserError: Both views are equal.
     """
-    collator = view_collator(config, model)
-    if config.data.form not in ("sentences", "documents") or collator.single:
-        return
-    features = collator.features([rows[i] for i in range(min(8, len(rows)))], model.device)
+    for number, data in enumerate(config.sets):
+        if data.form in ("sentences", "documents") and not text.collators[number].single:
+            features = on_device(text.sample(number, 8), model.device)
+            _check_embeddings_differ(config, model, features)
+
+
+def _check_embeddings_differ(
+    config: Config, model: SentenceTransformer, features: Features
+) -> None:
     loss = TrainingLoss(model, config.model_copy(update={"objective": ObjectiveConfig()}))
     training = model.training
     random_state = torch.random.get_rng_state()
@@ -211,7 +151,8 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
             process, or a batch that the processes cannot share.
     """
     training, processes = config.training, distributed.world()
-    rows = 2 * processes if config.data.form == "labelled" else processes
+    forms = [data.form for data in config.sets]
+    rows = 2 * processes if "labelled" in forms else processes
     if training.batch_size % rows:
         raise UserError(
             f"training.batch_size: {training.batch_size} is for all {processes} processes together "
