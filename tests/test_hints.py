@@ -47,10 +47,10 @@ def test_the_data_that_choose_and_that_test_are_named(tmp_path):
 def test_a_model_that_is_trained_further_has_a_lower_rate(mini, tmp_path):
     encoder.save(mini, tmp_path / "model")
     name = {"encoder": {"name": str(tmp_path / "model"), "projection": "none"}}
-    low, high = (
-        list(hints(load_config("adapt", {**name, "training.learning_rate": rate}), COUNTS, mini))
-        for rate in (1e-6, 2e-4)
-    )
+    configs = [
+        load_config("adapt", {**name, "training.learning_rate": rate}) for rate in (1e-6, 2e-4)
+    ]
+    low, high = (list(hints(c, [TrainingSet(c.sets[0], [], COUNTS)], mini)) for c in configs)
     assert low == []
     assert "0.0002 is high for a sentence-transformers model that is good already" in high[0]
 

@@ -87,6 +87,10 @@ class FailsToBuild(Plain):
     def __init__(self, size: int = 3):
         raise KeyError("x")
 
+class WantsNegatives(Plain):
+    def forward(self, anchor, hard_negatives):
+        return anchor.sum()
+
 class NeverInitialised(Plain):
     def __init__(self, size: int = 3):
         self.size = size
@@ -337,6 +341,7 @@ def test_hard_negatives_and_mask_reach_the_function():
         ("LogsText", "LogsText has failed: ValueError: could not convert string to float: 'much'"),
         ("FailsLater", "FailsLater has failed: ZeroDivisionError: division by zero ("),
         ("FailsToBuild", "my_failing:FailsToBuild has failed: KeyError: 'x' ("),
+        ("WantsNegatives", "objective.terms: my_failing:WantsNegatives needs hard negatives; the"),
         ("NeverInitialised", "my_failing:NeverInitialised.__init__ does not call super()"),
         ("TakesTensors", "my_failing:TakesTensors: Unable to generate pydantic-core schema"),
         ("TakesTuples", "TakesTuples: settings are numbers, text, true, false, null, lists and"),

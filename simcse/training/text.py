@@ -20,7 +20,7 @@ from simcse.data.rows import TextCounts, load_training_data
 from simcse.data.views import View, ViewCollator
 from simcse.encoders.mini_batches import Features
 from simcse.errors import UserError
-from simcse.objectives.terms import SHIPPED, asks_for, looks_at_tokens, needs
+from simcse.objectives.terms import SHIPPED, asks_for, find, looks_at_tokens, needs
 from simcse.training.text_embeddings import TextEmbeddings
 
 
@@ -151,10 +151,17 @@ class TrainingText:
             own.check(config, model)
             sets.append(own)
         for name, term in config.objective.terms.items():
-            if getattr(term, "hard_negative_weight", 1) != 1 and all(s.columns < 3 for s in sets):
+            if any(own.columns > 2 for own in sets):
+                break
+            if getattr(term, "hard_negative_weight", 1) != 1:
                 raise UserError(
                     f"objective.terms.{name}.hard_negative_weight has no meaning: the rows of "
                     "data.train have no hard negatives"
+                )
+            if needs(find(name)).get("hard_negatives") is False:
+                raise UserError(
+                    f"objective.terms: {name} needs hard negatives; the rows of data.train have "
+                    "none"
                 )
         text = cls(config, sets, model)
         if len(sets) > 1:
