@@ -11,7 +11,6 @@ import torch
 import transformers
 from conftest import ARCHITECTURES, SENTENCES, make_encoder, reseal
 from safetensors.torch import load_file, save_file
-from simcse.training.teacher import load_teacher
 from test_encoder import reference
 from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel
 
@@ -21,6 +20,7 @@ from simcse.encoders import encoder
 from simcse.encoders.gate import Origin, failing_for
 from simcse.encoders.loading import load_model, load_trained
 from simcse.errors import UserError
+from simcse.training.text_embeddings import load_helper
 
 MASKED = {
     "bert": "BertForMaskedLM",
@@ -87,7 +87,10 @@ def test_weights_are_never_made_up(plain, stored, expected):
         lambda: load_model(str(plain)),
         lambda: load_model(str(stored)),
         lambda: load_trained(stored, trust_remote_code=False),
-        lambda: load_teacher(ObjectiveConfig(terms={"distill_l2": 1.0}, teacher=str(stored))),
+        lambda: load_helper(
+            ObjectiveConfig(terms={"distill_l2": 1.0}, teacher=str(stored)), "teacher"
+        ),
+        lambda: load_helper(ObjectiveConfig(guide=str(stored)), "guide"),
     ]
     for way in ways:
         with pytest.raises(UserError, match=f"its weights do not fit its config: {expected}"):
