@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch.distributed
+import torch
 from pydantic import Field
 from sentence_transformers import SentenceTransformer
 
@@ -123,6 +123,9 @@ def evaluate(
                 hub_name=hub_name,
                 precision=precision,
             )
+        if isinstance(model, torch.nn.Module):
+            kind = type(model).__name__
+            raise UserError(f"evaluate: model: {kind} embeds no texts; pass its folder or name")
         if wanted.mteb:
             raise UserError("tasks: those of mteb need a model, not a function that encodes")
         return evaluate_tasks(model, wanted.ours)

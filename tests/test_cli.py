@@ -285,6 +285,8 @@ def test_dedup_shows_groups_and_writes_what_is_left(model_folder, tmp_path, caps
     assert json.loads(capsys.readouterr().out) == [[0, 3]]
     assert main([*words, "-o", str(output)]) == 2
     assert "is there, and not known to be of this command" in capsys.readouterr().err
+    assert main([*words, "-o", str(tmp_path / "kept.csv")]) == 2
+    assert "kept.csv: expected a name that ends in .txt" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_answered_on_a_line_of_its_own(monkeypatch, capsys):

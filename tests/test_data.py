@@ -255,6 +255,11 @@ def packed(content: bytes) -> bytes:
         ("a.csv", b's\n"' + b"x\n" * 500_001 + b'"\n', r"a\.csv:2: not valid csv .* limit"),
         ("a.csv", b"\xff\xfes\0", r"a\.csv:1: not UTF-8 text"),
         ("a.tsv", b"s\tt\nx\n", r"a\.tsv:1: choose columns"),
+        (
+            "a.csv",
+            b"a cat sat on a mat\nx\n",
+            r"a\.csv:1: 'a cat sat on a mat' is no name of a column; for a file without a header",
+        ),
         ("a.csv.gz", packed(b"s\n" + b"x\n" * 9999)[:-9], "broken gzip file"),
         ("a.jsonl.gz", packed(b"{}\n") + b"tail", "choose columns|broken gzip file"),
         ("a.csv", b"s\nx,y\n", r"a\.csv:2: 2 fields, the header has 1"),

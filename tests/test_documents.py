@@ -474,3 +474,8 @@ def test_encoding_counts_and_what_has_no_text_is_counted(tmp_path):
     assert all(d.text.startswith("Caf\u00e9") for d in documents.on("train"))
     with pytest.raises(UserError, match=r"0\.txt: not UTF-8 text \(byte 3\); set data\.encoding"):
         Documents(config_for(root, tmp_path))
+
+
+def test_documents_of_a_model_that_is_no_run_are_refused(tiny, capsys):
+    assert main(["evaluate", str(tiny), "--tasks", "documents"]) == 2
+    assert f"{tiny} is no run folder" in capsys.readouterr().err

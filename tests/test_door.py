@@ -426,3 +426,8 @@ def test_nothing_is_written_into_the_folder_that_is_read(trained, capsys):
                   ["report", trained.folder, "-o", trained.folder]):  # fmt: skip
         assert main([str(word) for word in words]) == 2
         assert "is in the run folder" in capsys.readouterr().err
+
+
+def test_a_network_is_no_function_that_encodes():
+    with pytest.raises(UserError, match="Linear embeds no texts; pass its folder or name"):
+        evaluate(torch.nn.Linear(2, 2), ["pairs"])

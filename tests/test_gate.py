@@ -372,11 +372,34 @@ UNSOUND = {
     ),
     "no mode": (change_json("1_Pooling/config.json", pooling_mode_mean_tokens=False), MODES),
     "text": (change_json("1_Pooling/config.json", pooling_mode_cls_token="false"), MODES),
+    "kind": (
+        change_json("config_sentence_transformers.json", model_type="SparseEncoder"),
+        "is a SparseEncoder; expected a SentenceTransformer",
+    ),
+    "length of text": (
+        change_json("sentence_bert_config.json", max_seq_length="many"),
+        "cannot be loaded: TypeError: '>' not supported between",
+    ),
     "shards": (
         take_weights_from_elsewhere,
         "model.safetensors.index.json: '../private.safetensors' is no file of its folder",
     ),
 }
+
+
+def test_what_holds_runs_is_no_model_and_a_refusal_is_one_line(two_seeds, tmp_path, plain, capsys):
+    unfinished = tmp_path / "unfinished"
+    (unfinished / "checkpoints").mkdir(parents=True)
+    (plain / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    for folder, expected in (
+        (two_seeds, "holds several runs; name the folder of one of them"),
+        (unfinished, "a run that is not finished; run its command again"),
+        (plain, "a .safetensors file is damaged, or only a pointer to it"),
+    ):
+        words = ["search", "x", "--corpus", str(plain / "config.json"), "--model", str(folder)]
+        assert main(words) == 2
+        message = capsys.readouterr().err
+        assert expected in message and message.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", UNSOUND)

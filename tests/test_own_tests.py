@@ -662,3 +662,11 @@ def test_the_dev_score_of_two_towers_is_that_of_the_exported_model(tiny, files, 
     model = SentenceTransformer(str(tmp_path / "run"), device="cpu")
     alike = simcse.evaluate(lambda texts: model.encode(texts), [f"retrieval:{files / 'search'}"])
     assert alike.value("retrieval:search") != pytest.approx(found)
+
+
+def test_two_files_of_judgements_are_one_too_many(tmp_path):
+    folder = beir(tmp_path / "search", QRELS)
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td1\t1\n")
+    with pytest.raises(UserError, match=r"has both qrels\.tsv and qrels/test\.tsv; remove one"):
+        own_task(own_test(f"retrieval:{folder}"))

@@ -87,6 +87,10 @@ class FailsToBuild(Plain):
     def __init__(self, size: int = 3):
         raise KeyError("x")
 
+class NeverInitialised(Plain):
+    def __init__(self, size: int = 3):
+        self.size = size
+
 class TakesTensors(Plain):
     def __init__(self, start: torch.Tensor = torch.ones(1)):
         super().__init__()
@@ -333,6 +337,7 @@ def test_hard_negatives_and_mask_reach_the_function():
         ("LogsText", "LogsText has failed: ValueError: could not convert string to float: 'much'"),
         ("FailsLater", "FailsLater has failed: ZeroDivisionError: division by zero ("),
         ("FailsToBuild", "my_failing:FailsToBuild has failed: KeyError: 'x' ("),
+        ("NeverInitialised", "my_failing:NeverInitialised.__init__ does not call super()"),
         ("TakesTensors", "my_failing:TakesTensors: Unable to generate pydantic-core schema"),
         ("TakesTuples", "TakesTuples: settings are numbers, text, true, false, null, lists and"),
         ("Empty", "my_failing:Empty defines neither forward nor token_losses"),

@@ -773,3 +773,10 @@ def test_collapse_is_named_while_it_trains(arguments, run, capsys):
     assert "warning: trained: complete collapse" in output
     entry = next(entry for entry in log(run) if "eval_mean_cosine" in entry)
     assert entry["eval_mean_cosine"] > 0.99 and 1 <= entry["eval_effective_rank"] <= 32
+
+
+def test_an_output_that_is_a_link_to_nothing_is_refused(arguments, run, capsys):
+    run.symlink_to(run.parent / "nowhere")
+    assert main(arguments) == 2
+    assert f"output: {run} is a link to nothing" in capsys.readouterr().err
+    assert not (run.parent / "nowhere").exists()

@@ -3,7 +3,7 @@
     python docs/studies/adapt.py SENTEVAL CAPTIONS.tsv MODEL DOCUMENTS.jsonl [SEEDS]
 
 Two models to start from (the shipped encoder and MODEL, a sentence-transformers model that is good
-already) are trained for 100 steps on two collections of documents (python-docs and DOCUMENTS) by
+already) are trained for 50 steps on two collections of documents (python-docs and DOCUMENTS) by
 the recipes of `RECIPES`. Every run is scored on the documents that it held out, on STS13 and STS-B,
 and on retrieval among captions, made from CAPTIONS: a caption has to find the others of its
 picture. Runs lie below outputs/studies/adapt; finished ones are not
@@ -80,7 +80,8 @@ def main() -> int:
                     f"training.learning_rate={rate * (10 if '×' in recipe else 1)}",
                     f"evaluation.tasks=[documents, {', '.join(tests)}]",
                     "evaluation.precision=auto",
-                    "evaluation.every=100",
+                    "training.steps=50",
+                    "evaluation.every=50",
                     *([] if first else ["evaluation.raw_poolings=[]"]),
                     f"seed={seed}",
                     f"output={folder(start, collection, recipe, seed)}",

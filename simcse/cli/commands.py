@@ -135,7 +135,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from simcse.evaluation.protocol import PROTOCOL
     from simcse.evaluation.scoring import is_hub_name, plan_tasks, score_model
     from simcse.evaluation.table import collapse_lines
-    from simcse.reports.runs import evaluation_folder, finished_run, save_scores
+    from simcse.reports.runs import CONFIG_FILE, evaluation_folder, finished_run, save_scores
     from simcse.reports.tables import Column, as_text, score_rows
 
     data = Path(parsed.data) if parsed.data else None
@@ -153,6 +153,10 @@ def evaluate(parsed: argparse.Namespace) -> None:
     plan = plan_tasks([*(words or ()), *own] if words or own else None, data)
     find_model(parsed.model)  # before any text is read
     is_of_run = "documents" in plan.ours
+    if is_of_run and not (Path(name) / CONFIG_FILE).is_file():
+        raise UserError(
+            f"--tasks documents: {name} is no run folder; a run holds the documents out"
+        )
     tasks = plan.load(Documents.of(finished_run(Path(name))[1]) if is_of_run else ())
     model = load_model(
         parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code

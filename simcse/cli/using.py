@@ -112,6 +112,8 @@ def dedup(parsed: argparse.Namespace) -> None:
 
     output = Path(parsed.output) if parsed.output else None
     if output is not None:
+        if output.suffix != ".txt":
+            raise UserError(f"{output}: expected a name that ends in .txt, a text a line")
         may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
     texts = list(read_sentences(Path(parsed.file), **_table(parsed)))
     simcse = _model(parsed)

@@ -43,6 +43,7 @@ MAX_CHARACTERS = 1_000_000
 _LONGEST = 4 * MAX_CHARACTERS + 4  # bytes
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _OPTIONS = "--"
+_NAME_WORDS = 5  # with more it is a text, and the table has no header
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PARQUET_ROWS = 1000  # in memory at a time; pyarrow's default may be gigabytes of long texts
 
@@ -88,6 +89,11 @@ class Wanted:
             raise UserError(f"{place}: two columns are called {twice[0][:60]!r}")
         if missing := [name for name in wanted if name not in count]:
             raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(found)}")
+        if not groups and (text := next((n for n in found if len(n.split()) > _NAME_WORDS), "")):
+            raise UserError(
+                f"{place}: {text[:60]!r} is no name of a column; for a file without a header "
+                f"give them ({self.called('names')})"
+            )
         if groups := groups or [(name,) for name in self._usual(found)]:
             return Chosen(self, groups)
         raise UserError(
@@ -160,7 +166,9 @@ class Chosen:
                 if position == numeric and isinstance(value, types):
                     value = str(value)
                 if value is not None and not isinstance(value, str):
-                    raise UserError(f"{place}: expected text, found {type(value).__name__}")
+                    named = f"{'+'.join(group)}: " if len(self.groups) > 1 else ""
+                    found = type(value).__name__
+                    raise UserError(f"{place}: {named}expected text, found {found}")
                 parts.append(value or "")
             text = parts[0] if len(parts) == 1 else " ".join(filter(None, parts))
             texts.append(sound_text(place, text, self.wanted.most_characters))

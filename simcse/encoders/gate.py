@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from torch import nn
@@ -28,6 +29,7 @@ from simcse.hub import failures
 
 logger = logging.getLogger("simcse")
 
+_KIND = "SentenceTransformer"  # beside it the library has cross-encoders and sparse ones
 _NAMED = 3  # weights that an error names
 _MOST_LAYERS = 1_000
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # of folders below a folder
@@ -85,7 +87,8 @@ def load_sentence_model(
     for module in model.modules():
         if isinstance(module, Transformer):
             _check_tokenizer(origin, module)
-            _keep_to_positions(origin, module)
+            with failing_for(origin):
+                _keep_to_positions(origin, module)
             if made_up and "pooler_output" in str(module.modality_config):
                 _refuse_weights(origin, {"missing": made_up})
             if made_up and has_optional_pooler(type(module.model)):
@@ -101,7 +104,7 @@ def load_cross_encoder(origin: Origin) -> CrossEncoder:
     Raises:
         UserError: It cannot be had or is not sound.
     """
-    check_files(origin)
+    check_files(origin, "CrossEncoder")
     with _admitting(origin) as made_up:
         model = CrossEncoder(origin.path, trust_remote_code=origin.trust_remote_code)
     _refuse_weights(origin, {"missing": made_up})
@@ -196,6 +199,8 @@ def failing_for(origin: Origin) -> Iterator[None]:
         if "trust_remote_code" in str(error) and not origin.trust_remote_code:
             raise _foreign_code(origin) from error
         reason = first_line(error)[:200]
+        if isinstance(error, SafetensorError):
+            reason = f"a .safetensors file is damaged, or only a pointer to it ({reason})"
         raise failures.failure(f"{origin.label} cannot be loaded: {reason}", error) from error
 
 
@@ -258,12 +263,18 @@ def _check_weights(origin: Origin, network: nn.Module, info: Mapping[str, Any]) 
     return pooler
 
 
-def check_files(origin: Origin) -> None:
+def check_files(origin: Origin, wanted: str = _KIND) -> None:
     """Refuse a folder that the libraries would wait in: they read whatever is there.
 
     Raises:
-        UserError: A pipe or device is in the model's folder.
+        UserError: A pipe or device is in the model's folder, or it is a model of another kind.
     """
+    settings = Path(origin.path) / "config_sentence_transformers.json"
+    with failing_for(origin):
+        found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        kind = found.get("model_type", wanted)
+    if kind != wanted:
+        raise UserError(f"{origin.label}: is a {kind}; expected a {wanted}")
     for path in Path(origin.path).rglob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError(f"{origin.label}: {path} is a pipe or device; expected a file")

@@ -68,7 +68,13 @@ def find_model(name: str | None = None, *, trust_remote_code: bool = False) -> O
         name = str(DEFAULT_MODEL)
     if not name:
         raise UserError("the model's name is empty; expected a folder or a Hub name")
-    return Origin(name, encoder.source_of(name), _CONSENT, trust_remote_code)
+    folder = Path(encoder.source_of(name))
+    if not (folder / "modules.json").is_file():
+        if (folder / "summary.json").is_file():
+            raise UserError(f"{name}: holds several runs; name the folder of one of them")
+        if (folder / "checkpoints").is_dir():
+            raise UserError(f"{name}: a run that is not finished; run its command again")
+    return Origin(name, str(folder), _CONSENT, trust_remote_code)
 
 
 def _load(origin: Origin, pooling: Pooling | None) -> SentenceTransformer:
@@ -79,10 +85,12 @@ def _load(origin: Origin, pooling: Pooling | None) -> SentenceTransformer:
         return load_sentence_model(origin)
     # A local copy counts as the release when its folder has kept the release's name.
     pooling = pooling or RELEASES.get(f"princeton-nlp/{Path(name).name}")
+    model = encoder.with_pooling(origin, pooling or ASSUMED_POOLING)
     if pooling is None:
-        pooling = ASSUMED_POOLING
-        logger.warning("%s does not say how it is pooled; assuming %s pooling", name, pooling)
-    return encoder.with_pooling(origin, pooling)
+        logger.warning(
+            "%s does not say how it is pooled; assuming %s pooling", name, ASSUMED_POOLING
+        )
+    return model
 
 
 def _check_device(device: str | None) -> None:

@@ -94,8 +94,10 @@ def _retrieval(test: OwnTest, folder: Path, facts: Facts) -> Task:
     """Queries without a relevant document are left out, as they have no rank."""
     corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
     qrels = folder / "qrels.tsv"
-    if not qrels.is_file():
-        qrels = folder / "qrels" / "test.tsv"
+    other = folder / "qrels" / "test.tsv"
+    if qrels.is_file() and other.is_file():
+        raise UserError(f"{folder}: has both {qrels.name} and qrels/{other.name}; remove one")
+    qrels = qrels if qrels.is_file() else other
     for path in (folder, corpus, queries, qrels):
         if not (path.is_dir() if path == folder else path.is_file()):
             kind = "folder" if path == folder else "file"

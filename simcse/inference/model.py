@@ -210,6 +210,8 @@ class SimCSE:
         key = np.asarray(keys, dtype=np.float32)
         if key.ndim not in (1, 2) or key.shape[-1] != query.shape[-1]:
             raise UserError(f"keys: expected embeddings {query.shape[-1]} wide, got {key.shape}")
+        if not np.isfinite(key).all():
+            raise UserError("keys: hold NaN or infinity")
         scores: np.ndarray = cos_sim(query, key).numpy()  # (queries, keys)
         if query.ndim == 2:
             return scores
@@ -320,8 +322,9 @@ class SimCSE:
         """
         index = self._built_index()
         _check_count("top_k", top_k)
+        if threshold is not None:
+            _check_threshold(threshold)
         lowest = -math.inf if threshold is None else threshold
-        _check_threshold(lowest)
         count = min(top_k, len(index["sentences"]))
         query = np.atleast_2d(self._array(queries, device, "query"))
         if count == 0 or len(query) == 0:
@@ -493,8 +496,8 @@ def _match(index: indexing.Index, row: int, similarity: float) -> Match:
 
 
 def _check_threshold(value: object) -> None:
-    if not isinstance(value, Real) or math.isnan(value):
-        raise UserError(f"threshold: expected a number, got {value!r}")
+    if not isinstance(value, Real) or not -1 <= float(value) <= 1:
+        raise UserError(f"threshold: expected a cosine from -1 to 1, got {value!r}")
 
 
 def _check_count(name: str, value: object) -> None:

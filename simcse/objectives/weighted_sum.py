@@ -62,6 +62,8 @@ class WeightedSum(nn.Module):
             arguments = {key: value for key, value in given.items() if key in wanted}
             with running(name):
                 term = found(**arguments, **(settings.model_extra or {}))
+            if "_modules" not in vars(term):
+                raise UserError(f"objective.terms: {name}.__init__ does not call super().__init__")
             self.named.append((name, settings.weight, term))
         self.terms = nn.ModuleList(term for _, _, term in self.named)
         self.asked = [list(needs(type(term))) for _, _, term in self.named]
