@@ -90,6 +90,7 @@ def test_weights_are_never_made_up(plain, stored, expected):
         lambda: load_helper(
             ObjectiveConfig(terms={"distill_l2": 1.0}, teacher=str(stored)), "teacher"
         ),
+        lambda: load_helper(ObjectiveConfig(guide=str(stored)), "guide"),
     ]
     for way in ways:
         with pytest.raises(UserError, match=f"its weights do not fit its config: {expected}"):

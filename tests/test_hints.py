@@ -25,6 +25,11 @@ def mini() -> SentenceTransformer:
     return encoder.build(EncoderConfig())
 
 
+def hints_of(config, settings, counts, model):
+    config = load_config(config, settings)
+    return list(hints(config, [TrainingSet(config.sets[0], [], counts)], model))
+
+
 def test_the_data_that_choose_and_that_test_are_named(tmp_path):
     file = tmp_path / "mine.csv"
     file.write_text("a,b,grade\nx,y,1\nz,w,3\n")
@@ -47,10 +52,10 @@ def test_the_data_that_choose_and_that_test_are_named(tmp_path):
 def test_a_model_that_is_trained_further_has_a_lower_rate(mini, tmp_path):
     encoder.save(mini, tmp_path / "model")
     name = {"encoder": {"name": str(tmp_path / "model"), "projection": "none"}}
-    configs = [
-        load_config("adapt", {**name, "training.learning_rate": rate}) for rate in (1e-6, 2e-4)
-    ]
-    low, high = (list(hints(c, [TrainingSet(c.sets[0], [], COUNTS)], mini)) for c in configs)
+    low, high = (
+        hints_of("adapt", {**name, "training.learning_rate": rate}, COUNTS, mini)
+        for rate in (1e-6, 2e-4)
+    )
     assert low == []
     assert "0.0002 is high for a sentence-transformers model that is good already" in high[0]
 
@@ -66,6 +71,5 @@ def test_a_model_that_is_trained_further_has_a_lower_rate(mini, tmp_path):
     ],
 )
 def test_settings_that_hardly_suit_are_named(mini, settings, counts, expected):
-    config = load_config("quickstart", settings)
-    found = list(hints(config, [TrainingSet(config.sets[0], [], replace(COUNTS, **counts))], mini))
+    found = hints_of("quickstart", settings, replace(COUNTS, **counts), mini)
     assert found == [] if expected is None else expected in found[0] and len(found) == 1

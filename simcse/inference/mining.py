@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,8 +121,4 @@ def mine(
 def write_rows(rows: Sequence[dict[str, str]], output: Path) -> None:
     """A jsonl file that ``data.form=pairs`` reads; it appears whole or not at all."""
     with replacing_alone(output) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in _lines(rows))
-
-
-def _lines(rows: Sequence[dict[str, str]]) -> Iterator[str]:
-    return (json.dumps(row, ensure_ascii=False) for row in rows)
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

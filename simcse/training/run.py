@@ -301,7 +301,9 @@ def prepare(config: Config) -> Prepared:
         print(line)
     if any(view.dropout is not None for view in config.views):
         encoder.check_dropout_is_reached(model)
-    check_views_differ(config, model, text)
+    for number, own in enumerate(config.sets):
+        if own.form in ("sentences", "documents"):
+            check_views_differ(config, model, on_device(text.sample(number, 8), model.device))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}, "
