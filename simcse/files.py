@@ -100,6 +100,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process has the lock.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"output: {folder} is a link to nothing, or to itself")
     try:
         folder = folder.resolve()  # a run may be reached by two names
     except (RuntimeError, OSError) as error:

@@ -89,7 +89,9 @@ class Wanted:
             raise UserError(f"{place}: two columns are called {twice[0][:60]!r}")
         if missing := [name for name in wanted if name not in count]:
             raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(found)}")
-        if not groups and (text := next((n for n in found if len(n.split()) > _NAME_WORDS), "")):
+        graded = self.form == "scored" and found[-1:] and found[-1].replace(".", "", 1).isdecimal()
+        text = next((n for n in found if len(n.split()) > _NAME_WORDS), "")
+        if not groups and (text := text or (found[-1] if graded else "")):
             raise UserError(
                 f"{place}: {text[:60]!r} is no name of a column; for a file without a header "
                 f"give them ({self.called('names')})"

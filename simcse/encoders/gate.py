@@ -87,8 +87,7 @@ def load_sentence_model(
     for module in model.modules():
         if isinstance(module, Transformer):
             _check_tokenizer(origin, module)
-            with failing_for(origin):
-                _keep_to_positions(origin, module)
+            _keep_to_positions(origin, module)
             if made_up and "pooler_output" in str(module.modality_config):
                 _refuse_weights(origin, {"missing": made_up})
             if made_up and has_optional_pooler(type(module.model)):
@@ -171,6 +170,8 @@ def load_transformer(
             config_kwargs={**source, **config},
             processor_kwargs=dict(source),
         )
+    if transformer.tokenizer is None or "text" not in transformer.modality_config:
+        raise UserError(f"{origin.label}: is no encoder of text")
     _check_tokenizer(origin, transformer)
     _keep_to_positions(origin, transformer)
     _check_finite(origin, transformer)
@@ -395,6 +396,8 @@ def _keep_to_positions(origin: Origin, transformer: Transformer) -> None:
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
     ]
     length = transformer.max_seq_length
+    if not isinstance(length, int | None):
+        raise UserError(f"{origin.label}: max_seq_length: expected a number, got {length!r}")
     if tables and (length is None or length > min(tables)):
         stated = "no longest input" if length is None else f"a longest input of {length:,} tokens"
         logger.warning(

@@ -76,7 +76,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def trained_runs(run: Path) -> tuple[RunSet, Config]:
-    """A run, or all seeds of a folder, and the config of the best of them.
+    """A run, or all seeds of a folder, and the config of the best of them, which is named.
 
     Raises:
         UserError: The run is unfinished or damaged, or is not a training run.
@@ -84,6 +84,8 @@ def trained_runs(run: Path) -> tuple[RunSet, Config]:
     runs = load_runs(run)
     if runs.best.config is None:
         raise UserError(f"{run}: holds scores of a model, not a training run")
+    if runs.best.folder != run:
+        print(f"of the runs in {run} {runs.best.folder.relative_to(run)} is the best by dev")
     return runs, runs.best.config
 
 

@@ -334,8 +334,6 @@ def _is_finished(run: Path, config: Config) -> bool:
         UserError: The folder holds a run with another config, or something else.
     """
     if not run.exists():
-        if run.is_symlink():
-            raise UserError(f"output: {run} is a link to nothing")
         check_parent(run, "output: ")
         return False
     if not run.is_dir():
