@@ -89,8 +89,8 @@ def test_search_saves_and_uses_an_index(model_folder, corpus, tmp_path, capsys):
     first = capsys.readouterr().out
     assert main(["search", "A dog.", "--index", index, *shared]) == 0
     assert capsys.readouterr().out == first
-    assert main(["search", "A dog.", "--index", index, *shared, "--threshold", "1.1"]) == 0
-    assert "nothing at or above --threshold 1.1" in capsys.readouterr().out
+    assert main(["search", "zebra", "--index", index, *shared, "--threshold", "1"]) == 0
+    assert "nothing at or above --threshold 1.0" in capsys.readouterr().out
 
 
 def test_light_commands_do_not_import_torch(tmp_path):
@@ -312,7 +312,7 @@ def test_tables_are_read_as_their_options_say(tiny, tmp_path, capsys):
     assert main([*encode, "--encoding", "latin-1"]) == 0
     found = pq.read_table(tmp_path / "a.parquet")["text"].to_pylist()
     assert found == ["café", "crème"]
-    dedup = ["dedup", str(table), "--column", "name+text", *model, "--json", "--threshold", "2"]
+    dedup = ["dedup", str(table), "--column", "name+text", *model, "--json", "--threshold", "1"]
     assert main([*dedup, "--encoding", "latin-1"]) == 2
     assert "set --separator ';' (in Python separator=)" in capsys.readouterr().err
     assert main([*dedup, "--encoding", "latin-1", "--separator", ";"]) == 0

@@ -19,7 +19,7 @@ from simcse.config.reading import load_config
 from simcse.config.settings import DataConfig
 from simcse.data import readers
 from simcse.data import rows as data_rows
-from simcse.data.readers import Wanted, all_sources, find_sources, read_sentences
+from simcse.data.readers import Wanted, all_sources, find_sources, read_sentences, source_of
 from simcse.data.rows import load_training_data
 from simcse.data.tokens import unknown_warning
 from simcse.errors import UserError
@@ -532,3 +532,11 @@ def test_text_of_the_same_size_and_time_is_tokenised_anew(tmp_path, load):
         os.utime(path, ns=(10**18, 10**18))
         digests.append(load(path)[1].sha256)
     assert digests[0] != digests[1]
+
+
+def test_a_hard_negative_that_the_first_row_lacks_is_not_left_out(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"anchor": "a", "positive": "b"}, {"anchor": "c", "positive": "d", "negative": "e"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"pairs\.jsonl:2: 'negative' is not in the first row"):
+        list(source_of(path).read(Wanted("pairs")))

@@ -16,6 +16,7 @@ from simcse.errors import DivergedError, UserError
 from simcse.objectives.terms import resolve
 from simcse.reports.runs import load_runs, load_sets
 from simcse.training import loop, several
+from simcse.training.untrained import scored_alike
 
 NAMES = ["learning_rate=1e-3", "learning_rate=2e-3"]
 
@@ -266,3 +267,11 @@ def test_a_sweep_has_an_end():
     ]
     with pytest.raises(UserError, match=r"--sweep: 4,096 combinations; allowed are 1,000"):
         combinations(words)
+
+
+def test_what_the_untrained_encoder_is_scored_with_knows_no_learning_rate(config):
+    def settings(key="seed", value=0):
+        return scored_alike(load_config(config, {key: value}))
+
+    assert settings() == settings("training.steps", 3) == settings("seed", 5)
+    assert settings() != settings("data.passage", 3)

@@ -128,7 +128,7 @@ def dedup(parsed: argparse.Namespace) -> None:
             print("\n".join(f"{row:>8}  {visible(texts[row])}" for row in group), end="\n\n")
         print(f"{len(groups):,} groups; {len(repeats):,} of {len(texts):,} rows repeat another")
     if output is not None:
-        kept = [" ".join(text.split()) for row, text in enumerate(texts) if row not in repeats]
+        kept = [" ".join(text.splitlines()) for row, text in enumerate(texts) if row not in repeats]
         write_atomically(output, "".join(f"{text}\n" for text in kept if text))
 
 

@@ -410,8 +410,16 @@ class _File:
                 texts = [name for name in row if isinstance(row[name], str)]
                 one = wanted.form == "sentences" and len(texts) == 1 and not wanted.columns
                 chosen = wanted.choose(place, texts if one else list(row))
+                first = row.keys()
             if missing := [name for name in chosen.names if name not in row]:
                 raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(row)}")
+            # Hard negatives that only some rows have would be left out.
+            added = row.keys() - first if wanted.form == "pairs" and not wanted.columns else ()
+            if added:
+                raise UserError(
+                    f"{place}: {min(added)!r} is not in the first row; choose columns "
+                    f"({wanted.called('columns')}) that all rows have"
+                )
             yield chosen.fields(place, row)
 
     def _read_csv(self, lines: Iterator[tuple[str, str]], wanted: Wanted) -> Fields:

@@ -29,6 +29,7 @@ from simcse.reports.runs import (
 from simcse.reports.summary import summary_of, summary_text, sweep_of, sweep_text
 from simcse.training import run
 from simcse.training.setup import with_resolved_precision
+from simcse.training.untrained import scored_alike
 
 Members = Mapping[str, Config]
 """Name of the run folder to its config."""
@@ -122,7 +123,7 @@ class _Several:
         for number, (name, config) in enumerate(self.members.items(), 1):
             print(f"\n== {_label(name)} ({number} of {len(self.members)})")
             # What does not change the untrained encoder's scores need not repeat them.
-            if first and (first.encoder, first.evaluation) == (config.encoder, config.evaluation):
+            if first and scored_alike(first) == scored_alike(config):
                 twin = _first_run(first)
             try:
                 train(config, command, twin)

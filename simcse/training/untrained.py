@@ -11,10 +11,10 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from simcse.config.reading import settings_digest
 from simcse.config.settings import Config
 from simcse.encoders import encoder, gate
 from simcse.errors import UserError, naming_memory
@@ -84,6 +84,15 @@ def score_in(run: Path, model: SentenceTransformer, tasks: TaskList, config: Con
         )
 
 
+def scored_alike(config: Config) -> dict[str, Any]:
+    """The settings that the untrained encoder's scores depend on."""
+    return {
+        key: value
+        for key, value in config.settings().items()
+        if key.partition(".")[0] in ("encoder", "data", "evaluation")
+    }
+
+
 def take_over(twin: Path, run: Path) -> None:
     """Copy the scores of a run that differs in its seed alone, unless there are some."""
     if not (run / RAW_SCORES_FILE).is_file() and (twin / RAW_ITEMS_FILE).is_file():
@@ -118,9 +127,8 @@ def _by_pooling(scores: dict[str, Scores], items: Items) -> Untrained:
 
 
 def _made_from(config: Config, found: Untrained) -> str:
-    """SHA-256 of scores and items with the settings, among which no seed matters."""
-    unseeded = config.model_copy(update={"seed": 0})
-    digest = hashlib.sha256(json.dumps([settings_digest(unseeded), found.scores]).encode())
+    """SHA-256 of scores and items, and of the settings that make them."""
+    digest = hashlib.sha256(json.dumps([scored_alike(config), found.scores]).encode())
     for name, values in sorted(_in_one(found).items()):
         digest.update(name.encode() + values.tobytes())
     return digest.hexdigest()
