@@ -274,4 +274,4 @@ def test_what_the_untrained_encoder_is_scored_with_knows_no_learning_rate(config
         return scored_alike(load_config(config, {key: value}))
 
     assert settings() == settings("training.steps", 3) == settings("seed", 5)
-    assert settings() != settings("data.passage", 3)
+    assert settings() != settings("data.max_rows", 30)
