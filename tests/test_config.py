@@ -108,6 +108,11 @@ def test_all_mistakes_at_once_with_paths(write):
         ("objective: {temperature: -0.1}", "objective.temperature.start: should be greater"),
         ("objective: {temperature: 0}", "objective.temperature.start: should be greater than or"),
         ("objective: {terms: [{info_nce: 0}, {mlm: 0}]}", "objective: terms: the weights sum to 0"),
+        ("objective: {guide_margin: 0.1}", "guide_margin has no meaning without guide"),
+        (
+            "objective: {guide: x, guide_margin: 5}",
+            "guide_margin: should be less than or equal to 2",
+        ),
         (
             "objective: {terms: {info_nce: -1}}",
             "terms.info_nce.weight: should be greater than or equal",

@@ -557,7 +557,7 @@ class ObjectiveConfig(_Section):
     its positive is, less ``guide_margin`` (GISTEmbed, https://arxiv.org/abs/2402.16829)."""
     guide_revision: str | None = None
     """Branch, tag or commit of a Hub guide."""
-    guide_margin: Annotated[Number, Field(ge=0)] = 0.0
+    guide_margin: Annotated[Number, Field(ge=0, le=2)] = 0.0
     """How far below the positive's a negative's similarity has to be; where a text is its own
     positive that is 1, so ``0.1`` leaves out similarities above 0.9."""
     guide_margin_kind: Literal["absolute", "relative"] = "absolute"
@@ -567,6 +567,8 @@ class ObjectiveConfig(_Section):
     def _some_weight(self) -> ObjectiveConfig:
         if sum(term.weight for term in self.terms.values()) == 0:
             raise ValueError("terms: the weights sum to 0")
+        if self.guide is None and self.guide_margin:
+            raise ValueError("guide_margin has no meaning without guide")
         return self
 
     @property
