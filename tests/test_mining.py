@@ -152,10 +152,10 @@ def test_a_cross_encoder_scores_the_candidates(model, pairs, tmp_path, monkeypat
         (["data.form=pears"], "arguments: data.form: should be 'sentences', 'pairs'"),
         (["data.form=labelled"], "data.form: labelled has no pairs to mine for"),
         (["data.form=pairs", "--range-min=5", "--range-max=3"], "mine: range_min must be smaller"),
-        (["data.form=pairs", "--max-score=-2"], "mine: no row has 3 negatives by these rules"),
+        (["data.form=pairs", "--max-score=-1"], "mine: no row has 3 negatives by these rules"),
         (["data.form=pairs", "data.columns=[a, b]"], "pairs.csv:1: no column 'a'"),
         (["data.form=pairs", "--cross-encoder=/no/such"], "--cross-encoder /no/such is neither"),
-        (["data.form=pairs", "--margin=nan"], "argument --margin: nan is no finite number"),
+        (["data.form=pairs", "--margin=nan"], "argument --margin: nan is no cosine, from -1 to 1"),
     ],
 )
 def test_mistakes_are_one_line(words, expected, model, pairs, tmp_path, monkeypatch, capsys):
