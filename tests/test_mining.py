@@ -155,7 +155,7 @@ def test_a_cross_encoder_scores_the_candidates(model, pairs, tmp_path, monkeypat
         (["data.form=pairs", "--max-score=-1"], "mine: no row has 3 negatives by these rules"),
         (["data.form=pairs", "data.columns=[a, b]"], "pairs.csv:1: no column 'a'"),
         (["data.form=pairs", "--cross-encoder=/no/such"], "--cross-encoder /no/such is neither"),
-        (["data.form=pairs", "--margin=nan"], "argument --margin: nan is no cosine, from -1 to 1"),
+        (["data.form=pairs", "--margin=nan"], "argument --margin: nan is no finite number"),
     ],
 )
 def test_mistakes_are_one_line(words, expected, model, pairs, tmp_path, monkeypatch, capsys):

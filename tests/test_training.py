@@ -341,7 +341,7 @@ def test_edited_scores_of_an_unfinished_run_are_computed_again(arguments, run, c
     elif edited == "cut short":
         path.write_text(text[:-200])
     else:
-        other = [*arguments, "training.steps=2", f"output={run.parent / 'other'}"]
+        other = [*arguments, "evaluation.batch_size=7", f"output={run.parent / 'other'}"]
         assert main(other) == 0
         shutil.copy(run.parent / "other" / "raw_scores.json", path)
     capsys.readouterr()

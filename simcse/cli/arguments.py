@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from typing import NoReturn, get_args
@@ -416,8 +417,8 @@ def _separator(text: str) -> str:
 
 def _score(text: str) -> float:
     number = float(text)
-    if not -1 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no cosine, from -1 to 1")
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
     return number
 
 

@@ -84,8 +84,8 @@ def trained_runs(run: Path) -> tuple[RunSet, Config]:
     runs = load_runs(run)
     if runs.best.config is None:
         raise UserError(f"{run}: holds scores of a model, not a training run")
-    if runs.best.folder != run:
-        print(f"of the runs in {run} {runs.best.folder.relative_to(run)} is the best by dev")
+    if runs.best.folder.resolve() != run.resolve():
+        print(f"of the runs in {run} {runs.best.folder.name} is the best by dev")
     return runs, runs.best.config
 
 
