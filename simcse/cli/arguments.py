@@ -272,9 +272,7 @@ def _add_using(subcommands: argparse._SubParsersAction[_Parser]) -> None:
         "words", nargs="*", metavar="data.KEY=VALUE", help="settings such as data.form=pairs"
     )
     mine.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .jsonl")
-    mine.add_argument(
-        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
-    )
+    _add_model(mine)
     mine.add_argument("--cross-encoder", metavar="MODEL", help="scores the candidates anew")
     mine.add_argument(
         "--negatives", type=_positive, default=3, help="of each row (default: %(default)s)"
@@ -361,10 +359,14 @@ def _add_config_words(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_use_options(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
     )
+
+
+def _add_use_options(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
     parser.add_argument("--column", help="column of a table; title+text joins two")
     parser.add_argument(
         "--separator", type=_separator, help="between fields of csv and tsv files; '\\t' is a tab"

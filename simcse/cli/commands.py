@@ -44,7 +44,7 @@ def train(parsed: argparse.Namespace) -> None:
 
 def _train(parsed: argparse.Namespace) -> None:
     configs = _configs(parsed)
-    quiet_libraries()
+    quiet_command()
     from simcse.training import several
 
     command = ["train", *parsed.arguments[1:]]
@@ -69,7 +69,7 @@ def settings(parsed: argparse.Namespace) -> None:
 def prefetch(parsed: argparse.Namespace) -> None:
     """Download what a config needs."""
     configs = _configs(parsed)
-    quiet_libraries()
+    quiet_command()
     _show_transfers()
     from simcse.publishing.prefetch import prefetch
 
@@ -79,7 +79,7 @@ def prefetch(parsed: argparse.Namespace) -> None:
 
 def export(parsed: argparse.Namespace) -> None:
     """Write the model as others load it, or as an ONNX graph."""
-    quiet_libraries()
+    quiet_command()
     from simcse.publishing.export import new_folder, write_model_folder
 
     run, output = Path(parsed.run_folder), Path(parsed.output)
@@ -97,7 +97,7 @@ def export(parsed: argparse.Namespace) -> None:
 
 def publish(parsed: argparse.Namespace) -> None:
     """Push a run to the Hub, or show what would be pushed."""
-    quiet_libraries()
+    quiet_command()
     _show_transfers()
     from simcse.publishing import publish
 
@@ -126,7 +126,7 @@ def how_to_fetch(parsed: argparse.Namespace) -> str:
 
 def evaluate(parsed: argparse.Namespace) -> None:
     """Score a model and print the table."""
-    quiet_libraries()
+    quiet_command()
     from simcse.data.documents import Documents
     from simcse.encoders.encoder import fingerprint
     from simcse.encoders.loading import DEFAULT_MODEL, find_model, load_model
@@ -286,7 +286,7 @@ def _base_name(model: str) -> str:
     return Path(model).absolute().name
 
 
-def quiet_libraries() -> None:
+def quiet_command() -> None:
     """Keep the libraries' notices out of the output; ours and real warnings stay."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     silence_libraries()

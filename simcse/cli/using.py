@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simcse.cli.commands import quiet_libraries
+from simcse.cli.commands import quiet_command
 from simcse.config.overrides import parse_overrides, with_overrides
 from simcse.config.reading import validate
 from simcse.errors import UserError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def encode(parsed: argparse.Namespace) -> None:
     """Embed every row of a file."""
-    quiet_libraries()
+    quiet_command()
     import numpy as np
     from tqdm import tqdm
 
@@ -76,7 +76,7 @@ def search(parsed: argparse.Namespace) -> None:
         raise UserError("--column, --separator, --encoding: of a --corpus; an --index has none")
     if not all(query.strip() for query in parsed.queries):
         raise UserError("search: a query is empty")
-    quiet_libraries()
+    quiet_command()
     from simcse.inference import index
 
     if parsed.save_index:  # before a large corpus is embedded
@@ -106,7 +106,7 @@ def search(parsed: argparse.Namespace) -> None:
 
 def dedup(parsed: argparse.Namespace) -> None:
     """Print groups of near-duplicates of a file; write it without them."""
-    quiet_libraries()
+    quiet_command()
     from simcse.data.readers import read_sentences
     from simcse.files import may_write, write_atomically
 
@@ -150,7 +150,7 @@ def mine(parsed: argparse.Namespace) -> None:
     output = Path(parsed.output)
     if output.suffix != ".jsonl":
         raise UserError(f"-o {output}: expected a name that ends in .jsonl")
-    quiet_libraries()
+    quiet_command()
     from simcse.encoders.encoder import source_of
     from simcse.encoders.gate import Origin, load_cross_encoder
     from simcse.files import may_write

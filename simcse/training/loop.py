@@ -267,8 +267,8 @@ def read(steps: list[Step], position: Position, *, skips: bool) -> float:
             checkpoint was written.
     """
     norm = math.nan
-    table = torch.stack([torch.stack([*step.values.values()]) for step in steps]) if steps else None
-    for step, row in zip(steps, [] if table is None else table.tolist(), strict=True):
+    values = [torch.stack([*step.values.values()]) for step in steps]
+    for step, row in zip(steps, torch.stack(values).tolist() if values else [], strict=True):
         *terms, norm = row
         total = sum(terms)
         if not math.isfinite(total):

@@ -107,8 +107,7 @@ def train(config: Config, command: list[str], twin: Path | None = None) -> None:
     Args:
         config: Resolved config; ``output`` names the run folder.
         command: Command line to write down with the results.
-        twin: A run that differs in its seed alone: its scores of the untrained encoder, which
-            know no seed, are taken over.
+        twin: A run whose untrained encoder is scored alike: its scores of it are taken over.
 
     Raises:
         UserError: Anything the user can mend; what is on disk stays as it was.

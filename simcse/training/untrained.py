@@ -94,7 +94,7 @@ def scored_alike(config: Config) -> dict[str, Any]:
 
 
 def take_over(twin: Path, run: Path) -> None:
-    """Copy the scores of a run that differs in its seed alone, unless there are some."""
+    """Copy the scores of a run that is :func:`scored_alike`, unless there are some."""
     if not (run / RAW_SCORES_FILE).is_file() and (twin / RAW_ITEMS_FILE).is_file():
         text = (twin / RAW_SCORES_FILE).read_text(encoding="utf-8")
         write_atomically(run / RAW_SCORES_FILE, text)
