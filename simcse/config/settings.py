@@ -38,6 +38,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Of forward passes; ``auto`` is bfloat16 where the hardware has it, else float32."""
 Role = Literal["query", "document"]
 """Which side of a search a text is on: models with two encoders or prompts embed them apart."""
+Prompts = dict[Role, str]
+"""What stands before a text of each side; no text for a side that is not named."""
 DevTaskName = Literal["pairs", "python-docs", "documents", "STSB"]
 OwnKind = Literal["graded", "pairs", "retrieval", "labelled"]
 HUB_NAME = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
@@ -359,6 +361,11 @@ class EncoderConfig(_Section):
     """``two``: anchors and positives get encoders of their own, starting from the same weights, for
     pairs from two sources; saved as sentence-transformers' Router (``encode_query``,
     ``encode_document``)."""
+    prompts: Prompts = {}
+    """Text before every input, such as ``{query: "query: ", document: "passage: "}``: anchors get
+    that of queries, all others that of documents. Saved with the model, whose ``encode_query`` and
+    ``encode_document`` put it there. A model that has prompts is trained with them; these replace
+    its own, and ``""`` turns one off."""
 
 
 class DataConfig(_Section):
@@ -415,7 +422,9 @@ class DataConfig(_Section):
     max_rows: Count | None = None
     """Train on this many rows, drawn once with ``seed``; ``null`` takes all."""
     max_length: Annotated[Count, Field(ge=3)] = 32
-    """Longest training input in tokens, special tokens included; encoding is not bound by it."""
+    """Longest training text in tokens, special tokens included; encoding is not bound by it."""
+    prompts: Prompts | None = None
+    """Of this set, in training only, in place of those of the encoder (``encoder.prompts``)."""
     cache: PathText | None = None
     """Folder of the tokenised text; ``null`` uses the user's cache folder."""
     weight: PositiveNumber | None = None

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 MANY_UNKNOWN = 0.05
 """Share of unknown tokens above which it is said."""
 _SAMPLE = 1000  # texts that tell the share
+_AFTER_PROMPT = ("river", "A Yes.", "3 of 7")  # beginnings of texts
 
 Item = TypeVar("Item")
 Ids = list[int]
@@ -137,3 +138,21 @@ def special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     marks = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     start = marks.index(0)
     return start, marks[::-1].index(0)
+
+
+def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], bool]:
+    """Token ids to put before those of any text, and whether that gives those of both together.
+
+    Most tokenizers split at spaces and keep none at the end of the prompt. A tokenizer that takes
+    the space to the word after it, as byte-level ones do, splits the first word in another way.
+    """
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    for candidate in (prompt, prompt.rstrip()):
+        before = ids(candidate)
+        if all(ids(prompt + text) == before + ids(text) for text in _AFTER_PROMPT):
+            return before, True
+    return ids(prompt), False

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from simcse.config.settings import ViewConfig
 from simcse.data.positives import Positives
-from simcse.data.tokens import Ids, special_ends
+from simcse.data.tokens import Ids, prompt_ids, special_ends
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class View:
     repeat: float = 0.0
     cutoff: float = 0.0
     shuffle: bool = False
+    prompt: tuple[int, ...] = ()
+    """Ids before everything else but special tokens."""
     before: tuple[int, ...] = ()
     """Ids of the template's words before the text."""
     after: tuple[int, ...] = ()
@@ -32,23 +34,27 @@ class View:
     end: int = 0
 
     @classmethod
-    def of(cls, config: ViewConfig, tokenizer: PreTrainedTokenizerBase) -> View:
-        """A view of a config, its template tokenised."""
+    def of(cls, config: ViewConfig, tokenizer: PreTrainedTokenizerBase, prompt: str = "") -> View:
+        """A view of a config, its template and the prompt tokenised."""
         start, end = special_ends(tokenizer)
         before, after = (config.template or "{}").split("{}")
         ids = [tuple(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (before, after)]
-        return cls(config.repeat, config.cutoff, config.shuffle, ids[0], ids[1], start, end)
+        start_ids = tuple(prompt_ids(prompt, tokenizer)[0])
+        return cls(
+            config.repeat, config.cutoff, config.shuffle, start_ids, ids[0], ids[1], start, end
+        )
 
     @property
     def is_plain(self) -> bool:
         """Whether token ids pass unchanged."""
-        return not (self.repeat or self.cutoff or self.shuffle or self.before or self.after)
+        changes = (self.repeat, self.cutoff, self.shuffle, self.prompt, self.before, self.after)
+        return not any(changes)
 
     def longest(self, tokens: int) -> int:
         """Most tokens of the view of a text that has so many, special tokens included."""
         inner = tokens - self.start - self.end
         repeated = most_repeats(inner, self.repeat) if self.repeat else 0
-        return tokens + repeated + len(self.before) + len(self.after)
+        return tokens + repeated + len(self.prompt) + len(self.before) + len(self.after)
 
     def apply(self, ids: Ids, random: np.random.Generator) -> tuple[Ids, list[int]]:
         """Token ids of the view and its attention mask, in the order repeat, shuffle, cutoff."""
@@ -62,12 +68,13 @@ class View:
             seen = cut_off(len(inner), self.cutoff, random)
         result = [
             *ids[: self.start],
+            *self.prompt,
             *self.before,
             *inner,
             *self.after,
             *ids[len(ids) - self.end :],
         ]
-        mask = [1] * (self.start + len(self.before)) + seen
+        mask = [1] * (self.start + len(self.prompt) + len(self.before)) + seen
         return result, mask + [1] * (len(result) - len(mask))
 
 

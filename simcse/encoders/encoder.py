@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Weighted
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig
 
-from simcse.config.settings import EncoderConfig
+from simcse.config.settings import EncoderConfig, Role
 from simcse.config.settings import Pooling as PoolingName
 from simcse.encoders import gate
 from simcse.encoders.gate import Origin
@@ -112,6 +112,9 @@ def build(config: EncoderConfig) -> SentenceTransformer:
         raise UserError(f"{origin.label} has no fast tokenizer (tokenizers library)")
     if tokenizer.pad_token_id is None:
         raise UserError(f"{origin.label}: its tokenizer has no padding token")
+    if config.prompts:
+        model.prompts.update(config.prompts)
+        gate.check_embeddings("encoder.prompts", model)
     if config.towers == "two":
         # A copy starts from the same weights and then goes its own way.
         modules = list(model.children())
@@ -289,6 +292,12 @@ def routes(model: SentenceTransformer) -> list[str | None]:
     """What ``model`` can be asked for as ``task``: its towers, or nothing where it has one."""
     first = model[0]
     return list(first.sub_modules) if isinstance(first, Router) else [None]
+
+
+def prompt_of(model: SentenceTransformer, role: Role | None) -> str:
+    """What the library puts before a text of a role; ``None`` is that of ``model.encode``."""
+    prompts: dict[str, str] = model.prompts
+    return prompts.get(role or model.default_prompt_name or "", "")
 
 
 def hub_commit(config: EncoderConfig) -> str | None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from simcse.config.settings import Precision, Role
 from simcse.data.tokens import first_ids, in_chunks
-from simcse.encoders.encoder import SENTENCE_EMBEDDING
+from simcse.encoders.encoder import SENTENCE_EMBEDDING, prompt_of
 from simcse.encoders.first_token import cut, find_cuts
 from simcse.encoders.precision import mixed_precision
 from simcse.errors import UserError, first_line
@@ -87,6 +87,7 @@ def encode_by_length(
         show_progress_bar=False,
     )
     embed = partial(_embed, model, normalize=normalize, route=role)
+    prompt = prompt_of(model, role)
     bar = show_progress if isinstance(show_progress, tqdm) else None
     own_bar = show_progress is True
     goal = bar.n + len(texts) if bar is not None else 0
@@ -101,10 +102,11 @@ def encode_by_length(
             result = encode(distinct, batch_size=1, show_progress_bar=own_bar)
     else:
         alone = encode(list(_PROBE), batch_size=1)  # also moves the model to the device asked for
-        if _alike(model, alone, _tried(model, embed)):
+        if _alike(model, alone, _tried(model, prompt, embed)):
+            prompted = [prompt + text for text in distinct]
             with mixed:
                 result = _in_batches(
-                    model, distinct, batch_size, embed, show_progress=show_progress
+                    model, prompted, batch_size, embed, show_progress=show_progress
                 )
         else:
             size = batch_size if _alike(model, alone, encode(list(_PROBE))) else 1
@@ -197,17 +199,17 @@ def _embed(
 
 
 def _tried(
-    model: SentenceTransformer, embed: Callable[[list[np.ndarray]], np.ndarray]
+    model: SentenceTransformer, prompt: str, embed: Callable[[list[np.ndarray]], np.ndarray]
 ) -> np.ndarray | None:
     """Embeddings of the probe in one batch, as they are computed here; ``None`` where that fails.
 
-    They are not those of the library where it puts a prompt before the text or cuts off the
+    They are not those of the library where it leaves a prompt out of the pooling or cuts off the
     embedding, where it changes the text itself or gives the model more than token ids.
     """
     if not getattr(model.tokenizer, "is_fast", False) or model.tokenizer.padding_side != "right":
         return None
     try:
-        return embed(token_ids(model, _PROBE))
+        return embed(token_ids(model, [prompt + text for text in _PROBE]))
     except Exception as error:  # the library can encode with such a model, but it is said
         print(
             "warning: the library encodes this model, in its own batches, which is slower: "

@@ -70,6 +70,7 @@ def model_card(trained: TrainedModel) -> ModelCard:
     made_from = read_json(run.folder / ENVIRONMENT_FILE, MadeFrom)
     pooling, later = encoder.pooling_of(model), _after_pooling(model)
     settings = without_folders(config, made_from)
+    prompts = {role: prompt for role, prompt in model.prompts.items() if prompt}
     environment = Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -102,9 +103,10 @@ def model_card(trained: TrainedModel) -> ModelCard:
         # What the example for transformers alone can say in a few lines.
         plain=pooling in get_args(Pooling)
         and later in ([], [_DENSE])
-        and (model.default_prompt_name, model.truncate_dim) == (None, None)
+        and (prompts, model.default_prompt_name, model.truncate_dim) == ({}, None, None)
         and (not later or isinstance(model[-1], Dense)),
         towers=config.encoder.towers == "two",
+        prompts=prompts,
         score_table=as_markdown(_score_rows(trained)),
         chosen=what_chose([RunSet(trained.name, [run])]),
         warnings=collapse_lines({"this model": run.scores}),

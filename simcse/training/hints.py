@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from sentence_transformers import SentenceTransformer
 
 from simcse.config.settings import Config
-from simcse.data.tokens import unknown_warning
+from simcse.data.tokens import prompt_ids, unknown_warning
 from simcse.encoders import encoder, gate
 from simcse.evaluation.documents import too_few
 from simcse.evaluation.tasks import RetrievalTask, Task
-from simcse.training.text import TrainingSet
+from simcse.training.text import TrainingSet, prompts_of
 
 MANY_CUT = 0.1
 """Share of the texts that are cut above which it is said."""
@@ -67,6 +67,13 @@ def hints(config: Config, sets: Sequence[TrainingSet], model: SentenceTransforme
                 f"{f'of {key} ' if len(sets) > 1 else ''}are cut at {own.config.max_length} tokens;"
                 f" this encoder takes {model.max_seq_length}"
             )
+        for prompt in dict.fromkeys(filter(None, prompts_of(own.config, model))):
+            if not prompt_ids(prompt, model.tokenizer)[1]:
+                yield (
+                    f"warning: encoder.prompts: {prompt!r} and the text after it are tokenised "
+                    "apart; encoding, which tokenises both together, splits the first word of a "
+                    "text in another way"
+                )
     # The table of token embeddings has the most rows.
     tables = [p for p in model.parameters() if p.ndim == 2]
     table = max(tables, key=len).numel()

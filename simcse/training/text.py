@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from simcse import distributed
 from simcse.config.settings import Config, DataConfig
@@ -18,6 +19,7 @@ from simcse.data.documents import Documents
 from simcse.data.positives import Positives
 from simcse.data.rows import TextCounts, load_training_data
 from simcse.data.views import View, ViewCollator
+from simcse.encoders import encoder
 from simcse.encoders.mini_batches import Features
 from simcse.errors import UserError
 from simcse.objectives.terms import SHIPPED, asks_for, find, looks_at_tokens, needs
@@ -100,8 +102,14 @@ class TrainingSet:
         longest = max(view.longest(data.max_length) for view in views)
         if limit is not None and longest > limit:
             raise UserError(
-                f"views: with template and repeated words, texts of data.max_length "
+                f"views: with prompt, template and repeated words, texts of data.max_length "
                 f"{data.max_length} have up to {longest} tokens; {name} allows {limit}"
+            )
+        poolings = [module for module in model.modules() if isinstance(module, Pooling)]
+        if any(prompts_of(data, model)) and not all(p.include_prompt for p in poolings):
+            raise UserError(
+                f"encoder.prompts: {name} leaves prompts out of its pooling, which training cannot "
+                'do; train it without: encoder.prompts={query: "", document: ""}'
             )
 
 
@@ -215,9 +223,19 @@ class TrainingText:
             collator.lookups[name] = embeddings
 
 
+def prompts_of(data: DataConfig, model: SentenceTransformer) -> tuple[str, str]:
+    """What stands before anchors, and before all other texts of a set."""
+    if data.prompts is not None:
+        return data.prompts.get("query", ""), data.prompts.get("document", "")
+    return encoder.prompt_of(model, "query"), encoder.prompt_of(model, "document")
+
+
 def view_collator(config: Config, data: DataConfig, model: SentenceTransformer) -> ViewCollator:
     """The collator that lays out a config's views of one of its data sets."""
-    first, second = (View.of(view, model.tokenizer) for view in config.views)
+    first, second = (
+        View.of(view, model.tokenizer, prompt)
+        for view, prompt in zip(config.views, prompts_of(data, model), strict=True)
+    )
     positives = None
     if data.form == "documents":
         positives = Positives.of(data.positives, data.max_length, model.tokenizer)
