@@ -293,7 +293,7 @@ class Steps(TrainerCallback):
 def check_same(setting: Setting) -> None:
     """One batch without dropout: the same loss and gradients on both sides, to 1e-5."""
     chosen = setting.encoder.model_copy(update={"dropout": 0.0})
-    config = replace(setting, encoder=chosen).config()
+    config = replace(setting, encoder=chosen).config(precision="float32")
     sentences = setting.sentences()[: setting.batch]
     mine = encoder.build(config.encoder).train()
     mine.max_seq_length = setting.length
