@@ -20,13 +20,13 @@ from simcse.files import write_atomically
 
 MEAN = ("training", "mini-bert (4 layers, 256 wide), mean pooling")
 CLS = ("training", "mini-bert (4 layers, 256 wide), cls pooling")
-MIXED = ("encoding", "mini-bert, mixed lengths (3,000 texts)")
-PREPARING = ("preparation", "Preparing 50,000 sentences")
+MIXED = ("encoding", "mini-bert, mixed lengths")
+PREPARING = ("preparation", "Preparing")
 OURS, OURS_BF16 = "ours", "ours, bfloat16"
 PEER, PEER_BF16 = "sentence-transformers", "sentence-transformers, bfloat16"
 ENCODE = "SentenceTransformer.encode"
 
-# What is compared, results file and table, ours, the peer.
+# What is compared, results file and beginning of the table's name, ours, the peer.
 LINES = [
     ("training, defaults, bfloat16 in hardware", MEAN, OURS_BF16, PEER),
     ("training, defaults, float32 only", MEAN, OURS, PEER),
@@ -45,7 +45,9 @@ def main() -> int:
     for what, (file, table), ours, peer in LINES:
         path = RESULTS / f"{file}.json"
         tables = json.loads(path.read_text(encoding="utf-8"))["tables"] if path.is_file() else {}
-        found: dict[str, Any] = tables.get(table, {})
+        found: dict[str, Any] = next(
+            (t for name, t in tables.items() if name.startswith(table)), {}
+        )
         if ours not in found or peer not in found:
             continue
         pairs = zip(found[ours]["values"], found[peer]["values"], strict=True)
