@@ -75,6 +75,7 @@ def evaluate(
     batch_size: Annotated[int, Field(gt=0)] = 128,
     pooling: Pooling | None = None,
     device: str | None = None,
+    dims: int | None = None,
     trust_remote_code: bool = False,
 ) -> Evaluation:
     """Score a model, as ``simcse evaluate`` does; writes nothing.
@@ -88,6 +89,7 @@ def evaluate(
         batch_size: Texts a forward pass.
         pooling: For a plain encoder by name only.
         device: For a model by name only, such as ``cpu``.
+        dims: For a model by name only: score the first so many numbers of its embeddings.
         trust_remote_code: Let a model by name run code that comes with it.
 
     Returns:
@@ -106,10 +108,13 @@ def evaluate(
         name, hub_name = "model", None
         if isinstance(model, str | Path):
             name = str(model)
-            hub_name = name if is_hub_name(name) and pooling is None else None
-            model = load_model(name, pooling, device, trust_remote_code=trust_remote_code)
-        elif (pooling, device, trust_remote_code) != (None, None, False):
-            raise UserError("pooling, device, trust_remote_code: only for a model that is named")
+            hub_name = name if is_hub_name(name) and (pooling, dims) == (None, None) else None
+            consent = trust_remote_code
+            model = load_model(name, pooling, device, dims=dims, trust_remote_code=consent)
+        elif (pooling, device, dims, trust_remote_code) != (None, None, None, False):
+            raise UserError(
+                "pooling, device, dims, trust_remote_code: only for a model that is named"
+            )
         precision: Precision = "float32"
         if isinstance(model, SimCSE):
             model, precision = model.model, model.precision

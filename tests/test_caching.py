@@ -45,6 +45,15 @@ OBJECTIVES = {
     "distill_l2": {"objective": {"terms": "distill_l2"}, "teacher": True},
     "distill_similarity": {"objective": {"terms": "distill_similarity"}, "teacher": True},
     "guide": {"columns": 3, "guide": True},
+    "dims": {
+        "columns": 3,
+        "objective": {
+            "terms": {"info_nce": 1.0, "distill_start": 0.5},
+            "temperature": {"schedule": "learnable"},
+            "dims": [32, 16, 8],
+            "dim_weights": [1.0, 0.5, 2.0],
+        },
+    },
 }
 
 

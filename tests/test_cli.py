@@ -326,7 +326,7 @@ def test_tables_are_read_as_their_options_say(tiny, tmp_path, capsys):
         ([*search, "--encoding", "utf-16"], "invalid choice: 'utf-16'"),
         (
             ["search", "x", "--index", "i.safetensors", "--separator", ";", *model],
-            "of a --corpus; an --index has none",
+            "of a --corpus; an --index has been made",
         ),
     ):
         with suppress(SystemExit):

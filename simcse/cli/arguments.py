@@ -12,7 +12,7 @@ from simcse import __version__
 from simcse.cli import commands, using
 from simcse.config.finding import config_names
 from simcse.config.reading import nearest_settings
-from simcse.config.settings import SEPARATOR, Config, Encoding, Pooling, Precision, Role
+from simcse.config.settings import SEPARATOR, Config, Encoding, Pooling, Precision, Role, Vectors
 from simcse.errors import UserError
 from simcse.terminal import complain
 
@@ -150,6 +150,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="print published scores beside it: a model or a group such as bert-base-unsup",
     )
+    evaluate.add_argument(
+        "--retention",
+        action="store_true",
+        help="score smaller vectors too: the sizes of objective.dims, or halves, in float32, int8 "
+        "and binary",
+    )
     evaluate.add_argument("-o", "--output", metavar="FILE", help="where scores.json goes")
     _add_overwrite(evaluate)
     _add_model_options(evaluate, batch_size=128)
@@ -223,6 +229,7 @@ def _add_using(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     encode.add_argument(
         "--keep-length", action="store_true", help="do not normalise the embeddings"
     )
+    _add_vectors(encode)
     _add_use_options(encode)
     encode.set_defaults(run=using.encode)
 
@@ -242,6 +249,7 @@ def _add_using(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     search.add_argument("--top-k", type=_positive, default=5)
     search.add_argument("--json", action="store_true", help="a JSON object for each query")
     search.add_argument("--threshold", type=float, help="lowest similarity (default: none)")
+    _add_vectors(search)
     _add_use_options(search)
     search.set_defaults(run=using.search)
 
@@ -311,6 +319,7 @@ def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
         default="sentence-transformers",
         help="onnx needs the extra onnx (default: %(default)s)",
     )
+    _add_dims(export)
     _add_consent(export)
     export.set_defaults(run=commands.export)
 
@@ -338,8 +347,15 @@ def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="N",
         help="how often to try again while the Hub does not answer (default: %(default)s)",
     )
+    _add_dims(publish)
     _add_consent(publish)
     publish.set_defaults(run=commands.publish)
+
+
+def _add_dims(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dims", type=int, metavar="N", help="only the first N numbers of each embedding"
+    )
 
 
 def _add_config_words(parser: argparse.ArgumentParser) -> None:
@@ -382,8 +398,19 @@ def _add_use_options(parser: argparse.ArgumentParser) -> None:
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--pooling", choices=get_args(Pooling), help="for a plain encoder only")
     parser.add_argument("--device", help="such as cpu or cuda:0")
+    _add_dims(parser)
     parser.add_argument("--batch-size", type=_positive, default=batch_size)
     _add_consent(parser)
+
+
+def _add_vectors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--vectors",
+        choices=get_args(Vectors),
+        default="float32",
+        help="what embeddings are stored in: int8 and uint8 take a quarter of the bytes, packed "
+        "bits (binary, ubinary) a 32nd (default: %(default)s)",
+    )
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,10 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import yaml
 
@@ -23,7 +25,10 @@ from simcse.config.settings import MTEB, Config, OwnKind, OwnTest, at_commas
 from simcse.config.yaml_values import parse_yaml, yaml_problem
 from simcse.errors import UserError
 from simcse.files import check_outside
-from simcse.terminal import silence_libraries
+from simcse.terminal import complain, silence_libraries
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
 def train(parsed: argparse.Namespace) -> None:
@@ -84,14 +89,17 @@ def export(parsed: argparse.Namespace) -> None:
 
     run, output = Path(parsed.run_folder), Path(parsed.output)
     check_outside(output, run, "the run folder")
+    if parsed.format != "sentence-transformers" and parsed.dims is not None:
+        raise UserError(f"--dims: --format {parsed.format} cuts no embeddings")
+    consent = parsed.trust_remote_code
     with new_folder(output) as folder:
         if parsed.format == "onnx":
             from simcse.publishing.onnx_export import export_onnx
 
-            export_onnx(run, folder, trust_remote_code=parsed.trust_remote_code)
+            export_onnx(run, folder, trust_remote_code=consent)
         else:
             name = output.absolute().name
-            write_model_folder(run, name, folder, trust_remote_code=parsed.trust_remote_code)
+            write_model_folder(run, name, folder, trust_remote_code=consent, dims=parsed.dims)
     print(f"written to {output}")
 
 
@@ -108,6 +116,7 @@ def publish(parsed: argparse.Namespace) -> None:
         revision=parsed.revision,
         message=parsed.message,
         attempts=parsed.retries + 1,
+        dims=parsed.dims,
         trust_remote_code=parsed.trust_remote_code,
         dry_run=parsed.dry_run,
     )
@@ -133,18 +142,20 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from simcse.encoders.precision import resolved
     from simcse.evaluation import paper_results
     from simcse.evaluation.protocol import PROTOCOL
+    from simcse.evaluation.retention import beside, compared, sizes_of
     from simcse.evaluation.scoring import is_hub_name, plan_tasks, score_model
     from simcse.evaluation.table import collapse_lines
     from simcse.reports.runs import CONFIG_FILE, evaluation_folder, finished_run, save_scores
-    from simcse.reports.tables import Column, as_text, score_rows
+    from simcse.reports.tables import Column, as_text, retention_rows, score_rows
 
     data = Path(parsed.data) if parsed.data else None
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
     rivals = paper_results.find(parsed.against) if parsed.against else []
     name = str(DEFAULT_MODEL if parsed.model is None else parsed.model)
+    file = f"scores-{parsed.dims}.json" if parsed.dims else "scores.json"
     output = _score_file(
-        Path(parsed.output or evaluation_folder(name) / "scores.json"),
+        Path(parsed.output or evaluation_folder(name) / file),
         [name, parsed.data],
         overwrite=parsed.overwrite,
     )
@@ -152,38 +163,54 @@ def evaluate(parsed: argparse.Namespace) -> None:
     words = _task_words(parsed.tasks)
     plan = plan_tasks([*(words or ()), *own] if words or own else None, data)
     find_model(parsed.model)  # before any text is read
+    if parsed.retention and parsed.dims is not None:
+        raise UserError("--retention: shows all sizes; leave --dims out")
     is_of_run = "documents" in plan.ours
     if is_of_run and not (Path(name) / CONFIG_FILE).is_file():
         raise UserError(
             f"--tasks documents: {name} is no run folder; a run holds the documents out"
         )
     tasks = plan.load(Documents.of(finished_run(Path(name))[1]) if is_of_run else ())
+    consent = parsed.trust_remote_code
     model = load_model(
-        parsed.model, parsed.pooling, parsed.device, trust_remote_code=parsed.trust_remote_code
+        parsed.model, parsed.pooling, parsed.device, dims=parsed.dims, trust_remote_code=consent
     )
     precision = resolved(parsed.precision)
-    evaluation = score_model(
-        model,
-        tasks,
-        parsed.batch_size,
+    sizes, run = [], None
+    if parsed.retention:
+        run = finished_run(Path(name))[1] if (Path(name) / CONFIG_FILE).is_file() else None
+        sizes = sizes_of(run.objective.dims if run else [], int(model.get_embedding_dimension()))
+    if sizes and not compared(tasks.ours):
+        raise UserError("--retention: none of these tasks compares embeddings by cosine")
+    score = partial(
+        score_model,
+        batch_size=parsed.batch_size,
         name=name,
         mteb_folder=output.parent / "mteb",
-        hub_name=name if is_hub_name(name) and not parsed.pooling else None,
         show_progress=sys.stderr.isatty(),
         precision=precision,
+        sizes=sizes,
     )
-    scores = evaluation.scores
+    overridden = parsed.pooling or parsed.dims
+    evaluation = score(model, tasks, hub_name=None if overridden or not is_hub_name(name) else name)
+    scores, retained = evaluation.scores, evaluation.retention
+    if sizes and run and (start := _start_of(run, trust_remote_code=consent)):
+        retained = beside(retained, score(start, replace(tasks, mteb=[])).retention)
     result = {
         "model": name,
         "fingerprint": fingerprint(model),
         "precision": precision,
         "protocol": PROTOCOL,
         "scores": scores,
+        "retention": retained,
     }
     save_scores(output, result, evaluation.items)
-    print(as_text(score_rows([Column(_base_name(name), [scores])])))
-    for line in collapse_lines({_base_name(name): scores}):
+    shown = _base_name(name) + (f", {parsed.dims} dims" if parsed.dims else "")
+    print(as_text(score_rows([Column(shown, [scores])])))
+    for line in collapse_lines({shown: scores}):
         print(line)
+    if retained:
+        print(f"\n{as_text(retention_rows(retained))}")
     if tasks.missing:
         names = ", ".join(tasks.missing)
         print(f"\nnot in {data}, so without an average of seven: {names}")
@@ -191,6 +218,18 @@ def evaluate(parsed: argparse.Namespace) -> None:
         print(f"\n{paper_results.comparison(_base_name(name), scores, rivals)}")
     print(f"\nprotocol: {PROTOCOL}")
     print(f"written to {output}")
+
+
+def _start_of(run: Config, *, trust_remote_code: bool) -> SentenceTransformer | None:
+    """The model that a run began with; ``None`` where it is not to be had any more."""
+    from simcse.encoders import encoder
+
+    settings = {"projection": "none", "trust_remote_code": trust_remote_code}
+    try:
+        return encoder.build(run.encoder.model_copy(update=settings))
+    except UserError as error:
+        complain(f"warning: the untrained encoder is left out: {error}")
+        return None
 
 
 def compare(parsed: argparse.Namespace) -> None:

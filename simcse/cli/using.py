@@ -18,6 +18,9 @@ from simcse.config.reading import validate
 from simcse.errors import UserError
 from simcse.terminal import complain, visible
 
+MANY_BEYOND = 0.01
+"""Share of the numbers beyond their ranges above which it is said."""
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -26,17 +29,23 @@ if TYPE_CHECKING:
 
 def encode(parsed: argparse.Namespace) -> None:
     """Embed every row of a file."""
+    if parsed.keep_length and parsed.vectors != "float32":
+        raise UserError(f"--keep-length: --vectors {parsed.vectors} stores normalised embeddings")
     quiet_command()
     import numpy as np
     from tqdm import tqdm
 
     from simcse.data.readers import count_lines, read_sentences
-    from simcse.files import may_write
+    from simcse.encoders.vectors import Quantizer
+    from simcse.files import may_write, replacing
     from simcse.inference.streaming import check_name, encode_to_file
 
     output = Path(parsed.output)
     check_name(output)
-    may_write(output, [parsed.file, parsed.model], overwrite=parsed.overwrite)
+    ranges_file = output.with_suffix(".ranges.npy")
+    quantizer, calibrates = Quantizer(parsed.vectors), parsed.vectors in ("int8", "uint8")
+    for path in (output, ranges_file) if calibrates else (output,):
+        may_write(path, [parsed.file, parsed.model], overwrite=parsed.overwrite)
     sentences = read_sentences(Path(parsed.file), **_table(parsed))
     simcse = _model(parsed)
 
@@ -53,11 +62,23 @@ def encode(parsed: argparse.Namespace) -> None:
             show_progress_bar=bar,
             role=parsed.role,
         )
-        return np.asarray(found)
+        return quantizer(np.asarray(found))
 
-    with tqdm(total=count_lines(Path(parsed.file)), unit="text", disable=None) as bar:
+    with (
+        replacing(ranges_file) if calibrates else nullcontext() as ranges,
+        tqdm(total=count_lines(Path(parsed.file)), unit="text", disable=None) as bar,
+    ):
         rows, width = encode_to_file(chain(first, sentences), embed, output, parsed.file)
-    print(f"{output}: {rows:,} embeddings of width {width}, row i is row i of the file")
+        if ranges is not None and quantizer.ranges is not None:
+            with ranges.open("wb") as file:
+                np.save(file, quantizer.ranges)
+    kind = "" if parsed.vectors == "float32" else f" ({parsed.vectors})"
+    print(f"{output}: {rows:,} embeddings of width {width}{kind}, row i is row i of the file")
+    if calibrates:
+        print(f"{ranges_file}: what they stand for, lowest and highest value of each dimension")
+    if quantizer.beyond > MANY_BEYOND * quantizer.numbers:
+        share = quantizer.beyond / quantizer.numbers
+        complain(f"warning: {share:.1%} of the numbers are beyond the ranges of the first texts")
 
 
 def _warn_of_unknown_signs(texts: list[str], simcse: SimCSE, source: str) -> None:
@@ -72,8 +93,10 @@ def search(parsed: argparse.Namespace) -> None:
     source = [option for option in (parsed.corpus, parsed.index) if option]
     if len(source) != 1:
         raise UserError("search needs either --corpus FILE or --index FILE.safetensors")
-    if parsed.index and _table(parsed) != {"column": None, "separator": None, "encoding": "utf-8"}:
-        raise UserError("--column, --separator, --encoding: of a --corpus; an --index has none")
+    defaults = {"column": None, "separator": None, "encoding": "utf-8", "vectors": "float32"}
+    if parsed.index and any(getattr(parsed, name) != value for name, value in defaults.items()):
+        names = ", ".join(f"--{name}" for name in defaults)
+        raise UserError(f"{names}: of a --corpus; an --index has been made")
     if not all(query.strip() for query in parsed.queries):
         raise UserError("search: a query is empty")
     quiet_command()
@@ -86,7 +109,8 @@ def search(parsed: argparse.Namespace) -> None:
     if parsed.index:
         simcse.load_index(parsed.index)
     else:
-        simcse.build_index(parsed.corpus, batch_size=parsed.batch_size, **_table(parsed))
+        how = {"batch_size": parsed.batch_size, "vectors": parsed.vectors, **_table(parsed)}
+        simcse.build_index(parsed.corpus, **how)
         if simcse.index:
             _warn_of_unknown_signs(simcse.index["sentences"], simcse, parsed.corpus)
     if parsed.save_index:
@@ -187,5 +211,6 @@ def _model(parsed: argparse.Namespace) -> SimCSE:
         parsed.device,
         pooling=parsed.pooling,
         precision=parsed.precision,
+        dims=parsed.dims,
         trust_remote_code=parsed.trust_remote_code,
     )

@@ -36,6 +36,10 @@ TaskName = Literal[
 PositiveKind = Literal["dropout", "spans", "title"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Of forward passes; ``auto`` is bfloat16 where the hardware has it, else float32."""
+Vectors = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+"""The numbers of a stored embedding, as sentence-transformers' ``quantize_embeddings`` has them:
+four bytes, one byte, or one bit each, which ``binary`` packs into int8 and ``ubinary`` into uint8.
+"""
 Role = Literal["query", "document"]
 """Which side of a search a text is on: models with two encoders or prompts embed them apart."""
 Prompts = dict[Role, str]
@@ -69,6 +73,7 @@ PositiveNumber = Annotated[Number, Field(gt=0)]
 Temperature = Annotated[Number, Field(ge=1e-6, le=1e6)]
 # What the libraries below can count in 32 bits.
 Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
+Dims = Annotated[Count, Field(ge=2)]  # a single number has no direction
 
 
 def _path(value: str) -> str:
@@ -121,7 +126,7 @@ def _task_list(value: object) -> object:
     return [TASK_ALIASES.get(str(n), n) for n in value] if isinstance(value, list) else value
 
 
-def _seed_list(value: object) -> object:
+def _number_list(value: object) -> object:
     if isinstance(value, str):  # seeds=0,1,2
         words = [word.strip() for word in value.split(",")]
         return [int(word) if word.isdecimal() else word for word in words]
@@ -571,6 +576,21 @@ class ObjectiveConfig(_Section):
     positive that is 1, so ``0.1`` leaves out similarities above 0.9."""
     guide_margin_kind: Literal["absolute", "relative"] = "absolute"
     """``relative`` takes the margin as a share of the positive's similarity."""
+    dims: Annotated[list[Dims], BeforeValidator(_number_list)] = []
+    """Matryoshka: the loss is summed over embeddings cut to their first so many numbers and
+    normalised, such as ``256,128,64``, so that each of these sizes can be used (Kusupati et al.
+    2022, https://arxiv.org/abs/2205.13147). The full width is a size like any other; ``[]`` trains
+    it alone."""
+    dim_weights: list[PositiveNumber] = []
+    """Of the sizes in ``dims``, in their order; ``[]`` is 1 for each."""
+
+    @model_validator(mode="after")
+    def _sizes_differ(self) -> ObjectiveConfig:
+        if repeated := [size for size in self.dims if self.dims.count(size) > 1]:
+            raise ValueError(f"dims: {repeated[0]} is given twice")
+        if self.dim_weights and len(self.dim_weights) != len(self.dims):
+            raise ValueError(f"dim_weights: {len(self.dim_weights)} for {len(self.dims)} dims")
+        return self
 
     @model_validator(mode="after")
     def _some_weight(self) -> ObjectiveConfig:
@@ -719,7 +739,7 @@ class Config(_Section):
     """Run folder; ``null`` means ``outputs/<name of the config file>``."""
     seed: Seed = 42
     """Seed of weights that are new, dropout, batches and row sampling."""
-    seeds: Annotated[list[Seed], BeforeValidator(_seed_list)] = []
+    seeds: Annotated[list[Seed], BeforeValidator(_number_list)] = []
     """Several seeds, such as ``seeds=0,1,2``: a run each in ``<output>/seed-<n>``, and their mean,
     spread and interval in ``<output>/summary.json``; takes the place of ``seed``."""
     encoder: EncoderConfig = EncoderConfig()

@@ -193,6 +193,7 @@ def _embed(
     inputs = {key: value.to(model.device) for key, value in features.items()}
     task = {} if route is None else {"task": route}
     embeddings: Tensor = model.eval()(inputs, **task)[SENTENCE_EMBEDDING].float()
+    embeddings = embeddings[:, : model.truncate_dim]
     if normalize:
         embeddings = functional.normalize(embeddings, dim=1)
     return embeddings.cpu().numpy()
@@ -203,8 +204,8 @@ def _tried(
 ) -> np.ndarray | None:
     """Embeddings of the probe in one batch, as they are computed here; ``None`` where that fails.
 
-    They are not those of the library where it leaves a prompt out of the pooling or cuts off the
-    embedding, where it changes the text itself or gives the model more than token ids.
+    They are not those of the library where it leaves a prompt out of the pooling, where it changes
+    the text itself or gives the model more than token ids.
     """
     if not getattr(model.tokenizer, "is_fast", False) or model.tokenizer.padding_side != "right":
         return None

@@ -33,6 +33,7 @@ def load_model(
     pooling: Pooling | None = None,
     device: str | None = None,
     *,
+    dims: int | None = None,
     trust_remote_code: bool = False,
 ) -> SentenceTransformer:
     """Load a trained model, a released SimCSE checkpoint or a plain encoder.
@@ -42,16 +43,32 @@ def load_model(
         pooling: For a plain encoder, which does not store its pooling. Without it mean pooling is
             assumed, and said so.
         device: Such as ``cpu`` or ``cuda:0``; ``None`` takes the best at hand.
+        dims: As for :func:`truncate`.
         trust_remote_code: Let the model run code that comes with it.
 
     Raises:
-        UserError: There is no such model, it is not sound, or ``pooling`` contradicts what it
-            stores.
+        UserError: There is no such model, it is not sound, it is not as wide as ``dims``, or
+            ``pooling`` contradicts what it stores.
     """
     origin = find_model(name, trust_remote_code=trust_remote_code)
     _check_device(device)
     model = _load(origin, pooling)
+    truncate(model, dims)
     return model if device is None else model.to(device)
+
+
+def truncate(model: SentenceTransformer, dims: int | None) -> None:
+    """Let a model give the first ``dims`` numbers of its embeddings; ``None`` leaves it as it is.
+
+    Raises:
+        UserError: It is not as wide.
+    """
+    if dims is None:
+        return
+    widest = encoder.width(model)
+    if not 2 <= dims <= widest:
+        raise UserError(f"dims: {dims} is out of range; this model allows 2 to {widest}")
+    model.truncate_dim = dims
 
 
 def find_model(name: str | None = None, *, trust_remote_code: bool = False) -> Origin:

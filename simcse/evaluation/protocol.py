@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ Items = dict[str, np.ndarray]
 """``<task>.similarity`` and ``<task>.grade``, ``<task>.rank``, ``<task>.accuracy``, …: a value for
 each pair, query or example; see :attr:`simcse.evaluation.tasks.Result.items`."""
 
+Retention = list[dict[str, Any]]
+"""Scores with smaller vectors: ``task``, ``metric``, ``dims``, ``vectors`` (what they are stored
+in), ``bytes`` of one, ``score``; and ``untrained``, where that is known, the score of the model
+that training began with."""
+
 PROTOCOL = (
     'STS: cosine Spearman, "all" setting (subsets concatenated), similarities rounded to float32; '
     "geometry: positives are pairs graded above 4, the distribution is all distinct sentences, "
@@ -44,6 +50,8 @@ class Evaluation:
 
     scores: Scores
     items: Items
+    retention: Retention = field(default_factory=list)
+    """Empty unless it was asked for."""
 
     def value(self, task: str, metric: str | None = None) -> float:
         """One score, as a fraction (a Spearman correlation in [-1, 1], an accuracy in [0, 1]).
@@ -126,6 +134,12 @@ class EmbeddingCache:
             self._rows |= {(text, role): row for row, text in enumerate(new, len(self._rows))}
         embeddings: np.ndarray = self._embeddings[[self._rows[text, role] for text in texts]]
         return embeddings
+
+    def mapped(self, change: Callable[[np.ndarray], np.ndarray]) -> EmbeddingCache:
+        """The texts that it has, with other embeddings: ``change`` of all of them together."""
+        other = copy.copy(self)
+        other._embeddings = change(self._embeddings)
+        return other
 
 
 def _checked(embeddings: np.ndarray, texts: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +26,7 @@ from simcse.encoders.precision import resolved
 from simcse.evaluation.names import GROUPS
 from simcse.evaluation.own import own_task, own_test
 from simcse.evaluation.protocol import EmbeddingCache, Evaluation, evaluate
+from simcse.evaluation.retention import retention
 from simcse.evaluation.sources import load_geometry, load_task, task_names
 from simcse.evaluation.tasks import Task
 
@@ -120,6 +121,7 @@ def score_model(
     hub_name: str | None = None,
     show_progress: bool = False,
     precision: Precision = "float32",
+    sizes: Sequence[int] = (),
 ) -> Evaluation:
     """Score a model as it encodes; each distinct text is encoded once.
 
@@ -132,6 +134,7 @@ def score_model(
         hub_name: As for :func:`simcse.evaluation.mteb_tasks.revision_of`.
         show_progress: Show a bar on standard error.
         precision: Of the forward passes.
+        sizes: Of embeddings, for :func:`~simcse.evaluation.retention.retention`.
 
     Raises:
         UserError: A data set of mteb is not at hand, or the embeddings are not sound.
@@ -149,6 +152,7 @@ def score_model(
 
     encode = EmbeddingCache(embed, embed if embeds_by_role(model) else None)
     evaluation = evaluate(encode, tasks.ours)
+    evaluation = replace(evaluation, retention=retention(encode, tasks.ours, sizes))
     if not tasks.mteb:
         return evaluation
     from simcse.evaluation.mteb_tasks import evaluate_mteb, revision_of
@@ -166,7 +170,7 @@ def score_model(
     )
     geometry = evaluation.scores["geometry"]
     ours = {task: values for task, values in evaluation.scores.items() if task != "geometry"}
-    return Evaluation({**ours, **scores, "geometry": geometry}, evaluation.items)
+    return replace(evaluation, scores={**ours, **scores, "geometry": geometry})
 
 
 def is_hub_name(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 The file is safetensors: it can hold no code and nothing compressed, and its header is compared with
 the file's length before anything is read. Each sentence ends with NUL, which no text may contain;
-the ids are a list in JSON.
+the ids are a list in JSON. What an embedding is stored in is told by the types of the tensors.
 """
 
 from __future__ import annotations
@@ -17,10 +17,21 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from simcse.config.settings import Vectors
+from simcse.encoders.vectors import Quantizer, are_ranges, width_of
 from simcse.errors import UserError, first_line
 from simcse.files import may_write, replacing
+from simcse.inference.quantized import Quantized
 
 _TENSORS = {"embeddings": "F32", "ids": "U8", "probe": "F32", "sentences": "U8"}
+_RANGES = {"ranges": "F32"}
+_LAYOUTS: dict[Vectors, dict[str, str]] = {
+    "float32": _TENSORS,
+    "int8": {**_TENSORS, **_RANGES, "embeddings": "I8"},
+    "uint8": {**_TENSORS, **_RANGES, "embeddings": "U8"},
+    "binary": {**_TENSORS, "embeddings": "I8"},
+    "ubinary": {**_TENSORS, "embeddings": "U8"},
+}
 _UNIT_TOLERANCE = 1e-2  # a bfloat16 model normalises to three digits
 _QUERY_BLOCK = 256
 
@@ -33,7 +44,8 @@ class Index(TypedDict):
 
     sentences: list[str]
     index: Any
-    """Normalised embeddings, float32 ``(sentences, dim)``, or a faiss index that holds them."""
+    """Normalised embeddings, float32 ``(sentences, dim)``, or what holds them: a faiss index or
+    :class:`~simcse.inference.quantized.Quantized`."""
     ids: list[Id]
     """Of each sentence: the user's, or the number of its row."""
 
@@ -48,22 +60,31 @@ class Cells(NamedTuple):
 def build(
     sentences: list[str],
     ids: list[Id],
-    embeddings: np.ndarray,
+    embeddings: np.ndarray | Quantized,
     use_faiss: bool | None,
     cells: Cells | None,
+    vectors: Vectors = "float32",
 ) -> Index:
     """Make an index.
 
     Args:
         sentences: The index takes the list over.
         ids: One for each; likewise.
-        embeddings: Normalised, float32 ``(sentences, dim)``.
+        embeddings: Normalised, float32 ``(sentences, dim)``; or what :func:`load` gives.
         use_faiss: ``None`` uses faiss when it is installed.
         cells: With faiss, makes the search approximate.
+        vectors: What float32 embeddings are to be stored in.
 
     Raises:
-        UserError: faiss is asked for and not installed.
+        UserError: faiss is asked for and not installed, or does not hold such vectors.
     """
+    if isinstance(embeddings, np.ndarray) and vectors != "float32":
+        quantizer = Quantizer(vectors)
+        embeddings = Quantized(quantizer, embeddings.shape[1], quantizer(embeddings))
+    if isinstance(embeddings, Quantized):
+        if use_faiss or cells:
+            raise UserError("vectors: faiss is used with float32 only")
+        return {"sentences": sentences, "index": embeddings, "ids": ids}
     installed = importlib.util.find_spec("faiss") is not None
     if use_faiss and not installed:
         raise UserError("use_faiss: faiss is not installed; pip install faiss-cpu")
@@ -92,18 +113,35 @@ def add(index: Index, sentences: list[str], ids: list[Id], embeddings: np.ndarra
     index["ids"] += ids
 
 
-def nearest(index: Index, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    index: Index, queries: np.ndarray, count: int, rescore_multiplier: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
     """Similarities and rows of the nearest sentences, best first, each ``(queries, count)``.
 
     The row is -1 where an approximate index returns fewer.
+
+    Args:
+        index: From :func:`build`.
+        queries: Normalised, float32 ``(queries, dim)``, one or more.
+        count: At most the number of sentences.
+        rescore_multiplier: Of packed bits, how many times ``count`` are compared by numbers.
     """
     embeddings = index["index"]
-    if not isinstance(embeddings, np.ndarray):
+    if isinstance(embeddings, Quantized) and embeddings.packed:
+        most = count * rescore_multiplier
+        found = [embeddings.search_bits(query, count, most) for query in queries]
+        scores, rows = (np.stack(parts) for parts in zip(*found, strict=True))
+        return scores, rows
+    if not isinstance(embeddings, np.ndarray | Quantized):
         scores, rows = embeddings.search(queries, count)
         return scores, rows
     blocks = []
     for start in range(0, len(queries), _QUERY_BLOCK):
-        similarity = queries[start : start + _QUERY_BLOCK] @ embeddings.T
+        block = queries[start : start + _QUERY_BLOCK]
+        if isinstance(embeddings, Quantized):
+            similarity = embeddings.similarities(block)
+        else:
+            similarity = block @ embeddings.T
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
         blocks.append((np.take_along_axis(similarity, order, axis=1), order))
     scores, rows = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
@@ -118,15 +156,17 @@ def save(index: Index, probe: np.ndarray, path: Path) -> None:
         probe: Tells the model, float32 ``(dim,)``.
         path: See :func:`check_target`.
     """
-    embeddings = index["index"]
-    if not isinstance(embeddings, np.ndarray):
+    embeddings, ranges = index["index"], None  # type: Any, np.ndarray | None
+    if isinstance(embeddings, Quantized):
+        embeddings, ranges = embeddings.stored, embeddings.quantizer.ranges
+    elif not isinstance(embeddings, np.ndarray):
         embeddings = embeddings.reconstruct_n(0, embeddings.ntotal)
     text = "".join(f"{sentence}\0" for sentence in index["sentences"])
     as_bytes = (np.frombuffer(t.encode(), np.uint8) for t in (json.dumps(index["ids"]), text))
     ids, sentences = as_bytes
-    tensors = (embeddings, ids, probe, sentences)
+    tensors = dict(zip(_TENSORS, (embeddings, ids, probe, sentences), strict=True))
     with replacing(path) as temporary:
-        save_file(dict(zip(_TENSORS, tensors, strict=True)), temporary)
+        save_file(tensors if ranges is None else {**tensors, "ranges": ranges}, temporary)
 
 
 def check_target(path: Path, inputs: Iterable[str | None] = (), *, overwrite: bool = False) -> None:
@@ -148,12 +188,12 @@ def _kinds(file: Any, names: Iterable[str]) -> dict[str, str]:
 def _is_index(path: Path) -> bool:
     try:
         with safe_open(path, "numpy") as file:
-            return _kinds(file, file.keys()) == _TENSORS
+            return _kinds(file, file.keys()) in _LAYOUTS.values()
     except (OSError, SafetensorError):
         return False
 
 
-def load(path: Path) -> tuple[list[str], list[Id], np.ndarray, np.ndarray]:
+def load(path: Path) -> tuple[list[str], list[Id], np.ndarray | Quantized, np.ndarray]:
     """Sentences, ids, embeddings and probe of a file, whoever wrote it.
 
     Raises:
@@ -163,23 +203,30 @@ def load(path: Path) -> tuple[list[str], list[Id], np.ndarray, np.ndarray]:
         if not path.is_file():  # a pipe would be waited for
             raise UserError(f"{path}: not a saved index: no such file")
         with safe_open(path, "numpy") as file:
-            kinds = _kinds(file, _TENSORS)
-            if kinds != _TENSORS:
+            kinds = _kinds(file, [*_TENSORS, *(_RANGES.keys() & set(file.keys()))])
+            kind = next((kind for kind, layout in _LAYOUTS.items() if layout == kinds), None)
+            if kind is None:
                 raise UserError(f"{path}: not a saved index: expected {_TENSORS}, found {kinds}")
             embeddings, found, probe, sentences = map(file.get_tensor, _TENSORS)
+            ranges = file.get_tensor("ranges") if "ranges" in kinds else None
         text = sentences.tobytes().decode()
         ids = json.loads(found.tobytes())
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a saved index: {first_line(error)}") from error
-    expected = (text.count("\0"), *probe.shape)  # counted first: splitting takes memory
+    # Counted first: splitting takes memory.
+    expected = (text.count("\0"), *(width_of(kind, dim) for dim in probe.shape))
     if probe.ndim != 1 or embeddings.shape != expected or (text and text[-1] != "\0"):
         raise UserError(
             f"{path}: damaged: {embeddings.shape} embeddings, expected {expected} by its sentences"
         )
-    if not (abs(np.einsum("ij,ij->i", embeddings, embeddings) - 1) <= _UNIT_TOLERANCE).all():
-        raise UserError(f"{path}: damaged: an embedding is not of length 1")
     if not isinstance(ids, list) or not all(isinstance(one, Id) for one in ids):
         raise UserError(f"{path}: damaged: its ids are no list of numbers and texts")
     if len(ids) != len(embeddings):
         raise UserError(f"{path}: damaged: {len(ids)} ids of {len(embeddings)} sentences")
+    if kind != "float32":
+        if ranges is not None and not are_ranges(ranges, len(probe)):
+            raise UserError(f"{path}: damaged: its ranges are not those of its embeddings")
+        embeddings = Quantized(Quantizer(kind, ranges), len(probe), embeddings)
+    elif not (abs(np.einsum("ij,ij->i", embeddings, embeddings) - 1) <= _UNIT_TOLERANCE).all():
+        raise UserError(f"{path}: damaged: an embedding is not of length 1")
     return text.split("\0")[:-1], ids, embeddings, probe

@@ -20,13 +20,14 @@ from sentence_transformers.util import (
 from torch import Tensor
 from tqdm import tqdm
 
-from simcse.config.settings import Encoding, Pooling, Precision, Role, Separator
+from simcse.config.settings import Encoding, Pooling, Precision, Role, Separator, Vectors
 from simcse.encoders.encoding import encode_by_length, encoder_of
 from simcse.encoders.gate import check_embeddings
 from simcse.encoders.loading import load_model
 from simcse.encoders.precision import resolved
 from simcse.errors import UserError, first_line
 from simcse.inference import index as indexing
+from simcse.inference.quantized import Quantized
 from simcse.inference.sentences import ids_of, sentences_of, texts_of
 from simcse.terminal import quiet_libraries
 from simcse.typed import typed
@@ -77,6 +78,10 @@ class SimCSE:
         pooling: Only for a plain encoder, which does not store it.
         precision: Mixed precision of forward passes; ``auto`` is bfloat16 where the hardware has
             it, which is faster and less exact (docs/performance.md), else float32.
+        dims: Use the first so many numbers of each embedding, for models that were trained for that
+            (docs/training.md); ``None`` is the model's default, usually all.
+        rescore_multiplier: In an index of bits, how many times ``top_k`` candidates are found by
+            their bits alone and then compared with the query's own numbers.
         trust_remote_code: Let the model run code that comes with it, if you trust its author.
 
     Raises:
@@ -93,24 +98,29 @@ class SimCSE:
         *,
         pooling: Pooling | None = None,
         precision: Precision = "float32",
+        dims: int | None = None,
+        rescore_multiplier: Unchecked[int] = 4,
         trust_remote_code: bool = False,
     ) -> None:
         _check_count("num_cells", num_cells)
         _check_count("num_cells_in_search", num_cells_in_search)
+        _check_count("rescore_multiplier", rescore_multiplier)
         name = None if model_name_or_path is None else str(model_name_or_path)
-        place = None if device is None else str(device)
+        place, consent = None if device is None else str(device), trust_remote_code
         with quiet_libraries():
-            self.model = load_model(name, pooling, place, trust_remote_code=trust_remote_code)
+            self.model = load_model(name, pooling, place, dims=dims, trust_remote_code=consent)
         self.device = str(self.model.device)
         self.precision: Precision = resolved(precision)
         self.num_cells = num_cells
         self.num_cells_in_search = num_cells_in_search
+        self.rescore_multiplier = rescore_multiplier
         self.index: indexing.Index | None = None
 
     @property
     def is_faiss_index(self) -> bool:
         """Whether there is an index and faiss holds it."""
-        return self.index is not None and not isinstance(self.index["index"], np.ndarray)
+        ours = np.ndarray | Quantized
+        return self.index is not None and not isinstance(self.index["index"], ours)
 
     @property
     def tokenizer(self) -> Any:
@@ -230,6 +240,7 @@ class SimCSE:
         separator: Separator | None = None,
         encoding: Encoding = "utf-8",
         ids: Unchecked[Iterable[indexing.Id] | None] = None,
+        vectors: Vectors = "float32",
     ) -> None:
         """Encode sentences for :meth:`search`, replacing an earlier index.
 
@@ -247,16 +258,19 @@ class SimCSE:
             encoding: Character encoding of the file.
             ids: A number or text for each sentence, which matches have; ``None`` numbers the
                 sentences, or the rows of the file, from 0 on.
+            vectors: What an embedding is stored in: a quarter of the memory with ``int8``, which
+                is calibrated on these sentences, a 32nd with ``binary``. Similarities are then
+                those to what is stored (docs/training.md); faiss is not used.
 
         Raises:
-            UserError: The file is missing or malformed, faiss is asked for and not installed, or
-                the ids are not as many as the sentences.
+            UserError: The file is missing or malformed, faiss is asked for and not installed or
+                cannot hold such vectors, or the ids are not as many as the sentences.
         """
         sentences, rows = sentences_of(sentences_or_file_path, column, separator, encoding)
         given = list[indexing.Id](rows) if ids is None else ids_of(ids, len(sentences))
         embeddings = self._array(sentences, device, "document", batch_size)
         cells = self._cells(faiss_fast)
-        self.index = indexing.build(sentences, given, embeddings, use_faiss, cells)
+        self.index = indexing.build(sentences, given, embeddings, use_faiss, cells, vectors)
 
     @typed
     def add_to_index(
@@ -330,7 +344,7 @@ class SimCSE:
         if count == 0 or len(query) == 0:
             matches: list[list[Match]] = [[] for _ in query]
         else:
-            scores, rows = indexing.nearest(index, query, count)
+            scores, rows = indexing.nearest(index, query, count, self.rescore_multiplier)
             matches = [
                 [
                     _match(index, int(row), float(score))
@@ -369,7 +383,7 @@ class SimCSE:
         sentences, ids, embeddings, probe = indexing.load(Path(path))
         own = self._probe()
         if probe.shape != own.shape or not np.allclose(probe, own, atol=1e-3):
-            raise UserError(f"{path}: this index was made by another model")
+            raise UserError(f"{path}: this index was made by another model, or for other dims")
         self.index = indexing.build(sentences, ids, embeddings, use_faiss, self._cells(faiss_fast))
 
     @typed

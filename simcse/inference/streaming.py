@@ -19,7 +19,7 @@ CHUNK = 20_000  # texts in memory at a time; enough for length-grouped batches
 
 
 Chunks = Iterable[tuple[list[str], np.ndarray]]
-"""Texts and their embeddings, float32 ``(texts, dim)``."""
+"""Texts and their embeddings, of one type, ``(texts, width)``."""
 
 
 def encode_to_file(
@@ -29,7 +29,7 @@ def encode_to_file(
 
     Args:
         texts: Any number; at most :data:`CHUNK` of them are held in memory.
-        encode: Gives float32 ``(texts, dim)``.
+        encode: Gives embeddings ``(texts, width)``: float32, or what is to be stored of them.
         output: Ends in one of :data:`FORMATS`; an old file is replaced when all is done.
         source: Where the texts come from, for errors.
 
@@ -59,32 +59,33 @@ def check_name(output: Path) -> None:
 
 
 def _write_npy(path: Path, chunks: Chunks) -> tuple[int, int]:
-    """An array float32 ``(texts, dim)`` as numpy saves it; row i is text i."""
+    """An array ``(texts, width)`` as numpy saves it; row i is text i."""
     rows = width = 0
+    kind = np.dtype(np.float32)
 
     def write_header() -> None:
         file.seek(0)
-        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+        header = {"descr": kind.str, "fortran_order": False, "shape": (rows, width)}
         npy.write_array_header_1_0(file, header)
 
     with path.open("wb") as file:
         for _, embeddings in chunks:
             if not rows:
-                width = embeddings.shape[1]
+                kind, width = embeddings.dtype.newbyteorder("<"), embeddings.shape[1]
                 write_header()
-            file.write(np.ascontiguousarray(embeddings, dtype="<f4").tobytes())
+            file.write(np.ascontiguousarray(embeddings, dtype=kind).tobytes())
             rows += len(embeddings)
         write_header()  # with the number of rows, for which numpy has left room
     return rows, width
 
 
 def _write_parquet(path: Path, chunks: Chunks) -> tuple[int, int]:
-    """Columns ``text`` and ``embedding`` (a list of float32 of one length)."""
+    """Columns ``text`` and ``embedding`` (a list of numbers of one type, all of one length)."""
     rows = width = 0
     with ExitStack() as stack:
         for texts, embeddings in chunks:
             width = embeddings.shape[1]
-            flat = pa.array(np.ascontiguousarray(embeddings, dtype=np.float32).reshape(-1))
+            flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
             vectors = pa.FixedSizeListArray.from_arrays(flat, width)
             table = pa.table({"text": texts, "embedding": vectors})
             if not rows:

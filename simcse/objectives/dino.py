@@ -151,6 +151,7 @@ class Dino(Objective):
         "p centred and sharpened, over K prototypes"
     )
     source = "DINO, Caron et al. 2021, https://arxiv.org/abs/2104.14294"
+    any_width = False  # its heads take the whole embedding
 
     def __init__(
         self,

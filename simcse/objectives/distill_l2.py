@@ -42,6 +42,7 @@ class DistillL2(Objective):
     name = "distill_l2"
     formula = "‖ student(i) − teacher(i) ‖², both normalised"
     source = "Reimers and Gurevych 2020, https://arxiv.org/abs/2004.09813"
+    any_width = False  # a part of an embedding has no place among the teacher's
 
     def __init__(self, width: int | None = None, teacher_width: int | None = None) -> None:
         super().__init__()

@@ -53,6 +53,8 @@ class DistillStart(Objective):
         self.mini_batch_size, self.precision = mini_batch_size, precision
         # In a list, so that it is in no checkpoint: a resumed run starts from the same model.
         self.start = [copy.deepcopy(model).requires_grad_(False).eval()]
+        self.last: tuple[Features, Tensor] | None = None
+        """The last texts and the start's embeddings of them, ``(2, batch, dim)``."""
 
     def forward(self, anchor: Tensor, positive: Tensor, texts: Features) -> Tensor:
         """The loss, the mean over both views.
@@ -62,8 +64,10 @@ class DistillStart(Objective):
             positive: The same of the other view.
             texts: What was embedded in this process, ``(2 * rows, length)``.
         """
-        found = embed_in_mini_batches(self._embed, texts, self.mini_batch_size)
-        teacher = distributed.gather(found.view(2, -1, found.shape[-1]), 1)  # (2, batch, dim)
+        if self.last is None or self.last[0] is not texts:  # once for all of `objective.dims`
+            found = embed_in_mini_batches(self._embed, texts, self.mini_batch_size)
+            self.last = texts, distributed.gather(found.view(2, -1, found.shape[-1]), 1)
+        teacher = self.last[1]
         temperature = self.temperature()
         losses = [
             distill_similarity(view, start, temperature, self.teacher_temperature)

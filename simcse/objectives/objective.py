@@ -75,6 +75,9 @@ class Objective(nn.Module):
     """For the model card: authors, year, URL."""
     smallest_batch: ClassVar[int] = 2
     """Rows that a batch needs."""
+    any_width: ClassVar[bool] = True
+    """Whether the loss has a meaning for the first numbers of embeddings alone
+    (``objective.dims``)."""
     default_temperature: ClassVar[TemperatureConfig | None] = None
     """Where a config names none, if it is not that of all others."""
 

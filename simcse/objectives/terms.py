@@ -16,12 +16,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
+from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from simcse import objectives
 from simcse.config.describe import Setting, settings_of
 from simcse.config.reading import in_its_own_words, problems
 from simcse.config.settings import Config, Number, TermConfig
+from simcse.encoders import encoder
 from simcse.errors import UserError, first_line, is_out_of_memory
 from simcse.objectives.objective import Batch, Objective
 
@@ -171,6 +173,8 @@ def resolve(config: Config) -> Config:
     if own and "temperature" not in config.objective.model_fields_set:
         update["temperature"] = own[0]
     _check_needs(config, found)
+    if config.objective.dims:
+        _check_any_width(found)
     return config.model_copy(update={"objective": config.objective.model_copy(update=update)})
 
 
@@ -194,6 +198,30 @@ def _checked(name: str, term: type[Objective], given: TermConfig) -> TermConfig:
     except (ValueError, NameError, TypeError, PydanticUserError) as error:
         raise UserError(f"{where}: {first_line(error)}") from error
     return TermConfig(**settings)
+
+
+def _check_any_width(found: dict[str, type[Objective]]) -> None:
+    on_embeddings = {name: term for name, term in found.items() if needs(term)}
+    if not on_embeddings:
+        raise UserError(f"objective.dims: {', '.join(found)} looks at no embeddings; leave it out")
+    if whole := [name for name, term in on_embeddings.items() if not term.any_width]:
+        raise UserError(f"objective.dims: {whole[0]} has no meaning for a part of an embedding")
+
+
+def check_dims(config: Config, model: SentenceTransformer) -> None:
+    """Make sure that ``objective.dims`` are sizes of the embeddings that the trained model gives.
+
+    Raises:
+        UserError: They are larger, or of a projection that is for training only.
+    """
+    dims, widest = config.objective.dims, encoder.width(model)
+    if dims and encoder.training_key(model) != encoder.SENTENCE_EMBEDDING:
+        raise UserError(
+            "objective.dims: the loss reads a projection for training only (encoder.projection), "
+            "whose numbers are dropped from the exported model; allowed is none or always"
+        )
+    if max(dims, default=0) > widest:
+        raise UserError(f"objective.dims: {max(dims)} is too wide; allowed is 2 to {widest}")
 
 
 def _check_needs(config: Config, found: dict[str, type[Objective]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, is_grad_enabled, nn, no_grad
+from torch.nn import functional
 
 from simcse.config.settings import Config
 from simcse.encoders import encoder
@@ -44,6 +45,10 @@ class WeightedSum(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = Temperature(config.objective.temperature)
+        dims = config.objective.dims
+        weights = config.objective.dim_weights or [1.0] * len(dims)
+        self.sizes = list(zip(dims, weights, strict=True))
+        """Of the cut embeddings that the terms see, with their weights; none: whole ones."""
         values = (
             model,
             config.encoder,
@@ -70,15 +75,25 @@ class WeightedSum(nn.Module):
         self.last: Batch | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms on embeddings by name; what they sum up to is the loss."""
+        """The weighted terms on embeddings by name; what they sum up to is the loss.
+
+        With ``objective.dims`` each of them once a size, as ``<name>/<size>``.
+        """
         self.last = replace(batch, views=batch.views.detach())
-        losses = {}
+        if not self.sizes:
+            return dict(self._losses(batch))
+        return {
+            f"{name}/{size}": weight * loss
+            for size, weight in self.sizes
+            for name, loss in self._losses(replace(batch, views=truncated(batch.views, size)))
+        }
+
+    def _losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         for (name, weight, term), asked in zip(self.named, self.asked, strict=True):
             if asked:
                 with running(name):
                     loss = term(**{key: getattr(batch, key) for key in asked})
-                losses[name] = weight * _scalar(name, loss)
-        return losses
+                yield name, weight * _scalar(name, loss)
 
     def token_losses(
         self, states: Callable[[Features], Tensor], input_ids: Tensor, attention_mask: Tensor
@@ -137,6 +152,11 @@ class WeightedSum(nn.Module):
         for key, value in self.state_dict(keep_vars=True).items():
             own.setdefault(value.data_ptr(), (key, value))  # tied weights once
         return dict(own.values())
+
+
+def truncated(views: Tensor, size: int) -> Tensor:
+    """The first ``size`` numbers of embeddings, ``(…, dim)``, at length 1."""
+    return functional.normalize(views[..., :size], dim=-1)
 
 
 def _scalar(name: str, loss: object) -> Tensor:

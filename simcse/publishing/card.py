@@ -34,6 +34,7 @@ from simcse.reports.tables import (
     as_markdown,
     column_of,
     references,
+    retention_rows,
     score_rows,
     what_chose,
 )
@@ -57,11 +58,18 @@ class TrainedModel:
     scored_later: Scores
     """Of the same weights, by ``simcse evaluate``; empty where there are none."""
     pictures: Sequence[Picture]
+    dims: int | None = None
+    """What its embeddings were cut to when it was exported, after it was scored."""
 
     @property
     def run(self) -> Run:
         """The run whose weights these are: the only one, or the best seed by dev."""
         return self.runs.best
+
+    @property
+    def scores(self) -> Scores:
+        """Of this model as it was trained; with :attr:`dims` it is published as another."""
+        return {**self.scored_later, **self.run.scores}
 
 
 def model_card(trained: TrainedModel) -> ModelCard:
@@ -108,6 +116,9 @@ def model_card(trained: TrainedModel) -> ModelCard:
         towers=config.encoder.towers == "two",
         prompts=prompts,
         score_table=as_markdown(_score_rows(trained)),
+        whole_width=encoder.width(model),
+        cut=trained.dims is not None,
+        size_table=as_markdown(retention_rows(run.retention)) if run.retention else "",
         chosen=what_chose([RunSet(trained.name, [run])]),
         warnings=collapse_lines({"this model": run.scores}),
         protocol=PROTOCOL + (_PAIRS if "pairs" in run.scores else ""),
@@ -167,15 +178,16 @@ def _metadata(trained: TrainedModel, made_from: dict[str, Any]) -> ModelCardData
         base_model=_base_model(config, made_from),
         datasets=datasets or None,
         model_name=trained.name.rpartition("/")[2],
-        eval_results=model_index({**trained.scored_later, **trained.run.scores}),
+        eval_results=None if trained.dims else model_index(trained.scores),
         **extra,
     )
 
 
 def _score_rows(trained: TrainedModel) -> Rows:
     """This model beside the untrained encoder, BM25 and, where there are several seeds, all."""
-    run, name = trained.run, "this model"
-    columns = [Column(name, [{**trained.scored_later, **run.scores}], run.changes)]
+    run, widest = trained.run, encoder.width(trained.model)
+    name = f"all {widest} dims" if trained.dims else "this model"
+    columns = [Column(name, [trained.scores], run.changes)]
     if len(trained.runs.runs) > 1:
         columns.append(replace(column_of(trained.runs), name=f"all {len(trained.runs.runs)} seeds"))
     rows = score_rows(columns, references([(name, run.raw, run.bm25)]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from simcse.config.settings import Config
 from simcse.encoders import encoder
-from simcse.encoders.loading import load_trained
+from simcse.encoders.loading import load_trained, truncate
 from simcse.errors import UserError
 from simcse.evaluation.hub_results import eval_results, pinned_results
 from simcse.evaluation.protocol import Scores
@@ -23,7 +23,9 @@ FIGURES = "figures"
 RESULTS = ".eval_results"
 
 
-def write_model_folder(run: Path, name: str, folder: Path, *, trust_remote_code: bool) -> None:
+def write_model_folder(
+    run: Path, name: str, folder: Path, *, trust_remote_code: bool, dims: int | None = None
+) -> None:
     """Write the folder: the model, its card and figures, and nothing else.
 
     Args:
@@ -31,17 +33,20 @@ def write_model_folder(run: Path, name: str, folder: Path, *, trust_remote_code:
         name: What the card calls the model, ``user/name``.
         folder: Empty or missing.
         trust_remote_code: Let the model run code that comes with it.
+        dims: Let the model give the first so many numbers of its embeddings.
 
     Raises:
-        UserError: The run is unfinished or damaged, or is not a training run.
+        UserError: The run is unfinished or damaged, or is not a training run, or its embeddings are
+            not as wide.
     """
     runs, config = trained_runs(run)
     best = runs.best
     model = load_trained(best.folder, trust_remote_code=trust_remote_code, device="cpu")
+    truncate(model, dims)
     fingerprint = encoder.fingerprint(model)
     figures = pictures([RunSet(name.rpartition("/")[2], runs.runs)])
     later = _scored_later(best.folder, fingerprint)
-    card = model_card(TrainedModel(name, runs, config, model, later, figures))
+    card = model_card(TrainedModel(name, runs, config, model, later, figures, dims))
     encoder.save(model, folder)
     for picture in figures:
         (folder / FIGURES).mkdir(exist_ok=True)

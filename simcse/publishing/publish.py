@@ -41,6 +41,7 @@ def publish(
     revision: str | None = None,
     message: str | None = None,
     attempts: int = 6,
+    dims: int | None = None,
     trust_remote_code: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -54,6 +55,7 @@ def publish(
         revision: Branch; created from ``main`` if it does not exist.
         message: Of the commit.
         attempts: Attempts for each step while the Hub does not answer.
+        dims: Let the model give the first so many numbers of its embeddings.
         trust_remote_code: Let the model run the code that comes with it.
         dry_run: Print the files with their sizes and the card instead; nothing is sent or kept.
 
@@ -65,7 +67,7 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="simcse-publish-") as temporary:
         folder = Path(temporary) / "model"
         folder.mkdir()
-        write_model_folder(run, name, folder, trust_remote_code=trust_remote_code)
+        write_model_folder(run, name, folder, trust_remote_code=trust_remote_code, dims=dims)
         sizes = {file: (folder / file).stat().st_size for file in files_in(folder)}
         total = f"{len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
         if dry_run:

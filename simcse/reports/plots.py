@@ -98,12 +98,40 @@ def dev_curves(sets: Sequence[RunSet]) -> Picture | None:
     return _curves("eval_dev_score", "Dev score", caption, sets, panels)
 
 
+def sizes(sets: Sequence[RunSet]) -> Picture | None:
+    """Scores against the bytes of a vector; each task on axes of its own."""
+    kinds = [("score", "float32"), ("score", "int8"), ("score", "binary"), ("untrained", "float32")]
+    drawn = [(runs, key, kind) for runs in sets for key, kind in kinds]
+    panels: dict[str, list[Lines]] = {}
+    for number, (runs, key, kind) in enumerate(drawn):
+        for run in runs.runs:
+            lines: dict[str, dict[int, float]] = {}
+            for row in run.retention:
+                if row["vectors"] == kind and key in row:
+                    title = f"{row['task']}, {LABELS[row['metric']]} ×100"
+                    lines.setdefault(title, {})[row["bytes"]] = 100 * row[key]
+            for title, line in lines.items():
+                panels.setdefault(title, [[] for _ in drawn])[number].append(line)
+    caption = (
+        "Embeddings cut to fewer numbers, and stored in float32, a byte (int8) or a bit (binary) "
+        "each. The untrained encoder, cut likewise, shows what is there without training."
+    )
+    before = {"score": "", "untrained": ", untrained"}
+    named = [RunSet(f"{r.name}{before[key]}, {kind}", r.runs) for r, key, kind in drawn]
+    return _curves("sizes", "Score against size", caption, named, panels, "bytes per vector")
+
+
 Lines = list[dict[int, float]]
-"""Of each seed the values by step."""
+"""Of each seed the values by step, or what else is on the x axis."""
 
 
 def _curves(
-    name: str, title: str, caption: str, sets: Sequence[RunSet], panels: dict[str, list[Lines]]
+    name: str,
+    title: str,
+    caption: str,
+    sets: Sequence[RunSet],
+    panels: dict[str, list[Lines]],
+    x: str = "step",
 ) -> Picture | None:
     """Values over the steps: a line for each seed, and the mean of several seeds.
 
@@ -113,6 +141,7 @@ def _curves(
         caption: Below the figure.
         sets: In the order of the lines.
         panels: Title of the axes to the lines of each run set.
+        x: What the lines go over; other than steps on a logarithmic axis.
     """
     panels = {panel: lines for panel, lines in panels.items() if any(map(any, lines))}
     if not panels:
@@ -123,9 +152,11 @@ def _curves(
         for number, (runs, lines) in enumerate(zip(sets, by_set, strict=True)):
             if lines := [line for line in lines if line]:
                 rows += [[runs.name, panel, *row] for row in _curve(axes, number, runs.name, lines)]
-        axes.set_xlabel("step")
+        axes.set_xlabel(x)
+        if x != "step":
+            axes.set_xscale("log", base=2)
         axes.legend()
-    head = ["run", "score", "step", "mean", "lowest seed", "highest seed"]
+    head = ["run", "score", x, "mean", "lowest seed", "highest seed"]
     return Picture(name, title, caption, figure, head, rows)
 
 
@@ -288,6 +319,7 @@ def pictures(sets: Sequence[RunSet]) -> list[Picture]:
         plane(sets),
         bands(sets),
         spectrum(sets),
+        sizes(sets),
     ]
     return [picture for picture in figures if picture is not None]
 

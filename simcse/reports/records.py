@@ -143,6 +143,18 @@ class TaskChanges(Record):
         return self
 
 
+class Size(Record):
+    """An entry of :data:`simcse.evaluation.protocol.Retention`."""
+
+    task: str
+    metric: Metric
+    dims: Count
+    vectors: Literal["float32", "int8", "binary"]
+    bytes: Annotated[Count, Field(ge=1)]
+    score: Number
+    untrained: Number = 0.0
+
+
 class RunScores(Record):
     """``scores.json`` of a training run."""
 
@@ -151,6 +163,7 @@ class RunScores(Record):
     bm25: TaskScores = {}
     """Of retrieval tasks."""
     changes: dict[str, TaskChanges] = {}
+    retention: list[Size] = []
     dev: Dev
     minutes: Number | None = None
 
@@ -169,6 +182,7 @@ class EvaluatedScores(Record):
     fingerprint: str
     precision: str
     scores: TaskScores
+    retention: list[Size] = []
 
 
 class LogLine(Record):

@@ -21,7 +21,7 @@ from simcse.config.reading import differences, read_config, settings_digest
 from simcse.config.settings import Config
 from simcse.errors import UserError, first_line
 from simcse.evaluation.change import Changes
-from simcse.evaluation.protocol import Items, Scores, score_value
+from simcse.evaluation.protocol import Items, Retention, Scores, score_value
 from simcse.evaluation.table import TEST_FACTS, with_averages
 from simcse.files import replacing
 from simcse.reports.records import EvaluatedScores, LogLine, Plan, RunScores, parse
@@ -69,6 +69,7 @@ class Run:
     bm25: Scores = field(default_factory=dict)
     """Of retrieval tests."""
     changes: Changes = field(default_factory=dict)
+    retention: Retention = field(default_factory=list)
 
     def value(self, task: str, metric: str | None = None) -> float:
         """One score, see :meth:`simcse.evaluation.protocol.Evaluation.value`."""
@@ -432,7 +433,10 @@ def _load(path: Path) -> Run:
         values = read_json(path, EvaluatedScores)
         name = Path(values["model"]).absolute().name
         scores = with_averages(values["scores"])
-        return Run(name, folder, scores, read_items(path, values), {}, None, None, [])
+        return Run(
+            name, folder, scores, read_items(path, values), {}, None, None, [],
+            retention=values.get("retention", []),
+        )  # fmt: skip
     values, config = finished_run(folder)
     log_path = folder / LOG_FILE
     try:
@@ -442,7 +446,7 @@ def _load(path: Path) -> Run:
     return Run(
         folder.name, folder, with_averages(values["trained"]), read_items(path, values),
         values["raw"], values["dev"], config, log,
-        values.get("bm25", {}), values.get("changes", {}),
+        values.get("bm25", {}), values.get("changes", {}), values.get("retention", []),
     )  # fmt: skip
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from simcse.evaluation.change import Changes, difference_of
-from simcse.evaluation.protocol import Scores
+from simcse.evaluation.protocol import Retention, Scores
 from simcse.evaluation.statistics import Summary, summarize
 from simcse.evaluation.table import (
     LABELS,
@@ -125,6 +126,21 @@ def what_chose(sets: Sequence[RunSet]) -> str:
         f"{what} chosen on {named}: of these scores {' and '.join(shown)} did, and "
         f"{'are' if len(shown) > 1 else 'is'} flattered; no other chose anything."
     )
+
+
+def retention_rows(found: Retention) -> Rows:
+    """Score against the bytes of a vector, and the share that is kept of the largest's."""
+    keys = ["score", *["untrained"] * any("untrained" in row for row in found)]
+    heads = {"score": "this model", "untrained": "untrained"}
+    head = ["task", "score", "dims", "vectors", "bytes"]
+    rows = [[*head, *(text for key in keys for text in (heads[key], "kept"))]]
+    for row in sorted(found, key=lambda row: row["task"]):
+        whole = next(other for other in found if other["task"] == row["task"])
+        cells = [row["task"], LABELS[row["metric"]], *(str(row[key]) for key in head[2:])]
+        for score, most in ((row.get(key, math.nan), whole.get(key, math.nan)) for key in keys):
+            cells += [cell(row["metric"], score), f"{score / most:.1%}" if most > 0 else "–"]
+        rows.append(cells)
+    return rows
 
 
 def summary_cell(key: str, summary: Summary, *, interval: bool = True) -> str:

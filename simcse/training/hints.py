@@ -74,6 +74,12 @@ def hints(config: Config, sets: Sequence[TrainingSet], model: SentenceTransforme
                     "apart; encoding, which tokenises both together, splits the first word of a "
                     "text in another way"
                 )
+    widest = encoder.width(model)
+    if config.objective.dims and widest not in config.objective.dims:
+        yield (
+            f"warning: objective.dims: {widest}, the full width and what the model gives unless "
+            "told otherwise, is not among them, so whole embeddings are not trained as such"
+        )
     # The table of token embeddings has the most rows.
     tables = [p for p in model.parameters() if p.ndim == 2]
     table = max(tables, key=len).numel()

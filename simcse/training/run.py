@@ -34,6 +34,7 @@ from simcse.environment import environment
 from simcse.errors import UserError, naming_memory
 from simcse.evaluation.change import changes, verdict_line, worse_lines
 from simcse.evaluation.protocol import PROTOCOL, Scores
+from simcse.evaluation.retention import beside, sizes_of
 from simcse.evaluation.scoring import TaskList, plan_tasks
 from simcse.evaluation.sources import load_dev_task, load_geometry
 from simcse.evaluation.table import LABELS, cell, collapse_lines
@@ -47,7 +48,7 @@ from simcse.files import (
     remove_leftovers,
     write_atomically,
 )
-from simcse.objectives.terms import describe, resolve
+from simcse.objectives.terms import check_dims, describe, resolve
 from simcse.reports.records import MadeFrom
 from simcse.reports.runs import (
     CONFIG_FILE,
@@ -59,7 +60,7 @@ from simcse.reports.runs import (
     read_json,
     save_scores,
 )
-from simcse.reports.tables import Column, as_text, references, score_rows
+from simcse.reports.tables import Column, as_text, references, retention_rows, score_rows
 from simcse.sealing import MANIFEST, seal
 from simcse.training import loop
 from simcse.training.checkpoints import CHECKPOINTS, check_owner, newest_checkpoint, remove_all
@@ -185,7 +186,14 @@ def _finish(
     # Scored as its users will load it: from disk, without mixed precision.
     result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
     print("scoring the trained model", flush=True)
-    evaluation = score_in(run, result, prepared.scored, config)
+    dims = config.objective.dims
+    sizes = sizes_of(dims, int(result.get_embedding_dimension())) if dims else []
+    evaluation = score_in(run, result, prepared.scored, config, sizes)
+    retained = evaluation.retention
+    if sizes and config.evaluation.raw_poolings:
+        start = encoder.build(config.encoder.model_copy(update={"projection": "none"}))
+        ours = replace(prepared.scored, mteb=[])
+        retained = beside(retained, score_in(run, start, ours, config, sizes).retention)
     metrics = {task.name: task.metric for task in prepared.scored.ours}
     with naming_memory("for BM25", "the number of documents of a retrieval test"):
         bm25 = _bm25_scores(prepared.tasks.ours)
@@ -196,6 +204,7 @@ def _finish(
         "raw": {pooling: prepared.reported(scores) for pooling, scores in before.scores.items()},
         "bm25": bm25,
         "trained": prepared.reported(evaluation.scores),
+        "retention": retained,
         "changes": changes(before.scores, before.items, evaluation, metrics),
         "dev": {
             "task": prepared.dev.task.name,
@@ -263,6 +272,8 @@ def print_scores(scores: dict[str, Any]) -> None:
     print(f"\n{as_text(score_rows([after], before))}\n")
     for line in collapse_lines({"trained": scores["trained"]}):
         print(line)
+    if retained := scores.get("retention"):
+        print(f"{as_text(retention_rows(retained))}\n")
     metric = dev["metric"]
     print(
         f"best of {dev['task']} ({LABELS[metric]} {cell(metric, dev['best'])}) "
@@ -281,6 +292,7 @@ def prepare(config: Config) -> Prepared:
     data = Path(config.evaluation.data) if config.evaluation.data else None
     set_seed(config.seed)  # for the projection's first weights
     model = encoder.build(config.encoder)
+    check_dims(config, model)
     with distributed.first():
         documents = Documents.of(config)
     text = TrainingText.read(config, model, documents)

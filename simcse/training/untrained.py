@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,14 @@ def score_untrained(run: Path, config: Config, tasks: TaskList) -> Untrained:
     return found
 
 
-def score_in(run: Path, model: SentenceTransformer, tasks: TaskList, config: Config) -> Evaluation:
-    """A model's scores; mteb's own result files go into the run folder."""
+def score_in(
+    run: Path,
+    model: SentenceTransformer,
+    tasks: TaskList,
+    config: Config,
+    sizes: Sequence[int] = (),
+) -> Evaluation:
+    """As :func:`score_model`; mteb's own result files go into the run folder."""
     folder = run / EVALUATION_FOLDER / "mteb"
     with naming_memory("while scoring", "evaluation.batch_size"):
         return score_model(
@@ -81,6 +88,7 @@ def score_in(run: Path, model: SentenceTransformer, tasks: TaskList, config: Con
             mteb_folder=folder,
             precision=config.evaluation.precision,
             show_progress=sys.stderr.isatty(),
+            sizes=sizes,
         )
 
 
