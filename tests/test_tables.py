@@ -116,4 +116,4 @@ def test_few_texts_are_no_dimensional_collapse(texts, expected):
     }  # fmt: skip
     one = Run("a", None, {"geometry": geometry}, {}, {}, None, None, [])
     caption = plots.spectrum([RunSet("a", [one])]).caption
-    assert (expected in caption) and (("A cliff means" in caption) is (texts == 600))
+    assert (expected in caption) and (("A cliff well before" in caption) is (texts == 600))

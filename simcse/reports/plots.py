@@ -308,7 +308,10 @@ def _on_cliffs(sets: Sequence[RunSet]) -> str:
             f"{min(few):,} texts span at most {min(few) - 1:,} axes: a cliff there is of the "
             "texts' number. An earlier one means that axes are not used: dimensional collapse."
         )
-    return "A cliff means that the axes beyond it are not used: dimensional collapse."
+    return (
+        "A cliff well before the last axis means that those beyond it are not used: dimensional "
+        "collapse."
+    )
 
 
 def pictures(sets: Sequence[RunSet]) -> list[Picture]:
