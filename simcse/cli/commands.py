@@ -84,6 +84,8 @@ def export(parsed: argparse.Namespace) -> None:
 
     run, output = Path(parsed.run_folder), Path(parsed.output)
     check_outside(output, run, "the run folder")
+    if parsed.adapter and parsed.format == "onnx":
+        raise UserError("--adapter has no meaning with --format onnx, which holds all weights")
     with new_folder(output) as folder:
         if parsed.format == "onnx":
             from simcse.publishing.onnx_export import export_onnx
@@ -91,7 +93,8 @@ def export(parsed: argparse.Namespace) -> None:
             export_onnx(run, folder, trust_remote_code=parsed.trust_remote_code)
         else:
             name = output.absolute().name
-            write_model_folder(run, name, folder, trust_remote_code=parsed.trust_remote_code)
+            consent, adapter = parsed.trust_remote_code, parsed.adapter
+            write_model_folder(run, name, folder, trust_remote_code=consent, adapter=adapter)
     print(f"written to {output}")
 
 

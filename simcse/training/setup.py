@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from simcse import distributed
 from simcse.config.reading import read_config
 from simcse.config.settings import Config, ObjectiveConfig, Precision, Role
+from simcse.encoders import encoder
 from simcse.encoders.encoding import embeds_by_role, encode_by_length
 from simcse.encoders.mini_batches import Features
 from simcse.encoders.precision import native_precision
@@ -122,6 +123,8 @@ def check_views_differ(config: Config, model: SentenceTransformer, features: Fea
     """
     if len(features["identities"]) == 1:  # for objectives that compare no views
         return
+    if config.encoder.has_adapters and config.encoder.lora.dropout:
+        return  # which shows once what adapters add is no longer zero
     loss = TrainingLoss(model, config.model_copy(update={"objective": ObjectiveConfig()}))
     training = model.training
     random_state = torch.random.get_rng_state()
@@ -133,10 +136,14 @@ def check_views_differ(config: Config, model: SentenceTransformer, features: Fea
     model.train(training)
     torch.random.set_rng_state(random_state)
     if torch.equal(*embeddings.chunk(2)):
+        names = encoder.dropout_settings(encoder.transformer_of(model).config)
+        remedies = [f"encoder.dropout, such as 0.1 ({', '.join(names)}), or a view's dropout"]
+        remedies = remedies if names else []
+        remedies.append("encoder.lora.dropout" if config.encoder.has_adapters else "encoder.lora")
         raise UserError(
-            "encoder.dropout: there is no dropout, so both views of a sentence are equal "
-            "and there is nothing to learn; set encoder.dropout, such as 0.1, "
-            "or the dropout of a view"
+            "encoder.dropout: there is no dropout, so both views of a sentence are equal and there "
+            f"is nothing to learn; set {'; '.join(remedies)}; or repeat, shuffle or cutoff of a "
+            "view"
         )
 
 
