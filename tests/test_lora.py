@@ -146,6 +146,22 @@ def test_merged_and_adapters_alone_embed_alike(name, arguments, run, tmp_path, c
     assert not torch.equal(merged.state_dict()[weight], start.state_dict()[weight])
 
 
+def test_training_goes_on_from_adapters_that_become_part_of_the_model(
+    arguments, run, tmp_path, capsys, one_picture
+):
+    words = [RANK, "encoder.projection=none", "training.steps=4", "training.learning_rate=1e-2"]
+    assert main([*arguments, *words]) == 0
+    out = tmp_path / "out"
+    assert main(["export", str(run), str(out), "--adapter"]) == 0
+    assert "holds low-rank adapters alone" in (out / "README.md").read_text()
+    model = encoder.build(EncoderConfig(name=str(out)))
+    assert all(weight.requires_grad for weight in model.parameters())
+    expected = SentenceTransformer(str(run)).encode(SENTENCES)
+    np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=1e-5)
+    with pytest.raises(UserError, match="is adapters already; name a merged model"):
+        encoder.build(EncoderConfig(name=str(out), lora={"rank": 2}))
+
+
 def test_publishing_sends_the_merged_model(arguments, run, capsys, one_picture):
     assert main([*arguments, RANK, "training.steps=4"]) == 0
     capsys.readouterr()

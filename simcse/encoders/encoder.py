@@ -211,6 +211,12 @@ def _sentence_model(origin: Origin, config: EncoderConfig) -> SentenceTransforme
     if config.dropout is not None:
         overrides = _overrides(origin, first.config, config.dropout)
         model = gate.load_sentence_model(origin, dtype=dtype, config=overrides)
+    network = model[0].model
+    if getattr(network, "peft_config", None):  # it brings adapters: they become part of it
+        if config.has_adapters:
+            raise UserError(f"encoder.lora: {config.name} is adapters already; name a merged model")
+        lora.merge(network)
+        network.requires_grad_(True)
     set_attention(origin.label, model[0], config.attention, [])
     return model
 

@@ -58,6 +58,8 @@ class TrainedModel:
     scored_later: Scores
     """Of the same weights, by ``simcse evaluate``; empty where there are none."""
     pictures: Sequence[Picture]
+    adapter: bool = False
+    """Only adapters are published, which name the model they belong to."""
 
     @property
     def run(self) -> Run:
@@ -102,7 +104,9 @@ def model_card(trained: TrainedModel) -> ModelCard:
         pooling_words=", then ".join([f"{pooling} pooling", *later]),
         dense=f"{len(model) - 1}_Dense" if later else None,
         # What the example for transformers alone can say in a few lines.
+        adapter=trained.adapter,
         plain=pooling in _PLAIN
+        and not trained.adapter
         and later in ([], [_DENSE])
         and (prompts, model.default_prompt_name, model.truncate_dim) == ({}, None, None)
         and (not later or isinstance(model[-1], Dense)),

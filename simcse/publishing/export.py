@@ -53,7 +53,7 @@ def write_model_folder(
     fingerprint = encoder.fingerprint(model)
     figures = pictures([RunSet(name.rpartition("/")[2], runs.runs)])
     later = _scored_later(best.folder, fingerprint)
-    card = model_card(TrainedModel(name, runs, config, model, later, figures))
+    card = model_card(TrainedModel(name, runs, config, model, later, figures, adapter))
     if adapter:
         shutil.copytree(best.folder / lora.FOLDER, folder, dirs_exist_ok=True)
     else:

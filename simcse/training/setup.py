@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 from sentence_transformers import SentenceTransformer
+from torch.distributed.tensor import DTensor
 
 from simcse import distributed
 from simcse.config.reading import read_config
@@ -202,10 +203,13 @@ def make_optimizer(config: Config, loss: TrainingLoss) -> torch.optim.AdamW:
     """AdamW; matrices decay, vectors (biases, norms) and a learned temperature do not."""
     learned = [p for p in loss.parameters() if p.requires_grad]
     groups = [
-        {
-            "params": [p for p in learned if p.ndim > 1],
-            "weight_decay": config.training.weight_decay,
-        },
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": chosen, "weight_decay": config.training.weight_decay if decays else 0.0}
+        for is_share in (False, True)  # of a sharded encoder; the kernel does not take both
+        for decays in (True, False)
+        if (
+            chosen := [
+                p for p in learned if (isinstance(p, DTensor), p.ndim > 1) == (is_share, decays)
+            ]
+        )
     ]
     return torch.optim.AdamW(groups, lr=config.training.learning_rate, fused=True)
