@@ -4,8 +4,8 @@
 
 Each way is a process of its own: steps of info_nce (two views of every text, AdamW) on a random
 Llama-like model, stored in bfloat16 as published ones are. Memory is the largest resident memory of
-the process during the steps, less that before the model was built; seconds are the fastest of the
-steps after the first. Linux only. Prints a table for docs/language_models.md, and puts it there.
+the process during the steps, less that before the model was built; seconds are those
+of the processor, on one thread, in the fastest of the steps after the first. Linux only. Prints a table for docs/language_models.md, and puts it there.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ AutoModel.from_config(LlamaConfig(
 STEPS = """
 import json, sys, time
 import torch
+torch.set_num_threads(1)
 from pathlib import Path
 from simcse.config.reading import validate
 from simcse.encoders import encoder
@@ -65,11 +66,11 @@ for step in range(steps + 1):
     ids = torch.randint(5, 8000, (batch, tokens)).repeat(2, 1)
     features = {"input_ids": ids, "attention_mask": torch.ones_like(ids),
                 "identities": torch.arange(batch).repeat(2, 1)}
-    started = time.perf_counter()
+    started = time.process_time()
     backpropagate(accelerator, loss, features)
     optimizer.step()
     optimizer.zero_grad()
-    seconds.append(time.perf_counter() - started)
+    seconds.append(time.process_time() - started)
 weights = [*model.parameters()]
 print(json.dumps({"all": sum(w.numel() for w in weights), "memory": resident("VmHWM") - before,
     "trained": sum(w.numel() for w in weights if w.requires_grad), "seconds": min(seconds[1:])}))
@@ -85,7 +86,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3)
     parsed = parser.parse_args()
     lines = [
-        "| | trained parameters | memory of a step (GB) | seconds a step |",
+        "| | trained parameters | memory of a step (GB) | CPU seconds a step |",
         "|---|---|---|---|",
     ]
     with TemporaryDirectory() as folder:
@@ -100,8 +101,8 @@ def main() -> int:
     about = (
         f"A random Llama-like model of {found['all'] / 1e6 - values[0]:.0f} million parameters "
         f"(1024 wide, {parsed.layers} layers), {parsed.batch} texts of {parsed.tokens} tokens in "
-        "two views, mixed precision in bfloat16, on two CPU cores (x86-64 with AVX-512 and AMX, no "
-        f"GPU); `python benchmarks/lora.py{''.join(f' {word}' for word in sys.argv[1:])}`, one run:"
+        "two views, mixed precision in bfloat16, on one of two CPU cores (x86-64 with AVX-512 and "
+        f"AMX, no GPU); `python benchmarks/lora.py{''.join(f' {word}' for word in sys.argv[1:])}`, one run:"
     )
     before, _, after = PAGE.read_text(encoding="utf-8").partition(MARK)
     rest = after[after.index("\n## ") :]
