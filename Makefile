@@ -7,7 +7,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[faiss,onnx,tensorboard]' $(DEV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[faiss,lora,onnx,tensorboard]' $(DEV)
 	touch $@
 
 # The development tools of pyproject.toml's group "dev"; their versions are in constraints.txt.

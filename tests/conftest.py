@@ -18,7 +18,14 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, BertConfig, BertForMaskedLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
 
 from simcse.config.reading import read_config, settings_digest
 from simcse.data import tokens
@@ -63,6 +70,18 @@ OTHERS = {
     "longformer": ("LongformerConfig", {**SMALL, "num_hidden_layers": 2, "attention_window": 8}),
     "xlm-roberta": ("XLMRobertaConfig", {**SMALL, "num_hidden_layers": 2}),
 }  # fmt: skip
+
+_DECODER = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": None,
+}  # fmt: skip
+DECODERS = {
+    "llama": ("LlamaConfig", _DECODER),
+    "qwen3": ("Qwen3Config", {**_DECODER, "tie_word_embeddings": True}),
+    "gemma3": ("Gemma3TextConfig", {**_DECODER, "sliding_window": 8, "query_pre_attn_scalar": 16}),
+    "mistral": ("MistralConfig", {**_DECODER, "sliding_window": 8}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}),
+}
 
 # Threads of tiny tensors wait for one another more than they compute.
 torch.set_num_threads(1)
@@ -120,6 +139,36 @@ def make_masked_encoder(folder: Path) -> Path:
     make_encoder(folder)
     torch.manual_seed(3)
     BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def make_decoder(folder: Path, architecture: str = "llama", **settings: object) -> Path:
+    """Save a language model with random weights, and a tokenizer without a padding token.
+
+    Llama's marks the beginning of a text, the others nothing.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    if architecture == "llama":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=64
+    )
+    tokenizer.save_pretrained(folder)
+    config_class, values = DECODERS[architecture]
+    config = getattr(transformers, config_class)(
+        vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, **{**values, **settings}
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 

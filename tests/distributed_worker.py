@@ -114,6 +114,6 @@ if __name__ == "__main__":
         torch.save(views(config_of(folder / "whole_copies.json")), folder / f"views-{own}.pt")
         torch.save(uneven_gradients(), folder / f"uneven-{own}.pt")
         train_with_sgd(folder / "sgd.json")
-        for engine in ("copies", "shards"):
-            run.train(config_of(folder / f"whole_{engine}.json"), [])
-            train_with_a_stop(folder / f"stopped_{engine}.json")
+        for kind in ("copies", "shards", "adapters"):
+            run.train(config_of(folder / f"whole_{kind}.json"), [])
+            train_with_a_stop(folder / f"stopped_{kind}.json")

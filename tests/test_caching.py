@@ -40,6 +40,10 @@ OBJECTIVES = {
     "two_rates": {"views": [{"dropout": 0.05}, {"dropout": 0.15}]},
     "dino": {"objective": {"terms": {"dino": {"prototypes": 16}}}},
     "mlm": {"objective": {"terms": [{"info_nce": 1.0}, {"mlm": 0.1}]}},
+    "lora": {
+        "encoder": {"lora": {"rank": 4, "dropout": 0.0}},
+        "objective": {"terms": [{"info_nce": 1.0}, {"mlm": 0.1}]},
+    },
     "distill_start": {"objective": {"terms": ["info_nce", "distill_start"]}},
     "identical": {"columns": 3, "hashes": 9},
     "distill_l2": {"objective": {"terms": "distill_l2"}, "teacher": True},
@@ -90,6 +94,9 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
     )
     torch.manual_seed(0)
     model = encoder.build(config.encoder).train()
+    for key, weight in model.named_parameters():
+        if "lora_B" in key:  # adapters that add something
+            torch.nn.init.normal_(weight, std=0.1)
     training_loss = TrainingLoss(model, config, 8 if "teacher" in case else None)
     texts = [f"{text} {word}" for text in SENTENCES for word in ("Then", "Now and here")]
     ids = model.tokenizer([*texts, *texts[::-1], *texts[5:], *texts[:5]])["input_ids"]
@@ -136,7 +143,7 @@ def test_gradients_with_dropout_are_those_of_the_kept_graph(name, masked, tmp_pa
 
 
 @pytest.mark.parametrize("size", [None, MINI_BATCH])
-@pytest.mark.parametrize("name", ["first_token", "two_rates", "two_towers", "dino", "mlm"])
+@pytest.mark.parametrize("name", ["first_token", "two_rates", "two_towers", "dino", "mlm", "lora"])
 def test_activation_checkpointing_keeps_the_gradients(name, size, masked, tmp_path):
     loss, expected = gradients(name, masked, tmp_path, size, 0.1)
     again = {"activation_checkpointing": True}
@@ -173,7 +180,7 @@ def test_gradients_are_those_of_finite_differences(name, masked, tmp_path):
     assert slope == pytest.approx(own / norm, rel=0.02)
 
 
-@pytest.mark.parametrize("name", [n for n in OBJECTIVES if n not in ("mlm", "two_rates")])
+@pytest.mark.parametrize("name", [n for n in OBJECTIVES if n not in ("mlm", "two_rates", "lora")])
 def test_gradients_without_dropout_are_those_of_one_pass(name, masked, tmp_path):
     cached, found = gradients(name, masked, tmp_path, MINI_BATCH, 0.0)
     whole, expected = gradients(name, masked, tmp_path, None, 0.0)

@@ -129,7 +129,7 @@ def test_all_mistakes_at_once_with_paths(write):
         ("views: [{}]", "views: list should have at least 2 items"),
         ("views: [{}, {template: no place}]", "template: 'no place' needs {} once"),
         ("{data: {form: labelled}, training: {batch_size: 3}}", "batch_size must be even"),
-        ("encoder: {pooling: median}", "'cls', 'mean', 'avg_first_last' or 'pooler'"),
+        ("encoder: {pooling: median}", "'last_token', 'avg_first_last' or 'pooler'"),
         ("encoder: {dropout: 1}", "encoder.dropout"),
         ("data: {train: []}", "data.train"),
         ("evaluation: {tasks: [STS12]}", "evaluation: STS12 needs data=FOLDER"),

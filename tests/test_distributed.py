@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from simcse.cli.main import main
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-ENGINES = ("copies", "shards")
+RUNS = ("copies", "shards", "adapters")
 PLACE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}
 
 
@@ -40,6 +40,12 @@ def config(folder, name, encoder, text, form, **training):
     if name.startswith("sgd"):
         values["encoder"]["dropout"] = 0.0
         values["evaluation"]["every"] = 20
+    if name.endswith("adapters"):  # shares of weights of two types, beside those of the objective
+        values["encoder"] |= {"lora": {"rank": 4}, "dtype": "bfloat16", "projection": "none"}
+        values["objective"] = {
+            "terms": ["info_nce", "mlm"],
+            "temperature": {"schedule": "learnable"},
+        }
     path.write_text(json.dumps(values))
     return path
 
@@ -55,9 +61,9 @@ def two(tmp_path_factory, text_file):
     pairs.write_text("".join(json.dumps({"anchor": a, "positive": b}) + "\n" for a, b in rows))
     for name in ("sgd", "sgd_one"):
         config(folder, name, encoder, pairs, "pairs", steps=20, learning_rate=0.05)
-    for engine in ENGINES:
-        sharding = "full" if engine == "shards" else "none"
-        for name in (f"whole_{engine}", f"stopped_{engine}"):
+    for kind in RUNS:
+        sharding = "none" if kind == "copies" else "full"
+        for name in (f"whole_{kind}", f"stopped_{kind}"):
             config(folder, name, encoder, text_file, "sentences", steps=15, sharding=sharding)
     command = [*LAUNCH, "2", "tests/distributed_worker.py", str(folder), str(encoder)]
     caches = {"SIMCSE_CACHE": str(tmp_path_factory.getbasetemp() / "cache"), **os.environ}
@@ -111,10 +117,10 @@ def test_each_process_has_its_own_dropout(two):
     torch.testing.assert_close(first, worker.views(worker.config_of(two / "whole_copies.json")))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_that_one_process_was_told_to_stop_ends_as_the_whole_one(two, engine):
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_that_one_process_was_told_to_stop_ends_as_the_whole_one(two, kind):
     """In the second epoch; SIGTERM came to the second process alone."""
-    names = (f"whole_{engine}", f"stopped_{engine}")
+    names = (f"whole_{kind}", f"stopped_{kind}")
     files, again = ({path.name for path in (two / name).iterdir()} for name in names)
     assert files == again
     assert {"model.safetensors", "scores.json", "log.jsonl", "environment.json"} <= files

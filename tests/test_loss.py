@@ -569,10 +569,16 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["objective.terms=mlm", "encoder.name={no_head}"], "mlm needs an encoder with a masked"),
-        (["objective.terms=mlm"], "mask token; {tiny}: its files lack cls.predictions.bias, cls."),
         (
-            ["objective.terms=mlm", "encoder.name={no_mask}"],
+            ["objective.terms=mlm", "encoder.projection=none", "encoder.name={no_head}"],
+            "mlm needs an encoder with a masked",
+        ),
+        (
+            ["objective.terms=mlm", "encoder.projection=none"],
+            "mask token; {tiny}: its files lack cls.predictions.bias, cls.",
+        ),
+        (
+            ["objective.terms=mlm", "encoder.projection=none", "encoder.name={no_mask}"],
             "mask token; {no_mask}: This tokenizer does not have a mask token",
         ),
         (

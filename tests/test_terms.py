@@ -184,7 +184,7 @@ def test_terms_that_cannot_be(own, tmp_path, text, expected):
 def test_the_shipped_terms_and_what_they_need():
     assert set(SHIPPED) == {
         "info_nce", "decoupled", "clip", "nt_xent", "sup_con", "dino", "mlm", "distill_l2",
-        "distill_similarity", "distill_start",
+        "distill_similarity", "distill_start", "mntp",
     }  # fmt: skip
     for name, term in SHIPPED.items():
         assert term.formula and term.source.rpartition(", ")[2].startswith("https://"), name
@@ -275,6 +275,7 @@ def test_the_objectives_page_has_every_term_and_setting():
     for name, found in listed.items():
         fields = settings_model(SHIPPED[name]).model_fields
         expected = {key: field.default for key, field in fields.items() if key != "weight"}
+        assert (expected.pop("mask_token", None), "`mask_token`" in text) == (None, True)
         assert {key: float(value) for key, value in found} == expected
     for command in blocks("objectives.md", "bash")[0].splitlines():
         resolve(load_config("quickstart", shlex.split(command)[3:]))

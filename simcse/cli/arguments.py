@@ -320,6 +320,11 @@ def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
         help="onnx needs the extra onnx (default: %(default)s)",
     )
     _add_dims(export)
+    export.add_argument(
+        "--adapter",
+        action="store_true",
+        help="of a run with encoder.lora: the adapters alone, which name the model they belong to",
+    )
     _add_consent(export)
     export.set_defaults(run=commands.export)
 

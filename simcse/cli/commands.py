@@ -91,7 +91,10 @@ def export(parsed: argparse.Namespace) -> None:
     check_outside(output, run, "the run folder")
     if parsed.format != "sentence-transformers" and parsed.dims is not None:
         raise UserError(f"--dims: --format {parsed.format} cuts no embeddings")
-    consent = parsed.trust_remote_code
+    if parsed.adapter and (parsed.format == "onnx" or parsed.dims is not None):
+        other = "--dims" if parsed.dims is not None else "--format onnx"
+        raise UserError(f"--adapter has no meaning with {other}, which is for a whole model")
+    consent, adapter, dims = parsed.trust_remote_code, parsed.adapter, parsed.dims
     with new_folder(output) as folder:
         if parsed.format == "onnx":
             from simcse.publishing.onnx_export import export_onnx
@@ -99,7 +102,9 @@ def export(parsed: argparse.Namespace) -> None:
             export_onnx(run, folder, trust_remote_code=consent)
         else:
             name = output.absolute().name
-            write_model_folder(run, name, folder, trust_remote_code=consent, dims=parsed.dims)
+            write_model_folder(
+                run, name, folder, trust_remote_code=consent, adapter=adapter, dims=dims
+            )
     print(f"written to {output}")
 
 

@@ -39,9 +39,9 @@ def find_config(name_or_path: str) -> Path:
     if path.is_file() and not is_text:
         return path
     # `configs/quickstart.yaml` works from an installed wheel too, where no such folder exists.
-    shipped_form = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml")
+    shipped_form = path.parent in (Path(), Path("configs"))
     for folder in CONFIG_FOLDERS if shipped_form else ():
-        if (shipped := folder / f"{path.stem}.yaml").is_file():
+        if (shipped := folder / f"{path.name.removesuffix('.yaml')}.yaml").is_file():
             return shipped
     if is_text or path.is_dir():
         are_documents = path.is_dir() or path.suffix == ".md"

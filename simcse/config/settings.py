@@ -27,12 +27,13 @@ from pydantic import (
 
 from simcse.errors import UserError
 
-Pooling = Literal["cls", "mean", "avg_first_last", "pooler"]
+Pooling = Literal["cls", "mean", "weighted_mean", "last_token", "avg_first_last", "pooler"]
 TaskName = Literal[
     "pairs", "python-docs", "documents",
     "STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "STSB-dev", "SICK-R",
     "MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC",
 ]  # fmt: skip
+Attention = Literal["own", "bidirectional"]
 PositiveKind = Literal["dropout", "spans", "title"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Of forward passes; ``auto`` is bfloat16 where the hardware has it, else float32."""
@@ -343,6 +344,30 @@ DevTask = Annotated[
 """What may choose checkpoints."""
 
 
+class LoraConfig(_Section):
+    """Low-rank adapters: the encoder's own weights stay as they are (needs the extra ``lora``)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Rank of the two matrices that are trained beside a layer's weights (LoRA,
+    https://arxiv.org/abs/2106.09685); ``null`` trains the encoder's own weights, without
+    adapters."""
+    alpha: Annotated[int, Field(ge=1)] = 32
+    """What an adapter adds is multiplied by ``alpha / rank``."""
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.05
+    """Dropout of what goes into an adapter."""
+    targets: Annotated[list[str], BeforeValidator(_list_from_one)] = []
+    """Names of the layers that get an adapter, such as ``[q_proj, v_proj]``; ``[]`` is every linear
+    layer."""
+
+    @model_validator(mode="after")
+    def _has_a_rank(self) -> LoraConfig:
+        own = {"alpha": 32, "dropout": 0.05, "targets": []}
+        for name, default in own.items():
+            if self.rank is None and getattr(self, name) != default:
+                raise ValueError(f"{name} has no meaning without rank")
+        return self
+
+
 class EncoderConfig(_Section):
     """Which pre-trained encoder, and how its token states become one sentence embedding."""
 
@@ -353,15 +378,25 @@ class EncoderConfig(_Section):
     trust_remote_code: bool = False
     """Let the encoder run code that comes with it on this machine."""
     pooling: Pooling | None = None
-    """``cls`` is the first position of the last layer, ``avg_first_last`` the mean over tokens of
-    the average of the first and the last layer, ``pooler`` the first position through the
-    checkpoint's own dense layer with tanh. ``null`` is what a sentence-transformers model has,
-    which also keeps its other modules, prompts and settings, and ``mean`` for other encoders."""
+    """``cls`` is the first position of the last layer, ``last_token`` the last one, where a
+    language model has seen the whole text (an end-of-text token, which the tokenizer is made to
+    append), ``weighted_mean`` the mean over tokens with weights 1, 2, 3, … (SGPT),
+    ``avg_first_last`` the mean over tokens of the average of the first and the last layer,
+    ``pooler`` the first position through the checkpoint's own dense layer with tanh. ``null`` is
+    what a sentence-transformers model has, which also keeps its other modules, prompts and
+    settings, and ``mean`` for other encoders."""
+    attention: Attention = "own"
+    """``bidirectional`` lets every token of a language model see those after it too (LLM2Vec);
+    saved with the model. ``own`` is what the encoder has."""
     projection: Literal["none", "train_only", "always"] = "none"
     """A dense layer with tanh after pooling: left out, used by the loss only and dropped from the
     exported model (SimCSE's ``mlp_only_train``), or part of the exported model."""
     dropout: Annotated[Number, Field(ge=0, lt=1)] | None = None
     """Overrides every dropout probability of the encoder; ``null`` keeps its own."""
+    lora: LoraConfig = LoraConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the encoder's own weights where adapters are trained, which themselves are float32;
+    ``bfloat16`` halves their memory."""
     towers: Literal["one", "two"] = "one"
     """``two``: anchors and positives get encoders of their own, starting from the same weights, for
     pairs from two sources; saved as sentence-transformers' Router (``encode_query``,
@@ -371,6 +406,24 @@ class EncoderConfig(_Section):
     that of queries, all others that of documents. Saved with the model, whose ``encode_query`` and
     ``encode_document`` put it there. A model that has prompts is trained with them; these replace
     its own, and ``""`` turns one off."""
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> EncoderConfig:
+        if self.dtype != "float32" and not self.has_adapters:
+            raise ValueError(
+                "dtype: bfloat16 is for weights that are not trained, with lora.rank; to train in "
+                "mixed precision set training.precision"
+            )
+        if self.dtype != "float32" and self.projection != "none":
+            raise ValueError("projection: needs encoder.dtype=float32; allowed here is none")
+        if self.has_adapters and self.towers == "two":
+            raise ValueError("lora: needs one encoder for all texts, got towers two")
+        return self
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether adapters are trained in the place of the encoder's own weights."""
+        return self.lora.rank is not None
 
 
 class DataConfig(_Section):

@@ -129,6 +129,7 @@ class ViewCollator:
     positives: Positives | None = None
     """Rows are passages of documents: what of them becomes anchor and positive."""
     keeps_texts: bool = False
+    padding_side: str = "right"
     seed: int = 0
     lookups: dict[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
     """Embeddings of the texts by another model, by the name of the feature."""
@@ -152,14 +153,14 @@ class ViewCollator:
                 ids.append(changed)
                 masks.append(mask)
         batch = {
-            "input_ids": _padded(ids, self.pad_token_id),
-            "attention_mask": _padded(masks, 0),
+            "input_ids": self._padded(ids, self.pad_token_id),
+            "attention_mask": self._padded(masks, 0),
             "identities": torch.tensor(hashes),
         }
         if self.keeps_texts:
             texts = [row for column in columns for row in column]
-            batch["text_ids"] = _padded(texts, self.pad_token_id)
-            batch["text_mask"] = _padded([[1] * len(row) for row in texts], 0)
+            batch["text_ids"] = self._padded(texts, self.pad_token_id)
+            batch["text_mask"] = self._padded([[1] * len(row) for row in texts], 0)
         if self.paired or self.positives is not None:
             # Of anchors; texts of one document are not each other's negatives.
             batch["labels"] = torch.tensor([row["label"] for row in rows[: len(columns[0])]])
@@ -188,7 +189,8 @@ class ViewCollator:
     def _generator(self, number: int, key: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, self.epoch, number, key % 2**64))
 
-
-def _padded(rows: list[list[int]], value: int) -> Tensor:
-    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value)
+    def _padded(self, rows: list[list[int]], value: int) -> Tensor:
+        tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+        return pad_sequence(
+            tensors, batch_first=True, padding_value=value, padding_side=self.padding_side
+        )

@@ -23,10 +23,11 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Weighted
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig
 
-from simcse.config.settings import EncoderConfig, Role
+from simcse.config.settings import Attention, EncoderConfig, Role
 from simcse.config.settings import Pooling as PoolingName
-from simcse.encoders import gate
+from simcse.encoders import gate, lora
 from simcse.encoders.gate import Origin
+from simcse.encoders.language_models import complete_tokenizer, set_attention
 from simcse.encoders.layout import use_common_layout
 from simcse.errors import UserError
 from simcse.files import give_usual_mode
@@ -50,6 +51,9 @@ _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 _SIMCSE_POOLER = {r"^mlp\.dense\.": "pooler.dense."}
 
 _WORDS = ["A river of seven stones.", "Yes."]
+
+# sentence-transformers' names of poolings that have another one here.
+_MODES = {"weighted_mean": "weightedmean", "last_token": "lasttoken"}
 
 # Dropout of heads that a sentence encoder does not have.
 _HEAD_DROPOUT = ("classif", "summary", "qa_", "pooler")
@@ -93,7 +97,7 @@ def origin_of(config: EncoderConfig) -> Origin:
 
 
 def build(config: EncoderConfig) -> SentenceTransformer:
-    """The model to train: what the encoder is, and the projection if any.
+    """The model to train: what the encoder is, its adapters and the projection if any.
 
     A sentence-transformers model keeps all of its modules and settings; any other encoder gets a
     pooling.
@@ -106,7 +110,13 @@ def build(config: EncoderConfig) -> SentenceTransformer:
     if gate.stores_modules(origin):
         model = _sentence_model(origin, config)
     else:
-        model = with_pooling(origin, config.pooling or "mean", config.dropout)
+        model = with_pooling(
+            origin,
+            config.pooling or "mean",
+            config.dropout,
+            attention=config.attention,
+            dtype=getattr(torch, config.dtype),
+        )
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{origin.label} has no fast tokenizer (tokenizers library)")
@@ -115,6 +125,9 @@ def build(config: EncoderConfig) -> SentenceTransformer:
     if config.prompts:
         model.prompts.update(config.prompts)
         gate.check_embeddings("encoder.prompts", model)
+    if config.has_adapters:
+        base = config.name if hub_commit(config) else str(Path(origin.path).absolute())
+        lora.add(transformer_of(model).model, config.lora, base)
     if config.towers == "two":
         # A copy starts from the same weights and then goes its own way.
         modules = list(model.children())
@@ -127,7 +140,12 @@ def build(config: EncoderConfig) -> SentenceTransformer:
 
 
 def with_pooling(
-    origin: Origin, pooling: PoolingName, dropout: float | None = None
+    origin: Origin,
+    pooling: PoolingName,
+    dropout: float | None = None,
+    *,
+    attention: Attention = "own",
+    dtype: torch.dtype = torch.float32,
 ) -> SentenceTransformer:
     """An encoder that does not say how it is pooled, and a pooling.
 
@@ -135,9 +153,12 @@ def with_pooling(
         origin: The encoder.
         pooling: As ``encoder.pooling``.
         dropout: Overrides every dropout probability of the encoder.
+        attention: As ``encoder.attention``.
+        dtype: Of the weights.
 
     Raises:
-        UserError: The encoder cannot be loaded, or has no dropout or pooler as asked for.
+        UserError: The encoder cannot be loaded, or has no dropout, pooler or attention as asked
+            for.
     """
     gate.check_files(origin)
     with gate.failing_for(origin):
@@ -153,7 +174,10 @@ def with_pooling(
         arguments: dict[str, Any] = {"key_mapping": _SIMCSE_POOLER}
     else:
         arguments = {"add_pooling_layer": False} if has_pooler else {}
+    arguments["dtype"] = dtype
     transformer, complete = gate.load_transformer(origin, config=overrides, model=arguments)
+    complete_tokenizer(transformer.tokenizer, appends_end=pooling == "last_token")
+    set_attention(origin.label, transformer, attention, [pooling])
     layer = getattr(getattr(transformer.model, "pooler", None), "dense", None)
     if pooling == "pooler" and not (has_pooler and complete and isinstance(layer, nn.Linear)):
         raise UserError(f"{origin.label} has no weights of a pooler, which pooling pooler needs")
@@ -165,7 +189,8 @@ def with_pooling(
 
 def _sentence_model(origin: Origin, config: EncoderConfig) -> SentenceTransformer:
     """A sentence-transformers model to be trained further."""
-    model = gate.load_sentence_model(origin, dtype=torch.float32)
+    dtype = getattr(torch, config.dtype)
+    model = gate.load_sentence_model(origin, dtype=dtype)
     first = model[0]
     if not (isinstance(first, Transformer) and "text" in first.modality_config):
         raise UserError(
@@ -183,10 +208,17 @@ def _sentence_model(origin: Origin, config: EncoderConfig) -> SentenceTransforme
             f"encoder.projection: {config.name} keeps the modules it has; allowed is train_only or "
             "none"
         )
-    if config.dropout is None:
-        return model
-    overrides = _overrides(origin, first.config, config.dropout)
-    return gate.load_sentence_model(origin, dtype=torch.float32, config=overrides)
+    if config.dropout is not None:
+        overrides = _overrides(origin, first.config, config.dropout)
+        model = gate.load_sentence_model(origin, dtype=dtype, config=overrides)
+    network = model[0].model
+    if getattr(network, "peft_config", None):  # it brings adapters: they become part of it
+        if config.has_adapters:
+            raise UserError(f"encoder.lora: {config.name} is adapters already; name a merged model")
+        lora.merge(network)
+        network.requires_grad_(True)
+    set_attention(origin.label, model[0], config.attention, [])
+    return model
 
 
 def _of_modules(
@@ -212,7 +244,8 @@ def pooling_of(model: SentenceTransformer) -> str:
         return "avg_first_last"
     modes = [module.pooling_mode for module in model.modules() if isinstance(module, Pooling)]
     mode = modes[0] if modes else ("none",)
-    return mode if isinstance(mode, str) else "+".join(mode)
+    names = {own: name for name, own in _MODES.items()}
+    return names.get(mode, mode) if isinstance(mode, str) else "+".join(mode)
 
 
 def pooling_modules(transformer: Transformer, pooling: PoolingName) -> list[nn.Module]:
@@ -235,7 +268,7 @@ def pooling_modules(transformer: Transformer, pooling: PoolingName) -> list[nn.M
         )
         return [Pooling(width, "cls"), dense]
     if pooling != "avg_first_last":
-        return [Pooling(width, pooling)]
+        return [Pooling(width, _MODES.get(pooling, pooling))]
     layers = transformer.config.num_hidden_layers
     weights = torch.zeros(layers)
     weights[0] += 1
@@ -409,13 +442,20 @@ def _overrides(origin: Origin, settings: PreTrainedConfig, dropout: float | None
     """Settings of ``config.json`` that give every dropout probability of the encoder this value."""
     if dropout is None:
         return {}
-    names = [
+    if not (names := dropout_settings(settings)):
+        raise UserError(
+            f"encoder.dropout: {origin.path} has no dropout settings to override; encoder.lora has "
+            "dropout of its own"
+        )
+    return dict.fromkeys(names, dropout)
+
+
+def dropout_settings(settings: PreTrainedConfig) -> list[str]:
+    """Which settings of ``config.json`` are dropout probabilities of the encoder itself."""
+    return [
         name
         for name, value in settings.to_dict().items()
-        if "dropout" in name
+        if ("dropout" in name or name.endswith("pdrop"))  # the latter in GPT-2
         and isinstance(value, int | float)
         and not any(head in name for head in _HEAD_DROPOUT)
     ]
-    if not names:
-        raise UserError(f"encoder.dropout: {origin.path} has no dropout settings to override")
-    return dict.fromkeys(names, dropout)

@@ -184,11 +184,10 @@ def _embed(
 ) -> np.ndarray:
     """Embeddings of one batch of token ids."""
     rows = [torch.from_numpy(one).long() for one in ids]
+    padded = partial(pad_sequence, batch_first=True, padding_side=model.tokenizer.padding_side)
     features = {
-        "input_ids": pad_sequence(
-            rows, batch_first=True, padding_value=model.tokenizer.pad_token_id
-        ),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        "input_ids": padded(rows, padding_value=model.tokenizer.pad_token_id),
+        "attention_mask": padded([torch.ones_like(row) for row in rows]),
     }
     inputs = {key: value.to(model.device) for key, value in features.items()}
     task = {} if route is None else {"task": route}
@@ -207,7 +206,7 @@ def _tried(
     They are not those of the library where it leaves a prompt out of the pooling, where it changes
     the text itself or gives the model more than token ids.
     """
-    if not getattr(model.tokenizer, "is_fast", False) or model.tokenizer.padding_side != "right":
+    if not getattr(model.tokenizer, "is_fast", False):
         return None
     try:
         return embed(token_ids(model, [prompt + text for text in _PROBE]))

@@ -149,12 +149,12 @@ def load_transformer(
     config: Mapping[str, Any],
     model: Mapping[str, Any],
 ) -> tuple[Transformer, bool]:
-    """The network and tokenizer of a checkpoint that says nothing about sentences, float32.
+    """The network and tokenizer of a checkpoint that says nothing about sentences.
 
     Args:
         origin: Which.
         config: Replaces settings of ``config.json``.
-        model: Further arguments of ``from_pretrained``.
+        model: Further arguments of ``from_pretrained``, such as the type of the weights.
 
     Returns:
         The module, and whether the checkpoint had the weights of its pooler, if it has one.
@@ -166,7 +166,7 @@ def load_transformer(
     with _admitting(origin) as made_up:
         transformer = Transformer(
             origin.path,
-            model_kwargs={"dtype": torch.float32, **source, **model},
+            model_kwargs={**source, **model},
             config_kwargs={**source, **config},
             processor_kwargs=dict(source),
         )

@@ -26,7 +26,9 @@ def on_device(features: Features, device: torch.device) -> Features:
     }
 
 
-def mini_batches(features: Features, size: int | None) -> list[tuple[Tensor, Features]]:
+def mini_batches(
+    features: Features, size: int | None, padding_side: str = "right"
+) -> list[tuple[Tensor, Features]]:
     """Row numbers and features of at most ``size`` texts each; ``None`` keeps all together.
 
     Texts of similar length come together and are cut at the longest of them, so little is padding.
@@ -34,17 +36,21 @@ def mini_batches(features: Features, size: int | None) -> list[tuple[Tensor, Fea
     Args:
         features: Tensors ``(texts, length)``, ``attention_mask`` among them.
         size: Texts in a mini-batch.
+        padding_side: Where padding may be cut; on the other side columns stay, since learned
+            positions count from there.
     """
     mask = features["attention_mask"]
     if size is None or len(mask) <= size:
         return [(torch.arange(len(mask), device=mask.device), features)]
     positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    lengths = (mask * positions).amax(dim=1)
+    is_left = padding_side == "left"
+    lengths = (mask * (positions.flip(0) if is_left else positions)).amax(dim=1)
     groups = torch.split(lengths.argsort(stable=True), size)
     longest = torch.stack([lengths[rows[-1]] for rows in groups]).tolist()  # one wait for a device
+    kept = [slice(-most, None) if is_left else slice(most) for most in longest]
     return [
-        (rows, {key: value[rows, :most] for key, value in features.items()})
-        for rows, most in zip(groups, longest, strict=True)
+        (rows, {key: value[rows, columns] for key, value in features.items()})
+        for rows, columns in zip(groups, kept, strict=True)
     ]
 
 

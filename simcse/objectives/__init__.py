@@ -13,6 +13,7 @@ from simcse.objectives.distill_similarity import DistillSimilarity, distill_simi
 from simcse.objectives.distill_start import DistillStart
 from simcse.objectives.info_nce import InfoNCE, info_nce
 from simcse.objectives.mlm import MaskedLanguageModel
+from simcse.objectives.mntp import MaskedNextToken
 from simcse.objectives.nt_xent import NTXent, nt_xent
 from simcse.objectives.objective import Batch, Objective, PairObjective
 from simcse.objectives.pairwise import guide_mask, pair_logits, same_text_mask
@@ -29,6 +30,7 @@ __all__ = [
     "DistillStart",
     "InfoNCE",
     "MaskedLanguageModel",
+    "MaskedNextToken",
     "NTXent",
     "Objective",
     "PairObjective",

@@ -239,6 +239,11 @@ def _check_needs(config: Config, found: dict[str, type[Objective]]) -> None:
             )
         if config.encoder.towers == "two" and "model" in inspect.signature(term).parameters:
             raise UserError(f"encoder.towers: {name} needs one encoder for all texts, got two")
+    if config.encoder.projection != "none" and not any(map(needs, found.values())):
+        raise UserError(
+            f"encoder.projection: has no meaning with {', '.join(found)} alone, which looks at no "
+            "embedding; allowed is none"
+        )
     for kind, needed_by in {"teacher": "teacher", "guide": "mask"}.items():
         if kind in config.objective.helpers and not asks_for(config, needed_by):
             terms = [name for name, term in SHIPPED.items() if needed_by in needs(term)]

@@ -72,6 +72,8 @@ class WeightedSum(nn.Module):
             self.named.append((name, settings.weight, term))
         self.terms = nn.ModuleList(term for _, _, term in self.named)
         self.asked = [list(needs(type(term))) for _, _, term in self.named]
+        self.compares = any(self.asked)
+        """Whether a term looks at embeddings; else all look at token states."""
         self.last: Batch | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

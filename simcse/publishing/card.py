@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling as AnyPoo
 from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
 from torch import nn
 
-from simcse.config.settings import EMBEDDED_TEXT, Config, Pooling
+from simcse.config.settings import EMBEDDED_TEXT, Config
 from simcse.encoders import encoder
 from simcse.encoders.encoder import EMBEDDED_ENCODER
 from simcse.evaluation.hub_results import is_commit, model_index
@@ -42,6 +42,7 @@ from simcse.reports.tables import (
 ASSETS = Path(__file__).parent.parent / "assets"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "simcse"]
 _DENSE = "a dense layer with tanh"
+_PLAIN = ("cls", "mean", "avg_first_last")  # poolings of a line or two
 _PAIRS = "; pairs: 252 sentence pairs, written and graded for simcse-trainer"
 
 
@@ -60,6 +61,8 @@ class TrainedModel:
     pictures: Sequence[Picture]
     dims: int | None = None
     """What its embeddings were cut to when it was exported, after it was scored."""
+    adapter: bool = False
+    """Only adapters are published, which name the model they belong to."""
 
     @property
     def run(self) -> Run:
@@ -109,7 +112,9 @@ def model_card(trained: TrainedModel) -> ModelCard:
         pooling_words=", then ".join([f"{pooling} pooling", *later]),
         dense=f"{len(model) - 1}_Dense" if later else None,
         # What the example for transformers alone can say in a few lines.
-        plain=pooling in get_args(Pooling)
+        adapter=trained.adapter,
+        plain=pooling in _PLAIN
+        and not trained.adapter
         and later in ([], [_DENSE])
         and (prompts, model.default_prompt_name, model.truncate_dim) == ({}, None, None)
         and (not later or isinstance(model[-1], Dense)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from simcse.config.settings import Config
-from simcse.encoders import encoder
+from simcse.encoders import encoder, lora
 from simcse.encoders.loading import load_trained, truncate
 from simcse.errors import UserError
 from simcse.evaluation.hub_results import eval_results, pinned_results
@@ -24,7 +25,13 @@ RESULTS = ".eval_results"
 
 
 def write_model_folder(
-    run: Path, name: str, folder: Path, *, trust_remote_code: bool, dims: int | None = None
+    run: Path,
+    name: str,
+    folder: Path,
+    *,
+    trust_remote_code: bool,
+    adapter: bool = False,
+    dims: int | None = None,
 ) -> None:
     """Write the folder: the model, its card and figures, and nothing else.
 
@@ -33,21 +40,32 @@ def write_model_folder(
         name: What the card calls the model, ``user/name``.
         folder: Empty or missing.
         trust_remote_code: Let the model run code that comes with it.
+        adapter: Of the model only the adapters, which name the model that they belong to.
         dims: Let the model give the first so many numbers of its embeddings.
 
     Raises:
-        UserError: The run is unfinished or damaged, or is not a training run, or its embeddings are
-            not as wide.
+        UserError: The run is unfinished or damaged, is not a training run, has no adapters that
+            stand for its model, or its embeddings are not as wide.
     """
     runs, config = trained_runs(run)
     best = runs.best
+    if adapter and not config.encoder.has_adapters:
+        raise UserError(f"--adapter: {run} was trained without encoder.lora")
+    if adapter and config.encoder.attention != "own":
+        raise UserError(
+            f"--adapter: {run} has encoder.attention={config.encoder.attention}, which adapters "
+            "cannot tell their model; export without --adapter"
+        )
     model = load_trained(best.folder, trust_remote_code=trust_remote_code, device="cpu")
     truncate(model, dims)
     fingerprint = encoder.fingerprint(model)
     figures = pictures([RunSet(name.rpartition("/")[2], runs.runs)])
     later = _scored_later(best.folder, fingerprint)
-    card = model_card(TrainedModel(name, runs, config, model, later, figures, dims))
-    encoder.save(model, folder)
+    card = model_card(TrainedModel(name, runs, config, model, later, figures, dims, adapter))
+    if adapter:
+        shutil.copytree(best.folder / lora.FOLDER, folder, dirs_exist_ok=True)
+    else:
+        encoder.save(model, folder)
     for picture in figures:
         (folder / FIGURES).mkdir(exist_ok=True)
         (folder / FIGURES / f"{picture.name}.png").write_bytes(picture.png())

@@ -21,6 +21,7 @@ _SIZES = (
     (40e6, "base encoder", 1e-5, 1e-4),
     (0, "small encoder", 5e-5, 1e-3),
 )
+_ADAPTERS = ("encoder with adapters", 1e-5, 1e-3)
 _FURTHER = ("sentence-transformers model that is good already", 0.0, 5e-5)
 _ORIGINS = {
     "pairs": "that come with the package",
@@ -87,6 +88,8 @@ def hints(config: Config, sets: Sequence[TrainingSet], model: SentenceTransforme
     size, least, most = next((name, low, high) for n, name, low, high in _SIZES if rest >= n)
     if gate.stores_modules(encoder.origin_of(config.encoder)):
         size, least, most = _FURTHER
+    if config.encoder.has_adapters:
+        size, least, most = _ADAPTERS
     rate = config.training.learning_rate
     if not least <= rate <= most:
         yield (

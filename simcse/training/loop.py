@@ -189,12 +189,14 @@ def backpropagate(
     values: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
 
     # Losses on token states (masked language modelling) have passes of their own.
-    with engine.without_sync():
+    with engine.without_sync() if loss.objective.compares else nullcontext():
         for name, token_loss in loss.token_terms(features):
             accelerator.backward(token_loss)
             values[name] = values[name] + token_loss.detach()
     for name, value in values.items():
         values[name] = distributed.mean(value)
+    if not loss.objective.compares:
+        return values
 
     # 1. Embeddings, and with caching the random numbers that each pass began with.
     states, parts = [], []

@@ -109,7 +109,9 @@ class TrainingLoss(nn.Module):
     def _mini_batches(self, whole: Pass) -> list[Pass]:
         return [
             replace(whole, rows=whole.rows[rows], features=features)
-            for rows, features in mini_batches(whole.features, self.mini_batch_size)
+            for rows, features in mini_batches(
+                whole.features, self.mini_batch_size, self.model.tokenizer.padding_side
+            )
         ]
 
     def embed(self, part: Pass) -> Tensor:

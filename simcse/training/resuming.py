@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from simcse import distributed
-from simcse.encoders import encoder
+from simcse.encoders import encoder, lora
 from simcse.encoders.engines import load_optimizer_state, optimizer_state
 from simcse.encoders.gate import Origin, load_sentence_model
 from simcse.encoders.mini_batches import random_state, set_random_state
@@ -79,7 +80,10 @@ class State:
             state = random_state(self.accelerator.device)
             torch.save(state, folder / f"random_{distributed.rank()}.pt")
             if distributed.is_first():
-                encoder.save(whole, folder)
+                if self.loss.config.encoder.has_adapters:
+                    save_file(lora.trained(whole), folder / lora.TRAINED_FILE)
+                else:
+                    encoder.save(whole, folder)
                 self.loss.objective.save(folder)
                 content = {
                     "optimizer": optimizer,
@@ -132,9 +136,13 @@ def load_weights(folder: Path, loss: TrainingLoss) -> None:
 
 
 def _load_weights(folder: Path, loss: TrainingLoss) -> None:
-    consent = "allow it with encoder.trust_remote_code=true"
-    origin = Origin(str(folder), str(folder), consent, loss.model.trust_remote_code)
-    loss.engine.load(load_sentence_model(origin, device="cpu").state_dict())
+    if loss.config.encoder.has_adapters:
+        weights = loss.engine.whole().state_dict() | load_file(folder / lora.TRAINED_FILE)
+    else:
+        consent = "allow it with encoder.trust_remote_code=true"
+        origin = Origin(str(folder), str(folder), consent, loss.model.trust_remote_code)
+        weights = load_sentence_model(origin, device="cpu").state_dict()
+    loss.engine.load(weights)
     loss.objective.load(folder)
 
 

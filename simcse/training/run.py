@@ -26,8 +26,9 @@ from simcse.config.reading import differences, read_config, settings_digest, to_
 from simcse.config.settings import Config
 from simcse.data.documents import Documents
 from simcse.data.readers import is_from_hub
-from simcse.encoders import encoder
+from simcse.encoders import encoder, gate, lora
 from simcse.encoders.base_card import of_card
+from simcse.encoders.language_models import set_attention
 from simcse.encoders.loading import load_trained
 from simcse.encoders.mini_batches import on_device
 from simcse.environment import environment
@@ -181,7 +182,11 @@ def _finish(
 ) -> None:
     """Export the model, which has the weights of the best checkpoint, and score it."""
     with filling(run, keeps_old=True) as folder:
-        encoder.save(encoder.exported(model), folder)
+        exported = encoder.exported(model)
+        if config.encoder.has_adapters:
+            encoder.save(exported, folder / lora.FOLDER)
+            lora.merge(encoder.transformer_of(exported).model)
+        encoder.save(exported, folder)
         model_files = files_in(folder)
     # Scored as its users will load it: from disk, without mixed precision.
     result = load_trained(run, trust_remote_code=config.encoder.trust_remote_code)
@@ -293,6 +298,14 @@ def prepare(config: Config) -> Prepared:
     set_seed(config.seed)  # for the projection's first weights
     model = encoder.build(config.encoder)
     check_dims(config, model)
+    is_stored = gate.stores_modules(encoder.origin_of(config.encoder))
+    raw_poolings = [] if is_stored else config.evaluation.raw_poolings
+    set_attention(
+        "evaluation.raw_poolings",
+        encoder.transformer_of(model),
+        config.encoder.attention,
+        raw_poolings,
+    )
     with distributed.first():
         documents = Documents.of(config)
     text = TrainingText.read(config, model, documents)
@@ -316,8 +329,10 @@ def prepare(config: Config) -> Prepared:
         if own.form in ("sentences", "documents"):
             check_views_differ(config, model, on_device(text.sample(number, 8), model.device))
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    adapted = f" ({trained:,} of them trained)" if config.encoder.has_adapters else ""
     print(
-        f"model    {config.encoder.name}, {parameters:,} parameters, {model.device}, "
+        f"model    {config.encoder.name}, {parameters:,} parameters{adapted}, {model.device}, "
         f"{config.training.precision}"
     )
     for line in hints(config, text.sets, model):

@@ -13,10 +13,12 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 from sentence_transformers import SentenceTransformer
+from torch.distributed.tensor import DTensor
 
 from simcse import distributed
 from simcse.config.reading import read_config
 from simcse.config.settings import Config, ObjectiveConfig, Precision, Role
+from simcse.encoders import encoder
 from simcse.encoders.encoding import embeds_by_role, encode_by_length
 from simcse.encoders.mini_batches import Features
 from simcse.encoders.precision import native_precision
@@ -122,6 +124,8 @@ def check_views_differ(config: Config, model: SentenceTransformer, features: Fea
     """
     if len(features["identities"]) == 1:  # for objectives that compare no views
         return
+    if config.encoder.has_adapters and config.encoder.lora.dropout:
+        return  # which shows once what adapters add is no longer zero
     loss = TrainingLoss(model, config.model_copy(update={"objective": ObjectiveConfig()}))
     training = model.training
     random_state = torch.random.get_rng_state()
@@ -133,10 +137,14 @@ def check_views_differ(config: Config, model: SentenceTransformer, features: Fea
     model.train(training)
     torch.random.set_rng_state(random_state)
     if torch.equal(*embeddings.chunk(2)):
+        names = encoder.dropout_settings(encoder.transformer_of(model).config)
+        remedies = [f"encoder.dropout, such as 0.1 ({', '.join(names)}), or a view's dropout"]
+        remedies = remedies if names else []
+        remedies.append("encoder.lora.dropout" if config.encoder.has_adapters else "encoder.lora")
         raise UserError(
-            "encoder.dropout: there is no dropout, so both views of a sentence are equal "
-            "and there is nothing to learn; set encoder.dropout, such as 0.1, "
-            "or the dropout of a view"
+            "encoder.dropout: there is no dropout, so both views of a sentence are equal and there "
+            f"is nothing to learn; set {'; '.join(remedies)}; or repeat, shuffle or cutoff of a "
+            "view"
         )
 
 
@@ -195,10 +203,13 @@ def make_optimizer(config: Config, loss: TrainingLoss) -> torch.optim.AdamW:
     """AdamW; matrices decay, vectors (biases, norms) and a learned temperature do not."""
     learned = [p for p in loss.parameters() if p.requires_grad]
     groups = [
-        {
-            "params": [p for p in learned if p.ndim > 1],
-            "weight_decay": config.training.weight_decay,
-        },
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": chosen, "weight_decay": config.training.weight_decay if decays else 0.0}
+        for is_share in (False, True)  # of a sharded encoder; the kernel does not take both
+        for decays in (True, False)
+        if (
+            chosen := [
+                p for p in learned if (isinstance(p, DTensor), p.ndim > 1) == (is_share, decays)
+            ]
+        )
     ]
     return torch.optim.AdamW(groups, lr=config.training.learning_rate, fused=True)

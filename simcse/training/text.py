@@ -246,5 +246,6 @@ def view_collator(config: Config, data: DataConfig, model: SentenceTransformer) 
         paired=data.form == "labelled",
         positives=positives,
         keeps_texts=looks_at_tokens(config) and not (first.is_plain and second.is_plain),
+        padding_side=model.tokenizer.padding_side,
         seed=config.seed,
     )

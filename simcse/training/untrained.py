@@ -16,7 +16,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from simcse.config.settings import Config
+from simcse.config.settings import Config, LoraConfig
 from simcse.encoders import encoder, gate
 from simcse.errors import UserError, naming_memory
 from simcse.evaluation.protocol import Evaluation, Items, Scores
@@ -62,7 +62,8 @@ def score_untrained(run: Path, config: Config, tasks: TaskList) -> Untrained:
     found = Untrained({}, {})
     for name, pooling in poolings.items():
         print(f"scoring the untrained encoder ({name})", flush=True)
-        raw = config.encoder.model_copy(update={"pooling": pooling, "projection": "none"})
+        plain = {"pooling": pooling, "projection": "none", "lora": LoraConfig()}
+        raw = config.encoder.model_copy(update=plain)
         evaluation = score_in(run, encoder.build(raw), tasks, config)
         found.scores[name], found.items[name] = evaluation.scores, evaluation.items
     record = {"made_from": _made_from(config, found), "scores": found.scores}
