@@ -1,11 +1,12 @@
 """Memory and time of a training step: all weights of a language model, or adapters on it.
 
-    python benchmarks/lora.py [--layers 24] [--batch 8] [--tokens 64] [--steps 3]
+    python benchmarks/lora.py [--layers 16] [--batch 8] [--tokens 32] [--steps 2]
 
 Each way is a process of its own: steps of info_nce (two views of every text, AdamW) on a random
 Llama-like model, stored in bfloat16 as published ones are. Memory is the largest resident memory of
-the process during the steps, less that before the model was built; seconds are those
-of the processor, on one thread, in the fastest of the steps after the first. Linux only. Prints a table for docs/language_models.md, and puts it there.
+the process during the steps, less that before the model was built; seconds are those of the
+processor, on one thread, in the fastest of the steps after the first. Linux only. Prints a table
+for docs/language_models.md, and puts it there.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ PAGE = ROOT / "docs" / "language_models.md"
 MARK = "<!-- lora -->\n"
 WAYS = {
     "all weights": {},
-    "adapters, rank 16": {"lora": {"rank": 16}},
+    "all weights, activation checkpointing": {"checkpointing": True},
+    "adapters": {"lora": {"rank": 16}},
     "adapters, bfloat16 base": {"lora": {"rank": 16}, "dtype": "bfloat16"},
-    "adapters, activation checkpointing": {"lora": {"rank": 16}, "checkpointing": True},
+    "the same, activation checkpointing": {
+        "lora": {"rank": 16},
+        "dtype": "bfloat16",
+        "checkpointing": True,
+    },
 }
 
 MODEL = """
@@ -80,10 +86,10 @@ print(json.dumps({"all": sum(w.numel() for w in weights), "memory": resident("Vm
 def main() -> int:
     """Run every way once, and write the table into the page."""
     parser = argparse.ArgumentParser(description="Memory and time of adapters.")
-    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=2)
     parsed = parser.parse_args()
     lines = [
         "| | trained parameters | memory of a step (GB) | CPU seconds a step |",
@@ -98,11 +104,12 @@ def main() -> int:
             values = (found["trained"] / 1e6, found["memory"], found["seconds"])
             lines.append("| {} | {:.1f} million | {:.1f} | {:.2f} |".format(name, *values))
             print(lines[-1], flush=True)
+    command = " ".join(["python benchmarks/lora.py", *sys.argv[1:]])
     about = (
         f"A random Llama-like model of {found['all'] / 1e6 - values[0]:.0f} million parameters "
         f"(1024 wide, {parsed.layers} layers), {parsed.batch} texts of {parsed.tokens} tokens in "
         "two views, mixed precision in bfloat16, on one of two CPU cores (x86-64 with AVX-512 and "
-        f"AMX, no GPU); `python benchmarks/lora.py{''.join(f' {word}' for word in sys.argv[1:])}`, one run:"
+        f"AMX, no GPU); `{command}`, one run:"
     )
     before, _, after = PAGE.read_text(encoding="utf-8").partition(MARK)
     rest = after[after.index("\n## ") :]

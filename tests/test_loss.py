@@ -109,6 +109,8 @@ def settings(name, request):
         return ["views=[{dropout: 0.2}, {repeat: 0.3, cutoff: 0.2, shuffle: true}]"]
     if name == "cached":
         return ["objective.terms=clip", "training.mini_batch_size=3"]
+    if name == "dims":
+        return ["objective.dims=32,8", "encoder.projection=none", "training.mini_batch_size=3"]
     if name == "dino":
         return ["objective.terms=dino", "objective.terms.dino.prototypes=16"]
     return [f"objective.terms={name}"]
@@ -117,6 +119,7 @@ def settings(name, request):
 NAMES = [
     "nt_xent", "decoupled", "clip", "dino", "mlm", "sup_con", "groups", "triplets", "towers",
     "distill_l2", "distill_similarity", "distill_start", "views", "cached",
+    "dims",
 ]  # fmt: skip
 
 
