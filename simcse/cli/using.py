@@ -187,5 +187,6 @@ def _model(parsed: argparse.Namespace) -> SimCSE:
         parsed.device,
         pooling=parsed.pooling,
         precision=parsed.precision,
+        backend=parsed.backend,
         trust_remote_code=parsed.trust_remote_code,
     )

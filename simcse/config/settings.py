@@ -37,6 +37,7 @@ PositiveKind = Literal["dropout", "spans", "title"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Of forward passes; ``auto`` is bfloat16 where the hardware has it, else float32."""
 Role = Literal["query", "document"]
+Backend = Literal["torch", "onnx", "onnx-int8"]
 """Which side of a search a text is on: models with two encoders or prompts embed them apart."""
 Prompts = dict[Role, str]
 """What stands before a text of each side; no text for a side that is not named."""

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from sentence_transformers import SentenceTransformer
 
-from simcse.config.settings import Pooling
+from simcse.config.settings import Backend, Pooling
 from simcse.encoders import encoder
-from simcse.encoders.gate import Origin, load_sentence_model, stores_modules
+from simcse.encoders.gate import Origin, check_embeddings, load_sentence_model, stores_modules
+from simcse.encoders.onnx_graph import with_graph
 from simcse.errors import UserError, first_line
 
 DEFAULT_MODEL = Path("outputs") / "quickstart"
@@ -33,6 +34,7 @@ def load_model(
     pooling: Pooling | None = None,
     device: str | None = None,
     *,
+    backend: Backend = "torch",
     trust_remote_code: bool = False,
 ) -> SentenceTransformer:
     """Load a trained model, a released SimCSE checkpoint or a plain encoder.
@@ -42,14 +44,22 @@ def load_model(
         pooling: For a plain encoder, which does not store its pooling. Without it mean pooling is
             assumed, and said so.
         device: Such as ``cpu`` or ``cuda:0``; ``None`` takes the best at hand.
+        backend: What computes the embeddings; a graph (``onnx``, ``onnx-int8``) runs on the CPU.
         trust_remote_code: Let the model run code that comes with it.
 
     Raises:
-        UserError: There is no such model, it is not sound, or ``pooling`` contradicts what it
-            stores.
+        UserError: There is no such model, it is not sound, ``pooling`` contradicts what it
+            stores, or there is no graph for ``backend``.
     """
     origin = find_model(name, trust_remote_code=trust_remote_code)
+    if backend != "torch" and device not in (None, "cpu"):
+        raise UserError(f"device {device}: backend {backend} runs on the CPU")
     _check_device(device)
+    if backend != "torch":
+        whole = _load(origin, pooling).to("cpu")
+        graph = with_graph(whole, Path(origin.path), backend, label=origin.label)
+        check_embeddings(origin.label, graph)
+        return graph
     model = _load(origin, pooling)
     return model if device is None else model.to(device)
 

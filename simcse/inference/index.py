@@ -11,7 +11,7 @@ import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ from simcse.files import may_write, replacing
 _TENSORS = {"embeddings": "F32", "ids": "U8", "probe": "F32", "sentences": "U8"}
 _UNIT_TOLERANCE = 1e-2  # a bfloat16 model normalises to three digits
 _QUERY_BLOCK = 256
+_NEIGHBOURS, _CANDIDATES = 32, 128  # of a sentence in the graph; looked at by a search in it
 
 
 Id = int | str
@@ -50,7 +51,7 @@ def build(
     ids: list[Id],
     embeddings: np.ndarray,
     use_faiss: bool | None,
-    cells: Cells | None,
+    cells: Cells | Literal["hnsw"] | None,
 ) -> Index:
     """Make an index.
 
@@ -59,7 +60,8 @@ def build(
         ids: One for each; likewise.
         embeddings: Normalised, float32 ``(sentences, dim)``.
         use_faiss: ``None`` uses faiss when it is installed.
-        cells: With faiss, makes the search approximate.
+        cells: With faiss, makes the search approximate; ``hnsw`` by a graph of neighbours
+            (Malkov and Yashunin, 2018) instead of cells.
 
     Raises:
         UserError: faiss is asked for and not installed.
@@ -73,7 +75,10 @@ def build(
 
     count, width = embeddings.shape
     index: Any = faiss.IndexFlatIP(width)
-    if cells is not None and count:  # without a sentence there is nothing to divide
+    if cells == "hnsw":
+        index = faiss.IndexHNSWFlat(width, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efSearch = _CANDIDATES
+    elif cells is not None and count:  # without a sentence there is nothing to divide
         number = min(cells.number, count)
         index = faiss.IndexIVFFlat(index, width, number, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = cells.searched
