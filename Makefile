@@ -38,7 +38,7 @@ bench: .venv/installed
 # The same on a GPU, in less than ten minutes, and whether training there is right at all.
 bench-gpu: .venv/installed
 	scripts/gpu_smoke.sh
-	$(BIN)/python benchmarks/encoding.py $(WIKI) > /dev/null
+	$(BIN)/python benchmarks/encoding.py $(WIKI) --no-onnx > /dev/null
 	$(BIN)/python benchmarks/training.py $(WIKI) --small --steps 200 > /dev/null
 	$(BIN)/python benchmarks/summary.py
 

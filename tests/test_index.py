@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
+from simcse import SimCSE
 from simcse.errors import UserError
 from simcse.inference import index
 
@@ -153,3 +154,23 @@ def test_a_changed_byte_is_refused_or_harmless(tmp_path_factory, position, byte)
         return
     assert len(sentences) == len(embeddings)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-2)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_graph_of_neighbours_finds_what_the_exact_search_does(tiny, text_file, tmp_path, loaded):
+    pytest.importorskip("faiss")
+    simcse = SimCSE(tiny, "cpu", pooling="mean")
+    queries = text_file.read_text().splitlines()[::9]
+    simcse.build_index(text_file, use_faiss=False)
+    expected = [[match.id for match in found] for found in simcse.search(queries, top_k=5)]
+    if loaded:
+        simcse.save_index(tmp_path / "i.safetensors")
+        simcse.load_index(tmp_path / "i.safetensors", faiss_fast="hnsw")
+    else:
+        simcse.build_index(text_file, faiss_fast="hnsw")
+    assert type(simcse.index["index"]).__name__ == "IndexHNSWFlat"
+    found = [[match.id for match in one] for one in simcse.search(queries, top_k=5)]
+    assert [set(ids) for ids in found] == [set(ids) for ids in expected]
+    simcse.add_to_index(["An entirely new sentence about whales."])
+    assert simcse.search("An entirely new sentence about whales.", top_k=1)[0].similarity > 0.999
+    simcse.save_index(tmp_path / "again.safetensors")  # its vectors can be had back

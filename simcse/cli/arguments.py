@@ -12,7 +12,16 @@ from simcse import __version__
 from simcse.cli import commands, using
 from simcse.config.finding import config_names
 from simcse.config.reading import nearest_settings
-from simcse.config.settings import SEPARATOR, Config, Encoding, Pooling, Precision, Role, Vectors
+from simcse.config.settings import (
+    SEPARATOR,
+    Backend,
+    Config,
+    Encoding,
+    Pooling,
+    Precision,
+    Role,
+    Vectors,
+)
 from simcse.errors import UserError
 from simcse.terminal import complain
 
@@ -160,6 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_overwrite(evaluate)
     _add_model_options(evaluate, batch_size=128)
     _add_precision(evaluate)
+    _add_backend(evaluate)
     evaluate.set_defaults(run=commands.evaluate)
 
     compare = subcommands.add_parser(
@@ -301,23 +311,29 @@ def _add_using(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     mine.add_argument("--range-max", type=_positive, help="look at this many of the closest")
     _add_overwrite(mine)
     _add_model_options(mine, batch_size=64)
-    mine.set_defaults(run=using.mine, precision="float32")  # margins are small
+    mine.set_defaults(run=using.mine, precision="float32", backend="torch")  # margins are small
 
 
 def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     export = subcommands.add_parser(
         "export",
         help="write a model for other libraries",
-        description="Write a finished run's model with its card, as `publish` would push it, or "
-        "as an ONNX graph.",
+        description="Write a finished run's model with its card, as `publish` would push it; with "
+        "an ONNX graph beside it; or as a table of token embeddings.",
     )
     export.add_argument("run_folder", metavar="RUN", help="run folder, or folder of seeds")
     export.add_argument("output", metavar="OUT", help="folder that is new or empty")
     export.add_argument(
         "--format",
-        choices=("sentence-transformers", "onnx"),
+        choices=("sentence-transformers", "onnx", "static"),
         default="sentence-transformers",
-        help="onnx needs the extra onnx (default: %(default)s)",
+        help="onnx needs the extra onnx; static is the mean of token embeddings, far faster and "
+        "less exact (default: %(default)s)",
+    )
+    export.add_argument(
+        "--quantize",
+        choices=("int8",),
+        help="with --format onnx: a second graph in int8, and what it costs in scores",
     )
     _add_dims(export)
     export.add_argument(
@@ -355,6 +371,24 @@ def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     _add_dims(publish)
     _add_consent(publish)
     publish.set_defaults(run=commands.publish)
+
+    meta = subcommands.add_parser(
+        "mteb-meta",
+        help="print what mteb wants to know of a published model",
+        description="Print the ModelMeta of a published run for mteb's leaderboard, and the "
+        "commands that submit its results.",
+    )
+    meta.add_argument("run_folder", metavar="RUN", help="the run that was published")
+    meta.add_argument("name", metavar="user/name", help="its repository on the Hub")
+    meta.add_argument("--revision", metavar="BRANCH", help="branch or commit (default: main)")
+    meta.add_argument(
+        "--trained-on",
+        metavar="NAMES",
+        help="comma-separated: mteb's tasks and data sets that training text from files, or the "
+        "encoder's own training data, come from; unknown where that is not known",
+    )
+    _add_consent(meta)
+    meta.set_defaults(run=commands.mteb_meta)
 
 
 def _add_dims(parser: argparse.ArgumentParser) -> None:
@@ -398,6 +432,7 @@ def _add_use_options(parser: argparse.ArgumentParser) -> None:
     _add_overwrite(parser)
     _add_model_options(parser, batch_size=64)
     _add_precision(parser)
+    _add_backend(parser)
 
 
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
@@ -424,6 +459,16 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Precision),
         default="float32",
         help="auto is bfloat16 where the hardware has it; faster, and less exact "
+        "(default: %(default)s)",
+    )
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=get_args(Backend),
+        default="torch",
+        help="onnx and onnx-int8 compute with the graph of simcse export --format onnx "
         "(default: %(default)s)",
     )
 

@@ -83,27 +83,34 @@ def prefetch(parsed: argparse.Namespace) -> None:
 
 
 def export(parsed: argparse.Namespace) -> None:
-    """Write the model as others load it, or as an ONNX graph."""
+    """Write the model as others load it: as it is published, with an ONNX graph, or as a table."""
     quiet_command()
     from simcse.publishing.export import new_folder, write_model_folder
 
     run, output = Path(parsed.run_folder), Path(parsed.output)
     check_outside(output, run, "the run folder")
-    if parsed.format != "sentence-transformers" and parsed.dims is not None:
-        raise UserError(f"--dims: --format {parsed.format} cuts no embeddings")
-    if parsed.adapter and (parsed.format == "onnx" or parsed.dims is not None):
-        other = "--dims" if parsed.dims is not None else "--format onnx"
-        raise UserError(f"--adapter has no meaning with {other}, which is for a whole model")
-    consent, adapter, dims = parsed.trust_remote_code, parsed.adapter, parsed.dims
+    if parsed.quantize and parsed.format != "onnx":
+        raise UserError(f"--quantize: of --format onnx, not of {parsed.format}")
+    dims, adapter, trusted = parsed.dims, parsed.adapter, parsed.trust_remote_code
+    if parsed.format != "sentence-transformers" and (adapter or dims is not None):
+        option = "--adapter" if adapter else "--dims"
+        raise UserError(f"{option} has no meaning with --format {parsed.format}")
+    if adapter and dims is not None:
+        raise UserError("--dims has no meaning with --adapter, which leaves the model's width")
+    name = output.absolute().name
     with new_folder(output) as folder:
         if parsed.format == "onnx":
             from simcse.publishing.onnx_export import export_onnx
 
-            export_onnx(run, folder, trust_remote_code=consent)
+            quantize = parsed.quantize is not None
+            export_onnx(run, name, folder, quantize=quantize, trust_remote_code=trusted)
+        elif parsed.format == "static":
+            from simcse.publishing.static_export import export_static
+
+            export_static(run, folder, trust_remote_code=trusted)
         else:
-            name = output.absolute().name
             write_model_folder(
-                run, name, folder, trust_remote_code=consent, adapter=adapter, dims=dims
+                run, name, folder, trust_remote_code=trusted, adapter=adapter, dims=dims
             )
     print(f"written to {output}")
 
@@ -124,6 +131,22 @@ def publish(parsed: argparse.Namespace) -> None:
         dims=parsed.dims,
         trust_remote_code=parsed.trust_remote_code,
         dry_run=parsed.dry_run,
+    )
+
+
+def mteb_meta(parsed: argparse.Namespace) -> None:
+    """Print what mteb's leaderboard wants to know of a published run."""
+    quiet_command()
+    from simcse.publishing.mteb_meta import mteb_meta
+
+    print(
+        mteb_meta(
+            Path(parsed.run_folder),
+            parsed.name,
+            revision=parsed.revision,
+            trained_on=parsed.trained_on,
+            trust_remote_code=parsed.trust_remote_code,
+        )
     )
 
 
@@ -156,6 +179,8 @@ def evaluate(parsed: argparse.Namespace) -> None:
     data = Path(parsed.data) if parsed.data else None
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
+    if parsed.backend != "torch" and parsed.precision != "float32":
+        raise UserError(f"--precision: --backend {parsed.backend} has its own; leave it out")
     rivals = paper_results.find(parsed.against) if parsed.against else []
     name = str(DEFAULT_MODEL if parsed.model is None else parsed.model)
     file = f"scores-{parsed.dims}.json" if parsed.dims else "scores.json"
@@ -178,7 +203,12 @@ def evaluate(parsed: argparse.Namespace) -> None:
     tasks = plan.load(Documents.of(finished_run(Path(name))[1]) if is_of_run else ())
     consent = parsed.trust_remote_code
     model = load_model(
-        parsed.model, parsed.pooling, parsed.device, dims=parsed.dims, trust_remote_code=consent
+        parsed.model,
+        parsed.pooling,
+        parsed.device,
+        dims=parsed.dims,
+        backend=parsed.backend,
+        trust_remote_code=consent,
     )
     precision = resolved(parsed.precision)
     sizes, run = [], None

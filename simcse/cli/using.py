@@ -212,5 +212,6 @@ def _model(parsed: argparse.Namespace) -> SimCSE:
         pooling=parsed.pooling,
         precision=parsed.precision,
         dims=parsed.dims,
+        backend=parsed.backend,
         trust_remote_code=parsed.trust_remote_code,
     )

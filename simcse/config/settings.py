@@ -42,6 +42,7 @@ Vectors = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 four bytes, one byte, or one bit each, which ``binary`` packs into int8 and ``ubinary`` into uint8.
 """
 Role = Literal["query", "document"]
+Backend = Literal["torch", "onnx", "onnx-int8"]
 """Which side of a search a text is on: models with two encoders or prompts embed them apart."""
 Prompts = dict[Role, str]
 """What stands before a text of each side; no text for a side that is not named."""

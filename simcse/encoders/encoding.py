@@ -26,6 +26,7 @@ from simcse.config.settings import Precision, Role
 from simcse.data.tokens import first_ids, in_chunks
 from simcse.encoders.encoder import SENTENCE_EMBEDDING, prompt_of
 from simcse.encoders.first_token import cut, find_cuts
+from simcse.encoders.onnx_graph import OnnxGraph
 from simcse.encoders.precision import mixed_precision
 from simcse.errors import UserError, first_line
 
@@ -56,7 +57,8 @@ def encode_by_length(
     """What ``model.encode`` gives for each text alone, and faster where lengths differ.
 
     Equal to 1e-5 of the largest number; with weights in half precision to the resolution of their
-    type (float16: 1e-3). Where padding changes embeddings by more, texts are encoded one by one.
+    type (float16: 1e-3); an ONNX graph's as :data:`~simcse.encoders.onnx_graph.TOLERANCES` has it.
+    Where padding changes embeddings by more, texts are encoded one by one.
 
     Args:
         model: Any sentence-transformers model.
@@ -86,7 +88,7 @@ def encode_by_length(
         normalize_embeddings=normalize,
         show_progress_bar=False,
     )
-    embed = partial(_embed, model, normalize=normalize, route=role)
+    embed = partial(embed_ids, model, normalize=normalize, route=role)
     prompt = prompt_of(model, role)
     bar = show_progress if isinstance(show_progress, tqdm) else None
     own_bar = show_progress is True
@@ -179,8 +181,8 @@ def _in_batches(
 
 
 @torch.inference_mode()
-def _embed(
-    model: SentenceTransformer, ids: list[np.ndarray], *, normalize: bool, route: str | None
+def embed_ids(
+    model: SentenceTransformer, ids: list[np.ndarray], *, normalize: bool, route: str | None = None
 ) -> np.ndarray:
     """Embeddings of one batch of token ids."""
     rows = [torch.from_numpy(one).long() for one in ids]
@@ -222,7 +224,8 @@ def _tried(
 def _alike(model: SentenceTransformer, expected: np.ndarray, found: np.ndarray | None) -> bool:
     """Whether embeddings are the same, but for rounding."""
     types = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
-    tolerance = max([_TOLERANCE, *(torch.finfo(dtype).eps for dtype in types)])
+    graphs = [module.tolerance for module in model if isinstance(module, OnnxGraph)]
+    tolerance = max([_TOLERANCE, *graphs, *(torch.finfo(dtype).eps for dtype in types)])
     limit = tolerance * np.abs(expected).max()
     return (
         found is not None

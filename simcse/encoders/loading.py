@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from sentence_transformers import SentenceTransformer
 
-from simcse.config.settings import Pooling
+from simcse.config.settings import Backend, Pooling
 from simcse.encoders import encoder
-from simcse.encoders.gate import Origin, load_sentence_model, stores_modules
+from simcse.encoders.gate import Origin, check_embeddings, load_sentence_model, stores_modules
+from simcse.encoders.onnx_graph import with_graph
 from simcse.errors import UserError, first_line
 
 DEFAULT_MODEL = Path("outputs") / "quickstart"
@@ -34,6 +35,7 @@ def load_model(
     device: str | None = None,
     *,
     dims: int | None = None,
+    backend: Backend = "torch",
     trust_remote_code: bool = False,
 ) -> SentenceTransformer:
     """Load a trained model, a released SimCSE checkpoint or a plain encoder.
@@ -44,17 +46,24 @@ def load_model(
             assumed, and said so.
         device: Such as ``cpu`` or ``cuda:0``; ``None`` takes the best at hand.
         dims: As for :func:`truncate`.
+        backend: What computes the embeddings; a graph (``onnx``, ``onnx-int8``) runs on the CPU.
         trust_remote_code: Let the model run code that comes with it.
 
     Raises:
-        UserError: There is no such model, it is not sound, it is not as wide as ``dims``, or
-            ``pooling`` contradicts what it stores.
+        UserError: There is no such model, it is not sound, it is not as wide as ``dims``,
+            ``pooling`` contradicts what it stores, or there is no graph for ``backend``.
     """
     origin = find_model(name, trust_remote_code=trust_remote_code)
+    if backend != "torch" and device not in (None, "cpu"):
+        raise UserError(f"device {device}: backend {backend} runs on the CPU")
     _check_device(device)
     model = _load(origin, pooling)
     truncate(model, dims)
-    return model if device is None else model.to(device)
+    if backend == "torch":
+        return model if device is None else model.to(device)
+    graph = with_graph(model.to("cpu"), Path(origin.path), backend, label=origin.label)
+    check_embeddings(origin.label, graph)
+    return graph
 
 
 def truncate(model: SentenceTransformer, dims: int | None) -> None:

@@ -11,7 +11,7 @@ import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,7 @@ _LAYOUTS: dict[Vectors, dict[str, str]] = {
 }
 _UNIT_TOLERANCE = 1e-2  # a bfloat16 model normalises to three digits
 _QUERY_BLOCK = 256
+_NEIGHBOURS, _CANDIDATES = 32, 128  # of a sentence in the graph; looked at by a search in it
 
 
 Id = int | str
@@ -62,7 +63,7 @@ def build(
     ids: list[Id],
     embeddings: np.ndarray | Quantized,
     use_faiss: bool | None,
-    cells: Cells | None,
+    cells: Cells | Literal["hnsw"] | None,
     vectors: Vectors = "float32",
 ) -> Index:
     """Make an index.
@@ -72,7 +73,8 @@ def build(
         ids: One for each; likewise.
         embeddings: Normalised, float32 ``(sentences, dim)``; or what :func:`load` gives.
         use_faiss: ``None`` uses faiss when it is installed.
-        cells: With faiss, makes the search approximate.
+        cells: With faiss, makes the search approximate; ``hnsw`` by a graph of neighbours
+            (Malkov and Yashunin, 2018) instead of cells.
         vectors: What float32 embeddings are to be stored in.
 
     Raises:
@@ -94,7 +96,10 @@ def build(
 
     count, width = embeddings.shape
     index: Any = faiss.IndexFlatIP(width)
-    if cells is not None and count:  # without a sentence there is nothing to divide
+    if cells == "hnsw":
+        index = faiss.IndexHNSWFlat(width, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efSearch = _CANDIDATES
+    elif cells is not None and count:  # without a sentence there is nothing to divide
         number = min(cells.number, count)
         index = faiss.IndexIVFFlat(index, width, number, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = cells.searched

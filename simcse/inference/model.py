@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, overload
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -20,7 +20,15 @@ from sentence_transformers.util import (
 from torch import Tensor
 from tqdm import tqdm
 
-from simcse.config.settings import Encoding, Pooling, Precision, Role, Separator, Vectors
+from simcse.config.settings import (
+    Backend,
+    Encoding,
+    Pooling,
+    Precision,
+    Role,
+    Separator,
+    Vectors,
+)
 from simcse.encoders.encoding import encode_by_length, encoder_of
 from simcse.encoders.gate import check_embeddings
 from simcse.encoders.loading import load_model
@@ -82,10 +90,12 @@ class SimCSE:
             (docs/training.md); ``None`` is the model's default, usually all.
         rescore_multiplier: In an index of bits, how many times ``top_k`` candidates are found by
             their bits alone and then compared with the query's own numbers.
+        backend: ``onnx`` or ``onnx-int8`` encodes with the graph that ``simcse export --format
+            onnx`` has written (docs/publishing.md), on the CPU.
         trust_remote_code: Let the model run code that comes with it, if you trust its author.
 
     Raises:
-        UserError: The model does not exist or cannot be loaded.
+        UserError: The model does not exist or cannot be loaded, or has no graph for ``backend``.
     """
 
     @typed
@@ -100,6 +110,7 @@ class SimCSE:
         precision: Precision = "float32",
         dims: int | None = None,
         rescore_multiplier: Unchecked[int] = 4,
+        backend: Backend = "torch",
         trust_remote_code: bool = False,
     ) -> None:
         _check_count("num_cells", num_cells)
@@ -107,8 +118,13 @@ class SimCSE:
         _check_count("rescore_multiplier", rescore_multiplier)
         name = None if model_name_or_path is None else str(model_name_or_path)
         place, consent = None if device is None else str(device), trust_remote_code
+        if backend != "torch" and precision != "float32":
+            raise UserError(f"precision {precision}: a graph has its own; leave it out, or backend")
         with quiet_libraries():
-            self.model = load_model(name, pooling, place, dims=dims, trust_remote_code=consent)
+            self.model = load_model(
+                name, pooling, place, dims=dims, backend=backend, trust_remote_code=consent
+            )
+        self.backend: Backend = backend
         self.device = str(self.model.device)
         self.precision: Precision = resolved(precision)
         self.num_cells = num_cells
@@ -167,6 +183,10 @@ class SimCSE:
         device = self.device if device is None else device
         devices = device if isinstance(device, list) else [str(device)]
         _check_devices(devices)
+        if self.backend != "torch" and devices != ["cpu"]:
+            raise UserError(
+                f"device {', '.join(devices)}: backend {self.backend} runs on the CPU, once"
+            )
         if len(devices) > 1 and self.precision != "float32":
             raise UserError(f"device: several encode in float32 only, not in {self.precision}")
         with self._cut_at(max_length):
@@ -232,7 +252,7 @@ class SimCSE:
         self,
         sentences_or_file_path: Unchecked[str | Path | Iterable[str]],
         use_faiss: bool | None = None,
-        faiss_fast: bool = False,
+        faiss_fast: bool | Literal["hnsw"] = False,
         device: str | torch.device | list[str] | None = None,
         batch_size: Unchecked[int] = 64,
         *,
@@ -249,8 +269,9 @@ class SimCSE:
                 parquet, else one sentence a line).
             use_faiss: ``None`` uses faiss when it is installed. Both ways are exact and give the
                 same matches.
-            faiss_fast: With faiss, search only ``num_cells_in_search`` of ``num_cells`` clusters:
-                faster, but matches may be missed.
+            faiss_fast: With faiss, search only ``num_cells_in_search`` of ``num_cells`` clusters,
+                or with ``"hnsw"`` along a graph of neighbours (docs/performance.md): faster, but
+                matches may be missed.
             device: As in :meth:`encode`.
             batch_size: As in :meth:`encode`.
             column: Column of a table with more than one.
@@ -373,7 +394,10 @@ class SimCSE:
 
     @typed
     def load_index(
-        self, path: str | Path, use_faiss: bool | None = None, faiss_fast: bool = False
+        self,
+        path: str | Path,
+        use_faiss: bool | None = None,
+        faiss_fast: bool | Literal["hnsw"] = False,
     ) -> None:
         """Load an index that this model saved; arguments as in :meth:`build_index`.
 
@@ -471,7 +495,9 @@ class SimCSE:
         )[0]
         return probe
 
-    def _cells(self, faiss_fast: bool) -> indexing.Cells | None:
+    def _cells(self, faiss_fast: bool | Literal["hnsw"]) -> indexing.Cells | Literal["hnsw"] | None:
+        if faiss_fast == "hnsw":
+            return "hnsw"
         return indexing.Cells(self.num_cells, self.num_cells_in_search) if faiss_fast else None
 
     def _built_index(self) -> indexing.Index:

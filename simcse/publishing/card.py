@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,6 +121,11 @@ def model_card(trained: TrainedModel) -> ModelCard:
         and (not later or isinstance(model[-1], Dense)),
         towers=config.encoder.towers == "two",
         prompts=prompts,
+        # Poolings that servers know, no prompt for them to add; a name that a shell takes as it is.
+        served=pooling in ("cls", "mean")
+        and not (later or prompts)
+        and config.encoder.towers == "one"
+        and re.fullmatch(r"(?!-)[\w./-]+", trained.name, re.ASCII) is not None,
         score_table=as_markdown(_score_rows(trained)),
         whole_width=encoder.width(model),
         cut=trained.dims is not None,
