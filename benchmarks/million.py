@@ -8,7 +8,7 @@ resident memory is measured; without ``--text`` the sentences are a random walk 
 the shipped documents. The 1,000 lines that follow are queries, all searched for at once in three
 indexes of ``simcse.inference.index``: numpy's and faiss' exact ones and faiss' graph of neighbours
 (HNSW), whose recall@10 is measured against the exact result. Times are those of one run. Writes
-results/million.json and results/million.md.
+results/million-MODEL.json and results/million-MODEL.md, with the name of the model's folder.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def main() -> int:
     parser.add_argument("--sizes", default="10000,100000,1000000")
     parsed = parser.parse_args()
     quiet()
-    rows = {}
+    rows, name = {}, Path(parsed.model).name
     for size in map(int, parsed.sizes.split(",")):
         lines = list(itertools.islice(distinct(parsed.text), size + QUERIES))
         if len(lines) < size + QUERIES:
             raise SystemExit(f"{parsed.text}: has {len(lines):,} sentences, too few")
         row = measure(lines[:size], lines[size:], parsed.model, parsed.backend)
         rows[f"{size:,} sentences"] = row
-        title = f"{Path(parsed.model).name}, backend {parsed.backend}, {QUERIES:,} queries"
-        write_results("million", {title: rows}, __doc__)  # after each, since the next takes longer
+        title = f"{name}, backend {parsed.backend}, {QUERIES:,} queries"
+        write_results(f"million-{name}", {title: rows}, __doc__)
     return 0
 
 

@@ -22,7 +22,7 @@ MEAN = ("training", "mini-bert (4 layers, 256 wide), mean pooling")
 CLS = ("training", "mini-bert (4 layers, 256 wide), cls pooling")
 MIXED = ("encoding", "mini-bert, mixed lengths")
 PREPARING = ("preparation", "Preparing")
-OURS, OURS_BF16 = "ours", "ours, bfloat16"
+OURS, OURS_BF16, OURS_INT8 = "ours", "ours, bfloat16", "ours, int8"
 PEER, PEER_BF16 = "sentence-transformers", "sentence-transformers, bfloat16"
 ENCODE = "SentenceTransformer.encode"
 
@@ -35,6 +35,7 @@ LINES = [
     ("training, CLS pooling, both in bfloat16", CLS, OURS_BF16, PEER_BF16),
     ("encoding texts of mixed lengths, float32", MIXED, OURS, ENCODE),
     ("the same with `--precision bfloat16`", MIXED, OURS_BF16, ENCODE),
+    ("the same as ONNX in int8", MIXED, OURS_INT8, ENCODE),
     ("text to token ids, beside `datasets.map`", PREPARING, OURS, "datasets.map"),
 ]
 

@@ -420,3 +420,17 @@ def test_of_a_card_only_what_can_be_a_licence_and_a_model_is_taken(tmp_path, fro
     assert of_card(tmp_path) == {"license": None, "base_model": None}
     (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
     assert tuple(of_card(tmp_path).values()) == expected
+
+
+def test_servers_are_told_a_name_that_they_and_a_shell_take(export, one_picture, capsys):
+    assert main(["publish", str(export.run), "me/model", "--dry-run"]) == 0
+    card = capsys.readouterr().out
+    assert "text-embeddings-inference:cpu-1.8 --model-id me/model\n" in card
+    assert "vllm serve me/model --runner pooling\n" in card
+    assert "Neither was run with this model" in card
+    for name, shown in (("model", "model"), ("$(reboot)", "NAME")):
+        card = (export(name=name) / "README.md").read_text(encoding="utf-8")
+        assert '-v "$PWD:/data"' in card and f"--model-id /data/{shown}\n" in card
+        assert f"vllm serve ./{shown} --runner pooling\n" in card
+        commands = card.partition("```bash\n")[2].partition("```")[0]
+        assert "$(" not in commands

@@ -76,10 +76,13 @@ def test_it_loads_elsewhere_encodes_and_searches(exported, text_file, tmp_path, 
 def test_two_towers_are_refused(tmp_path, text_file, capsys, monkeypatch):
     monkeypatch.setattr("simcse.publishing.export.pictures", lambda runs: [])
     run = tmp_path / "run"
+    pairs = tmp_path / "pairs.tsv"
+    lines = text_file.read_text().splitlines()
+    pairs.write_text("a\tb\n" + "".join(f"{line}\t{line[4:]}\n" for line in lines))
     settings = [f"encoder.name={make_encoder(tmp_path / 'in')}", "encoder.towers=two"]
-    settings += [f"data.train={text_file}", "training.steps=1", "training.batch_size=8"]
-    settings += ["evaluation.dev=pairs", "evaluation.tasks=pairs", "evaluation.raw_poolings=[]"]
-    settings += [f"output={run}"]
+    settings += [f"data.train={pairs}", "data.form=pairs", "training.steps=1"]
+    settings += ["training.batch_size=8", "evaluation.dev=pairs", "evaluation.tasks=pairs"]
+    settings += ["evaluation.raw_poolings=[]", f"output={run}"]
     assert main(["train", "quickstart", *settings]) == 0
     for form in ("static", "onnx"):
         capsys.readouterr()

@@ -26,7 +26,7 @@ GRAPHS: dict[Backend, str] = {
     "onnx-int8": "onnx/model_quantized.onnx",
 }
 """Names that transformers.js and sentence-transformers expect."""
-TOLERANCES: dict[Backend, float] = {"torch": 0.0, "onnx": 1e-4, "onnx-int8": 0.1}
+TOLERANCES: dict[Backend, float] = {"torch": 0.0, "onnx": 1e-4, "onnx-int8": 0.3}
 """Largest difference from torch, and of a text alone from the same in a batch, relative to the
 largest number: int8 takes the range of its activations from the whole batch."""
 _SENTENCES = ["A river of seven stones.", "Yes.", "The server returned an error."]

@@ -42,6 +42,7 @@ from simcse.reports.tables import (
 
 ASSETS = Path(__file__).parent.parent / "assets"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "simcse"]
+_PLAIN_NAME = re.compile(r"(?!-)[\w./-]+", re.ASCII)  # which a shell takes as it is
 _DENSE = "a dense layer with tanh"
 _PLAIN = ("cls", "mean", "avg_first_last")  # poolings of a line or two
 _PAIRS = "; pairs: 252 sentence pairs, written and graded for simcse-trainer"
@@ -121,11 +122,11 @@ def model_card(trained: TrainedModel) -> ModelCard:
         and (not later or isinstance(model[-1], Dense)),
         towers=config.encoder.towers == "two",
         prompts=prompts,
-        # Poolings that servers know, no prompt for them to add; a name that a shell takes as it is.
+        # Poolings that servers know, and no prompt for them to add.
         served=pooling in ("cls", "mean")
         and not (later or prompts)
-        and config.encoder.towers == "one"
-        and re.fullmatch(r"(?!-)[\w./-]+", trained.name, re.ASCII) is not None,
+        and config.encoder.towers == "one",
+        shell_name=trained.name if _PLAIN_NAME.fullmatch(trained.name) else "NAME",
         score_table=as_markdown(_score_rows(trained)),
         whole_width=encoder.width(model),
         cut=trained.dims is not None,
