@@ -208,7 +208,12 @@ def trained(text_file, tmp_path_factory):
     words += ["encoder.projection=none", f"data.train={text_file}", "data.form=sentences"]
     words += ["objective.terms=[{info_nce: 1.0}, {mlm: 0.1}]", "objective.dims=16,8"]
     words += ["training.steps=6", "training.batch_size=8", "training.log_every=1"]
-    words += ["training.mini_batch_size=3", "evaluation.dev=pairs", "evaluation.tasks=pairs"]
+    lines = text_file.read_text().splitlines()[:40]
+    pairs = zip(lines[::2], lines[1::2], range(20), strict=True)
+    rows = ["a,b,grade", *(f"{a},{b},{grade}" for a, b, grade in pairs)]
+    (root / "dev.csv").write_text("\n".join(rows) + "\n")
+    words += ["training.mini_batch_size=3", "evaluation.tasks=pairs"]
+    words += [f"evaluation.dev=graded:{root / 'dev.csv'}"]
     words += ["evaluation.every=3", f"output={root / 'run'}"]
     assert main(words) == 0
     return root / "run"
@@ -330,6 +335,7 @@ def test_a_size_that_leaves_the_full_width_out_is_said(trained, arguments, capsy
 
 def test_a_run_reports_what_smaller_vectors_keep(trained, tmp_path):
     [run] = load_runs(trained).runs
+    assert {row["task"] for row in run.retention} == {"pairs"}  # dev has chosen the checkpoint
     assert [(row["dims"], row["vectors"], row["bytes"]) for row in run.retention[::3]] == [
         (32, "float32", 128), (16, "float32", 64), (8, "float32", 32),
     ]  # fmt: skip

@@ -258,8 +258,9 @@ def evaluate(parsed: argparse.Namespace) -> None:
 def _start_of(run: Config, *, trust_remote_code: bool) -> SentenceTransformer | None:
     """The model that a run began with; ``None`` where it is not to be had any more."""
     from simcse.encoders import encoder
+    from simcse.training.untrained import AS_IT_WAS
 
-    settings = {"projection": "none", "trust_remote_code": trust_remote_code}
+    settings = {**AS_IT_WAS, "trust_remote_code": trust_remote_code}
     try:
         return encoder.build(run.encoder.model_copy(update=settings))
     except UserError as error:

@@ -72,7 +72,13 @@ from simcse.training.resuming import Position
 from simcse.training.setup import Dev, check_views_differ, make_accelerator
 from simcse.training.text import TrainingText
 from simcse.training.text_embeddings import TextEmbeddings, text_embeddings
-from simcse.training.untrained import Untrained, score_in, score_untrained, take_over
+from simcse.training.untrained import (
+    AS_IT_WAS,
+    Untrained,
+    score_in,
+    score_untrained,
+    take_over,
+)
 
 _START_ROWS = 4096  # to fit a student's map to its teacher's width
 
@@ -194,11 +200,12 @@ def _finish(
     dims = config.objective.dims
     sizes = sizes_of(dims, int(result.get_embedding_dimension())) if dims else []
     evaluation = score_in(run, result, prepared.scored, config, sizes)
-    retained = evaluation.retention
-    if sizes and config.evaluation.raw_poolings:
-        start = encoder.build(config.encoder.model_copy(update={"projection": "none"}))
-        ours = replace(prepared.scored, mteb=[])
-        retained = beside(retained, score_in(run, start, ours, config, sizes).retention)
+    tests = {task.name for task in prepared.tasks.ours}
+    retained = [row for row in evaluation.retention if row["task"] in tests]
+    if retained and config.evaluation.raw_poolings:
+        start = encoder.build(config.encoder.model_copy(update=AS_IT_WAS))
+        cut = score_in(run, start, replace(prepared.tasks, mteb=[]), config, sizes)
+        retained = beside(retained, cut.retention)
     metrics = {task.name: task.metric for task in prepared.scored.ours}
     with naming_memory("for BM25", "the number of documents of a retrieval test"):
         bm25 = _bm25_scores(prepared.tasks.ours)

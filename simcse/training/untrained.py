@@ -32,6 +32,9 @@ from simcse.reports.runs import (
     save_scores,
 )
 
+AS_IT_WAS = {"projection": "none", "lora": LoraConfig()}
+"""Settings of the encoder without what training adds to it."""
+
 
 @dataclass(frozen=True)
 class Untrained:
@@ -62,8 +65,7 @@ def score_untrained(run: Path, config: Config, tasks: TaskList) -> Untrained:
     found = Untrained({}, {})
     for name, pooling in poolings.items():
         print(f"scoring the untrained encoder ({name})", flush=True)
-        plain = {"pooling": pooling, "projection": "none", "lora": LoraConfig()}
-        raw = config.encoder.model_copy(update=plain)
+        raw = config.encoder.model_copy(update={"pooling": pooling, **AS_IT_WAS})
         evaluation = score_in(run, encoder.build(raw), tasks, config)
         found.scores[name], found.items[name] = evaluation.scores, evaluation.items
     record = {"made_from": _made_from(config, found), "scores": found.scores}
