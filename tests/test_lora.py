@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DECODERS, SENTENCES, make_decoder, make_encoder, newest_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from simcse import SimCSE
@@ -18,6 +18,7 @@ from simcse.encoders import encoder, lora
 from simcse.encoders.first_token import cut, find_cuts
 from simcse.errors import UserError
 from simcse.files import files_in
+from simcse.sealing import seal
 from simcse.training.progress import Progress
 
 RANK = "encoder.lora.rank=4"
@@ -104,6 +105,19 @@ def test_a_checkpoint_holds_adapters_projection_and_objective(arguments, run, mo
     projection = {name for name in names if ".lora_" not in name}
     assert projection == {"2.linear.weight", "2.linear.bias"}
     assert len(names) == 2 + 2 * 3 * 6
+
+
+def test_a_checkpoint_without_an_adapter_is_refused(arguments, run, monkeypatch, capsys):
+    arguments += [RANK]
+    assert interrupted(arguments, 5, monkeypatch)
+    for checkpoint in (run / "checkpoints").iterdir():
+        weights = load_file(checkpoint / "trained.safetensors")
+        weights.pop(next(name for name in weights if "lora_B" in name))
+        save_file(weights, checkpoint / "trained.safetensors")
+        seal(checkpoint, [name for name in files_in(checkpoint) if name != "manifest.json"])
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "it holds other weights than those that are trained" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [3, 5, 11])

@@ -137,7 +137,10 @@ def load_weights(folder: Path, loss: TrainingLoss) -> None:
 
 def _load_weights(folder: Path, loss: TrainingLoss) -> None:
     if loss.config.encoder.has_adapters:
-        weights = loss.engine.whole().state_dict() | load_file(folder / lora.TRAINED_FILE)
+        whole, found = loss.engine.whole(), load_file(folder / lora.TRAINED_FILE)
+        if found.keys() != lora.trained(whole).keys():
+            raise ValueError("it holds other weights than those that are trained")
+        weights = whole.state_dict() | found
     else:
         consent = "allow it with encoder.trust_remote_code=true"
         origin = Origin(str(folder), str(folder), consent, loss.model.trust_remote_code)
