@@ -38,6 +38,16 @@ def interrupted(arguments, step, monkeypatch):
         return main(arguments) == 130
 
 
+def test_exported_adapters_name_a_model_of_the_hub_in_place_of_a_folder(
+    arguments, run, tmp_path, one_picture
+):
+    words = [RANK, "training.steps=2", "hub.base_model=me/base"]
+    assert main([*arguments, *words]) == 0
+    assert main(["export", str(run), str(tmp_path / "out"), "--adapter"]) == 0
+    settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "me/base"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("targets", [[], ["query", "value"]])
 def test_adapters_alone_are_trained_in_float32(tiny, dtype, targets):
@@ -147,7 +157,7 @@ def test_merged_and_adapters_alone_embed_alike(name, arguments, run, tmp_path, c
     assert main(["export", str(run), str(out), "--adapter"]) == 0
     assert (out / "README.md").is_file() and not (out / "model.safetensors").exists()
     settings = json.loads((out / "adapter_config.json").read_text())
-    assert settings["base_model_name_or_path"] == str(decoder)
+    assert (settings["base_model_name_or_path"], settings["revision"]) == (str(decoder), None)
     alone = SentenceTransformer(str(out))
     assert any("lora" in key for key in alone.state_dict())
     expected, start = merged.encode(SENTENCES), SentenceTransformer(str(decoder))

@@ -51,14 +51,14 @@ def main() -> int:
         return 2
     senteval, captions, model, documents = sys.argv[1:5]
     seeds = [int(seed) for seed in (sys.argv[5] if len(sys.argv) > 5 else "0").split(",")]
-    make_captions(Path(captions))
+    tested = make_captions(Path(captions), FOLDER)
     make_graded(Path(senteval))
     starts = {"mini-bert": "mini-bert", "MiniLM": model}
     tests = [
         f"{{kind: graded, file: {FOLDER / name}.csv, name: {own}}}"
         for name, own in LABELLED.items()
     ]
-    tests.append(f"{{kind: retrieval, file: {FOLDER / CAPTIONS}, name: {CAPTIONS}}}")
+    tests.append(f"{{kind: retrieval, file: {tested}, name: {CAPTIONS}}}")
     collections = {"python-docs": "python-docs", Path(documents).stem: documents}
     rounds = [(seed, recipe) for seed in seeds for recipe in RECIPES if recipe not in ONCE]
     rounds += [(seeds[0], recipe) for recipe in ONCE]
@@ -99,11 +99,11 @@ def folder(start: str, collection: str, recipe: str, seed: int) -> Path:
     return FOLDER / start / collection / f"{name}-{seed}"
 
 
-def make_captions(path: Path) -> None:
+def make_captions(path: Path, below: Path) -> Path:
     """Write the retrieval test: of each picture the first caption is a query."""
-    target = FOLDER / CAPTIONS
+    target = below / CAPTIONS
     if (target / "qrels.tsv").is_file():
-        return
+        return target
     groups: dict[str, list[str]] = defaultdict(list)
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8") as file:
@@ -126,6 +126,7 @@ def make_captions(path: Path) -> None:
         ("qrels.tsv", judged),
     ):
         (target / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return target
 
 
 def make_graded(senteval: Path) -> None:

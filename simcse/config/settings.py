@@ -769,8 +769,8 @@ class HubConfig(_Section):
     """Licence of the weights, such as ``apache-2.0``, for the model card; ``null`` is that of the
     encoder, if its own card names one."""
     base_model: Annotated[str, Field(pattern=HUB_MODEL)] | None = None
-    """Name on the Hub of an encoder from a folder, for the model card; ``null`` is what the card of
-    that encoder names as its base model."""
+    """Name on the Hub of an encoder from a folder, for the model card and for adapters that are
+    exported alone; ``null`` is what the card of that encoder names as its base model."""
     data_license: str | None = None
     """Licence of the training text, for the model card."""
     language: Annotated[list[HubId], BeforeValidator(_list_from_one)] = []

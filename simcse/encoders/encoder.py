@@ -126,8 +126,9 @@ def build(config: EncoderConfig) -> SentenceTransformer:
         model.prompts.update(config.prompts)
         gate.check_embeddings("encoder.prompts", model)
     if config.has_adapters:
-        base = config.name if hub_commit(config) else str(Path(origin.path).absolute())
-        lora.add(transformer_of(model).model, config.lora, base)
+        commit = hub_commit(config)
+        base = config.name if commit else str(Path(origin.path).absolute())
+        lora.add(transformer_of(model).model, config.lora, base, commit)
     if config.towers == "two":
         # A copy starts from the same weights and then goes its own way.
         modules = list(model.children())

@@ -17,7 +17,7 @@ FOLDER = "adapter"
 """Where a run keeps the adapters, beside the model that they are merged into."""
 
 
-def add(network: PreTrainedModel, config: LoraConfig, base: str) -> None:
+def add(network: PreTrainedModel, config: LoraConfig, base: str, revision: str | None) -> None:
     """Add float32 adapters to some layers, and train nothing else of the network.
 
     They add nothing at first: one of their two matrices is zero.
@@ -26,6 +26,7 @@ def add(network: PreTrainedModel, config: LoraConfig, base: str) -> None:
         network: In place.
         config: With a rank.
         base: What saved adapters name as the model that they belong to.
+        revision: Its commit on the Hub.
 
     Raises:
         UserError: peft is not installed, or no layer has one of the names.
@@ -48,7 +49,7 @@ def add(network: PreTrainedModel, config: LoraConfig, base: str) -> None:
             network.add_adapter(settings)
     except ValueError as error:
         raise UserError(f"encoder.lora.targets: {first_line(error)}") from error
-    settings.base_model_name_or_path = base
+    settings.base_model_name_or_path, settings.revision = base, revision
     for weight in network.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from simcse.reports.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_run
 CARD_FILE = "README.md"
 FIGURES = "figures"
 RESULTS = ".eval_results"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def write_model_folder(
@@ -64,6 +66,8 @@ def write_model_folder(
     card = model_card(TrainedModel(name, runs, config, model, later, figures, dims, adapter))
     if adapter:
         shutil.copytree(best.folder / lora.FOLDER, folder, dirs_exist_ok=True)
+        if config.hub.base_model and encoder.hub_commit(config.encoder) is None:
+            _name_base(folder / ADAPTER_CONFIG, config.hub.base_model)
     else:
         encoder.save(model, folder)
     for picture in figures:
@@ -110,6 +114,13 @@ def trained_runs(run: Path) -> tuple[RunSet, Config]:
     if runs.best.folder.resolve() != run.resolve():
         print(f"of the runs in {run} {runs.best.folder.name} is the best by dev")
     return runs, runs.best.config
+
+
+def _name_base(path: Path, name: str) -> None:
+    """Let adapters name a model of the Hub where they name a folder of this machine."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = name
+    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def _scored_later(run: Path, fingerprint: str) -> Scores:
