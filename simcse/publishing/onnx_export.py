@@ -22,7 +22,7 @@ from simcse.encoders.onnx_graph import GRAPHS, OnnxGraph, largest_difference, wi
 from simcse.errors import UserError
 from simcse.evaluation.sources import read_pairs
 from simcse.publishing.export import write_model_folder
-from simcse.publishing.retention import Form, retention_table
+from simcse.publishing.smaller_models import Form, retention_table
 
 TOKEN_EMBEDDINGS = "token_embeddings"
 """Second output: pipelines that pool by themselves, as transformers.js's, look for it."""

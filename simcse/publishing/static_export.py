@@ -23,7 +23,7 @@ from simcse.encoders.loading import load_trained
 from simcse.errors import UserError
 from simcse.files import give_usual_mode
 from simcse.publishing.export import trained_runs
-from simcse.publishing.retention import Form, retention_table
+from simcse.publishing.smaller_models import Form, retention_table
 
 _WIDTH = 256
 _SIF = 1e-4  # model2vec's; a token as frequent as this has half the weight
