@@ -58,10 +58,14 @@ def cached(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]
         )
     if occupied := [place for place in (path, seal) if place.is_dir()]:
         raise UserError(f"cache: {occupied[0]} is a folder, expected a file; remove it")
-    with replacing(seal) as new_seal, replacing(path) as temporary:  # the seal comes last
-        facts = make(temporary)
-        sealed = {"sha256": _sealed(temporary, facts), "facts": facts}
-        new_seal.write_text(json.dumps(sealed), encoding="utf-8")
+    try:
+        with replacing(seal) as new_seal, replacing(path) as temporary:  # the seal comes last
+            facts = make(temporary)
+            sealed = {"sha256": _sealed(temporary, facts), "facts": facts}
+            new_seal.write_text(json.dumps(sealed), encoding="utf-8")
+    except OSError as error:
+        error.add_note(f"in the cache folder {path.parent}, which SIMCSE_CACHE or data.cache names")
+        raise
     return facts
 
 

@@ -1,5 +1,6 @@
 """Files that can be made again are used only as they were written."""
 
+import errno
 import os
 
 import pytest
@@ -122,3 +123,18 @@ def test_a_run_makes_its_damaged_caches_anew(arguments, tmp_path, capsys):
     assert line in found
     assert main([*arguments[:-2], f"data.cache={path}", "--dry-run"]) == 2
     assert "is no folder to write in; name one with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EIO"])
+def test_a_full_disk_names_the_cache_folder(arguments, tmp_path, monkeypatch, capsys, name):
+    code = getattr(errno, name)
+
+    def full(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("simcse.data.rows._tokenize", full)
+    folder = tmp_path / "full"
+    assert main([*arguments, f"data.cache={folder}"]) == 1
+    message = capsys.readouterr().err
+    assert f"in the cache folder {folder}, which SIMCSE_CACHE or data.cache names" in message
+    assert message.count("\n") == 1 and not list(folder.iterdir())

@@ -540,3 +540,32 @@ def test_a_hard_negative_that_the_first_row_lacks_is_not_left_out(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=r"pairs\.jsonl:2: 'negative' is not in the first row"):
         list(source_of(path).read(Wanted("pairs")))
+
+
+@pytest.mark.parametrize(
+    ("form", "rows", "expected"),
+    [
+        ("sentences", [{"text": "a"}, {"text": "b", "title": "c"}], "'title' is not text in the"),
+        ("sentences", [{"text": "a", "n": None}, {"text": "b", "n": "c"}], "'n' is not text in"),
+        ("documents", [{"text": "a"}, {"text": "b", "title": "c"}], "'title' is not in the first"),
+        ("sentences", [{"text": "a"}, {"text": "b", "id": 1}], None),
+        ("nli", [{"premise": "a", "hypothesis": "b", "label": 0}] * 2, None),
+        (
+            "nli",
+            [
+                {"premise": "a", "hypothesis": "b", "label": 0},
+                {"premise": "a", "hypothesis": "b", "label": 0, "id": "x"},
+            ],
+            None,
+        ),
+    ],
+)
+def test_text_that_the_first_row_lacks_is_not_left_out(tmp_path, form, rows, expected):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if expected is None:
+        assert len(list(source_of(path).read(Wanted(form)))) == 2
+        return
+    with pytest.raises(UserError, match=rf"rows\.jsonl:2: {expected}"):
+        list(source_of(path).read(Wanted(form)))
+    assert len(list(source_of(path).read(Wanted(form, columns=("text",))))) == 2

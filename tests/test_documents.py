@@ -383,6 +383,11 @@ def test_from_a_folder_to_a_scored_model(folder, tmp_path, arguments, run, capsy
             "is one document; for one sentence a line set data.form=sentences",
         ),
         (
+            lambda d: [(d / f"{i}.txt").write_text("The same. Words.") for i in range(3)],
+            [],
+            "have the same words; name different ones",
+        ),
+        (
             lambda d: [(d / f"{i}.txt").write_text(made_up(i)) for i in range(8)],
             ["data.held_out=0.01", "evaluation.dev=documents", "training.batch_size=2"],
             "data.held_out: 0.01 of the documents leaves none for dev; raise it",

@@ -292,7 +292,7 @@ def test_every_setting_has_its_meaning_in_the_schema_and_in_words(capsys):
     names = {re.sub(r"(terms|positives|views)\..*", r"\1", key) for key in Config().settings()}
     of_terms = {key for key in heads if key.startswith("objective.terms.")}
     found = {key for key in heads if not re.search(r"\[\]|^evaluation\.dev\.", key)}
-    assert found == {"base", "data"} | names | of_terms
+    assert found == {"base", "data", "encoder.prompts"} | names | of_terms
     assert heads["objective.terms.dino.momentum"].endswith(
         "(number at least 0 and below 1; default 0.996)"
     )

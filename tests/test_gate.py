@@ -166,11 +166,13 @@ def test_a_tokenizer_of_another_model_is_refused(plain):
 )
 def test_incomplete_folders_are_refused(stored, part):
     (stored / part).unlink()
-    with pytest.raises(UserError, match=f"{stored} cannot be loaded: ") as error:
+    with pytest.raises(UserError, match=f"{stored}( cannot be loaded)?: ") as error:
         load_model(str(stored))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and Path(part).name in str(error.value)
     shutil.rmtree(stored / part.split("/")[0])
-    with pytest.raises(UserError, match=f"{stored} cannot be loaded: "):
+    with pytest.raises(
+        UserError, match=f"{stored}: {part.split('/')[0]}/config.json: No such file"
+    ):
         load_trained(stored, trust_remote_code=False)
 
 
@@ -363,9 +365,9 @@ UNSOUND = {
     "words": (without_weights("word_embeddings"), SAME),
     "cut": (
         change_json("config_sentence_transformers.json", truncate_dim=-3),
-        "its embeddings are 29 wide, its files say -3",
+        "truncate_dim: should be greater than 0, got -3",
     ),
-    "nothing": (change_json("config_sentence_transformers.json", truncate_dim=0), SAME),
+    "nothing": (change_json("config_sentence_transformers.json", truncate_dim=0), "truncate_dim: "),
     "width": (
         change_json("1_Pooling/config.json", word_embedding_dimension=33),
         "its embeddings are 32 wide, its files say 33",
@@ -378,7 +380,7 @@ UNSOUND = {
     ),
     "length of text": (
         change_json("sentence_bert_config.json", max_seq_length="many"),
-        "max_seq_length: expected a number, got 'many'",
+        "max_seq_length: should be a valid integer, got 'many'",
     ),
     "shards": (
         take_weights_from_elsewhere,
@@ -429,3 +431,48 @@ def test_a_plain_encoder_that_reads_no_text_is_refused(plain):
     change_json("tokenizer_config.json", model_max_length=2)(plain)
     with pytest.raises(UserError, match=f"{SAME} 2 tokens"):
         load_model(str(plain), "mean")
+
+
+TYPES = [
+    ("config.json", None, "should be a valid dictionary, got None"),
+    ("config.json", "{", "not valid JSON: Expecting property name"),
+    ("config.json", {"hidden_size": "32"}, "hidden_size: should be a positive number, got '32'"),
+    ("config.json", {"hidden_act": "x"}, "hidden_act: should be the name of an activation"),
+    ("config.json", {"dtype": "float31"}, "dtype: should be a type of numbers, such as float32"),
+    ("config.json", {"model_type": ["bert"]}, "model_type: should be a valid string"),
+    ("config.json", {"layer_norm_eps": "x"}, "Field 'layer_norm_eps' expected float, got str"),
+    ("config.json", {"pad_token_id": "x"}, "Field 'pad_token_id' with value 'x' doesn't match"),
+    ("tokenizer_config.json", [], "should be a valid dictionary, got []"),
+    ("tokenizer_config.json", {"pad_token": 3}, "pad_token: should be a token as text, got 3"),
+    ("tokenizer_config.json", {"padding_side": "up"}, "padding_side: should be 'left' or 'right'"),
+    ("tokenizer_config.json", {"model_max_length": "9"}, "model_max_length: should be a valid num"),
+    ("modules.json", 3, "should be a valid list, got 3"),
+    ("modules.json", [{"name": "0", "path": None, "type": "x"}], "0.path: should be a valid str"),
+    ("sentence_bert_config.json", {"model_args": None}, "model_args: should be a valid dictionary"),
+    ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length: should be greater than"),
+    ("config_sentence_transformers.json", {"prompts": []}, "prompts: should be a valid dictionary"),
+    (
+        "config_sentence_transformers.json",
+        {"model_type": 1},
+        "model_type: should be a valid string",
+    ),
+    (
+        "1_Pooling/config.json",
+        {"include_prompt": "no"},
+        "include_prompt: should be a valid boolean",
+    ),
+    ("1_Pooling/config.json", {"word_embedding_dimension": None}, "embedding_dimension: missing"),
+    ("2_Dense/config.json", {"in_features": 1.5}, "in_features: should be a valid integer"),
+    ("2_Dense/config.json", {"out_features": -1}, "out_features: should be greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), TYPES)
+def test_a_setting_of_another_type_is_named_with_file_and_key(stored, name, content, expected):
+    path = stored / name
+    if isinstance(content, dict):
+        content = json.loads(path.read_text()) | content
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        load_model(str(stored))
+    assert f"{name}: {expected}" in str(caught.value) and "\n" not in str(caught.value)

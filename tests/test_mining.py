@@ -178,3 +178,11 @@ def test_a_file_that_is_there_stays(model, pairs, tmp_path, capsys):
     assert main(words) == 2
     assert "--overwrite" in capsys.readouterr().err and out.read_text() == "mine\n"
     assert main([*words, "--overwrite"]) == 0 and mined(out)
+
+
+def test_the_text_is_the_input_and_no_setting(model, pairs, text_file, tmp_path, capsys):
+    words = ["mine", str(pairs), "data.form=pairs", "--model", str(model)]
+    other = f"data.train={text_file}"
+    assert main([*words, other, "-o", str(tmp_path / "m.jsonl")]) == 2
+    assert f"data.train: the text is INPUT, here {pairs}; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "m.jsonl").exists()

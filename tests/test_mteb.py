@@ -277,3 +277,18 @@ def test_data_of_another_commit_than_mteb_pins_are_refused(tmp_path):
                 _check_commit(task)
         else:
             _check_commit(task)
+
+
+def test_a_task_that_cannot_be_had_leaves_no_folder(model, tmp_path, monkeypatch, capsys):
+    task = type(mteb.get_task("STS12"))
+
+    def fails(self, **_):
+        raise OSError("no answer")
+
+    monkeypatch.setattr(task, "load_data", fails)
+    output = tmp_path / "new" / "scores.json"
+    encoder.save(model, tmp_path / "model")
+    words = ["evaluate", str(tmp_path / "model"), "--tasks", "mteb:STS12", "-o", str(output)]
+    assert main(words) == 2
+    assert "task mteb:STS12: cannot load" in capsys.readouterr().err
+    assert not output.parent.exists()

@@ -211,7 +211,9 @@ def test_seeds_that_are_missing_are_missed(finished, tmp_path, capsys):
     shutil.rmtree(root / "warm" / "seed-5")
     (root / "warm" / "seed-x").mkdir()  # no seed
     (root / "warm" / "seed-7").write_text("nor this")
-    with pytest.raises(UserError, match="seeds not finished: 5; run its command again"):
+    with pytest.raises(
+        UserError, match=r"seeds not finished: 5; run its command again \(simcse comp"
+    ):
         load_runs(root / "warm")
     assert len(load_runs(root / "warm", ["3"]).runs) == 1
 

@@ -162,6 +162,12 @@ def own(tmp_path, monkeypatch):
             "encoder.towers: dino needs one encoder for all texts, got two",
         ),
         ("objective: no_such_module:Term", "no_such_module:Term cannot be imported: ModuleNotF"),
+        (
+            "objective: ./my_terms.py:Own",
+            "name the module as Python imports it, such as my_terms:Own",
+        ),
+        ("objective: 'a-b:Own'", "name the module as Python imports it, such as a_b:Own"),
+        ("objective: 'my_terms:'", "as Python imports it, such as my_terms:MyObjective"),
         ("objective: my_terms:NoSuch", "my_terms:NoSuch cannot be imported: AttributeError"),
         ("objective: my_broken:Term", "ZeroDivisionError: division by zero ("),
         ("objective: my_terms:Other", "my_terms:Other is not a subclass of simcse.objectives.Obj"),

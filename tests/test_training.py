@@ -567,6 +567,9 @@ def test_dry_run_writes_nothing(arguments, run, capsys):
     ("setting", "expected"),
     [
         ("training.batch_size=97", "training.batch_size: 97 is more than the 96 training rows"),
+        ("training.batch_size=97 data.train={twice}", "(96 more repeat them)"),
+        ("steps=3", "steps: unknown key (did you mean training.steps?)"),
+        ("data.01.train=x", "argument data.01.train: 01 stands in a list; name an item by its num"),
         ("training.precision=float16", "training.precision: float16 needs a GPU"),
         ("training.report_to=nosuchtracker", "training.report_to: nosuchtracker unknown"),
         ("data.max_length=65", "data.max_length: 65 is more than the 64 tokens that"),
@@ -576,14 +579,47 @@ def test_dry_run_writes_nothing(arguments, run, capsys):
         ("encoder.name=/no/such/encoder", "encoder.name: /no/such/encoder is neither"),
     ],
 )
-def test_mistakes_end_with_one_line_and_no_run_folder(arguments, run, capsys, setting, expected):
+def test_mistakes_end_with_one_line_and_no_run_folder(
+    arguments, run, text_file, tmp_path, capsys, setting, expected
+):
     if "float16" in setting and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert main([*arguments, *setting.split()]) == 2
+    (twice := tmp_path / "twice.txt").write_text(2 * text_file.read_text())
+    assert main([*arguments, *setting.replace("{twice}", str(twice)).split()]) == 2
     message = capsys.readouterr().err
     assert expected in message
     assert message.count("\n") == 1
     assert not run.exists()
+
+
+def test_a_finished_run_says_that_its_encoder_or_text_has_changed(
+    arguments, run, tiny, text_file, tmp_path, capsys
+):
+    text = tmp_path / "own.txt"
+    text.write_text(text_file.read_text())
+    name = shutil.copytree(tiny, tmp_path / "encoder")
+    words = [*arguments, "training.steps=2", f"data.train={text}", f"encoder.name={name}"]
+    assert main(words) == 0
+    scores = (run / "scores.json").read_bytes()
+    capsys.readouterr()
+
+    def warnings():
+        assert main(words) == 0
+        output = capsys.readouterr().out
+        assert f"{run} is finished:" in output
+        return [line for line in output.splitlines() if line.startswith("warning:")]
+
+    assert not warnings()
+    text.write_text(text_file.read_text() + "One more.\n")
+    [said] = warnings()
+    assert f"data.train: the text has changed since {run} was started (then 96 rows" in said
+    make_encoder(name, hidden_size=16)
+    said, _ = warnings()
+    assert f"encoder: it has changed since {run} was started; these are the results fr" in said
+    text.unlink()
+    [said] = warnings()
+    assert "not compared with its encoder and text as they are now (data.train: " in said
+    assert (run / "scores.json").read_bytes() == scores
 
 
 def test_output_that_cannot_be_made_is_known_before_the_text_is_read(arguments, tmp_path, capsys):

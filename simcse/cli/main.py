@@ -106,9 +106,10 @@ def _run(arguments: list[str]) -> int:
         )
     except Exception as error:
         if _is_the_disks(error):
+            where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
             return _fail(
-                f"no space left on the disk, or it fails ({first_line(error)}); mend that, then "
-                "start again: a training run resumes from its last checkpoint",
+                f"no space left on the disk, or it fails{where} ({first_line(error)}); mend that, "
+                "then start again: a training run resumes from its last checkpoint",
                 EXIT_DISK,
             )
         if isinstance(error, OSError) and error.filename:

@@ -164,6 +164,8 @@ def mine(parsed: argparse.Namespace) -> None:
     [data, *others] = validate(values, "arguments").sets
     if others:
         raise UserError("mine: one data set at a time")
+    if data.train != [parsed.file]:
+        raise UserError(f"mine: data.train: the text is INPUT, here {parsed.file}; leave it out")
     if parsed.cross_encoder is None and abs(parsed.max_score or 0) > 1:
         raise UserError(f"--max-score: expected a cosine from -1 to 1, got {parsed.max_score}")
     if data.form == "sentences" and parsed.max_score is None:

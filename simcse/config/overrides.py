@@ -163,7 +163,7 @@ def _place(section: dict[str, Any] | list[Any], name: str, key: str) -> Any:
     """
     if isinstance(section, dict):
         return name
-    if not (name.isdecimal() and int(name) <= len(section)):
+    if not (re.fullmatch("0|[1-9][0-9]{0,5}", name) and int(name) <= len(section)):
         raise UserError(
             f"argument {key}: {name} stands in a list; name an item by its number, at most "
             f"{len(section)}, such as data.0.train"

@@ -191,11 +191,11 @@ def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -
         place = place if place.isprintable() else repr(place)
         if unknown:
             yield f"{place}: unknown key{_nearest(model, location)}"
-        elif item["type"] == "value_error":
+            continue
+        message = f"{_rule(item['msg'])}, got {reprlib.repr(item['input'])}"
+        if item["type"] == "value_error":
             message = str(item["ctx"]["error"])
-            yield f"{place}: {message}" if place else message
-        else:
-            yield f"{place}: {_rule(item['msg'])}, got {reprlib.repr(item['input'])}"
+        yield f"{place}: {message}" if place else message
 
 
 def _rule(message: str) -> str:
@@ -211,7 +211,9 @@ def _nearest(section: type[BaseModel], location: Sequence[int | str]) -> str:
                 return ""
             section = inner
     name, names = str(location[-1]), list(section.model_fields)
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.6) or nearest_settings(name)
+    elsewhere = [key for key in Config().settings() if key.endswith(f".{name}")]
+    near = elsewhere or difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    near = near[:3] or nearest_settings(name)
     return f" (did you mean {' or '.join(near)}?)" if near else f" (allowed: {', '.join(names)})"
 
 

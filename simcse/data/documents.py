@@ -132,6 +132,11 @@ class Documents:
                 "set data.form=sentences, else name the folder or the files of several documents"
             )
         self.keys, self.sides = table[:, 0], table[:, 1].astype(np.int64)
+        if len(np.unique(self.keys)) == 1:
+            raise UserError(
+                f"data.train: all {len(table):,} documents of {', '.join(config.train)} have the "
+                "same words; name different ones"
+            )
 
     @classmethod
     def of(cls, config: Config) -> list[Documents]:

@@ -177,6 +177,14 @@ class Chosen:
         return place, tuple(texts)
 
 
+def _chooses(wanted: Wanted, found: list[str], chosen: Chosen) -> bool:
+    """Whether the same columns would be read of a table with these."""
+    try:
+        return wanted.choose("", found) == chosen
+    except UserError:
+        return False
+
+
 def _shown(names: Iterable[str]) -> str:
     """Names of columns for an error; a file of anything may have millions, or one of a megabyte."""
     text = ", ".join(names)
@@ -395,7 +403,9 @@ class _File:
             yield place, sound_text(place, text).rstrip("\n")
 
     def _read_jsonl(self, lines: Iterable[tuple[str, str]], wanted: Wanted) -> Fields:
-        chosen = None  # by the first row; another row with other names is a mistake
+        chosen = None  # by the first row
+        first: list[str] = []  # what is chosen from
+        harmless = {frozenset[str]()}  # further keys with which the same would be chosen
         for place, line in lines:
             if not line.strip():
                 yield place, ("",) * COLUMNS[wanted.form][0]
@@ -409,17 +419,20 @@ class _File:
             if chosen is None:
                 texts = [name for name in row if isinstance(row[name], str)]
                 one = wanted.form == "sentences" and len(texts) == 1 and not wanted.columns
-                chosen = wanted.choose(place, texts if one else list(row))
-                first = row.keys()
+                first = texts if one else list(row)
+                chosen = wanted.choose(place, first)
             if missing := [name for name in chosen.names if name not in row]:
                 raise UserError(f"{place}: no column {missing[0]!r}; found {_shown(row)}")
-            # Hard negatives that only some rows have would be left out.
-            added = row.keys() - first if wanted.form == "pairs" and not wanted.columns else ()
-            if added:
-                raise UserError(
-                    f"{place}: {min(added)!r} is not in the first row; choose columns "
-                    f"({wanted.called('columns')}) that all rows have"
-                )
+            # Text that only some rows have, such as a title or a hard negative.
+            added = frozenset(row) - set(first) if not wanted.columns else frozenset()
+            added = frozenset(name for name in added if not one or isinstance(row[name], str))
+            if added not in harmless:
+                if not _chooses(wanted, [*first, *added], chosen):
+                    raise UserError(
+                        f"{place}: {min(added)!r} is not {'text ' * one}in the first row; choose "
+                        f"columns ({wanted.called('columns')}) that all rows have"
+                    )
+                harmless.add(added)
             yield chosen.fields(place, row)
 
     def _read_csv(self, lines: Iterator[tuple[str, str]], wanted: Wanted) -> Fields:

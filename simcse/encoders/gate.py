@@ -7,7 +7,6 @@ Here that is an error. Whatever is trained, used, taught from or exported passes
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from simcse.encoders import settings_files
 from simcse.errors import UserError, first_line
 from simcse.hub import failures
 
@@ -32,7 +33,6 @@ logger = logging.getLogger("simcse")
 _KIND = "SentenceTransformer"  # beside it the library has cross-encoders and sparse ones
 _NAMED = 3  # weights that an error names
 _MOST_LAYERS = 1_000
-_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # of folders below a folder
 # Pairs of texts of one token, or of as many, in alphabets of which every vocabulary has one.
 _PAIRS = ["a", "b", "1", "2", "一", "二", "и", "я"]
 
@@ -202,7 +202,15 @@ def failing_for(origin: Origin) -> Iterator[None]:
         reason = first_line(error)[:200]
         if isinstance(error, SafetensorError):
             reason = f"a .safetensors file is damaged, or only a pointer to it ({reason})"
+        if isinstance(error, StrictDataclassFieldValidationError):
+            reason = _of_a_key(error)
         raise failures.failure(f"{origin.label} cannot be loaded: {reason}", error) from error
+
+
+def _of_a_key(error: StrictDataclassFieldValidationError) -> str:
+    """What transformers says of a key of ``config.json``, without Python's words for its types."""
+    said = str(error.__cause__ or error).partition(" Errors: ")[0].removesuffix(".")
+    return "config.json: " + re.sub(r"<class '([\w.]+[.])?(\w+)'>", r"\2", said)
 
 
 @contextmanager
@@ -265,20 +273,21 @@ def _check_weights(origin: Origin, network: nn.Module, info: Mapping[str, Any]) 
 
 
 def check_files(origin: Origin, wanted: str = _KIND) -> None:
-    """Refuse a folder that the libraries would wait in: they read whatever is there.
+    """Refuse a folder that the libraries would wait in, or fail in: they read whatever is there.
 
     Raises:
-        UserError: A pipe or device is in the model's folder, or it is a model of another kind.
+        UserError: A pipe or device is in the model's folder, a setting in its files is not of its
+            type, or it is a model of another kind.
     """
-    settings = Path(origin.path) / "config_sentence_transformers.json"
-    with failing_for(origin):
-        found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        kind = found.get("model_type", wanted)
-    if kind != wanted:
-        raise UserError(f"{origin.label}: is a {kind}; expected a {wanted}")
-    for path in Path(origin.path).rglob("*"):
+    root = Path(origin.path)
+    for path in root.rglob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError(f"{origin.label}: {path} is a pipe or device; expected a file")
+    settings_files.check(origin.label, root)
+    name = "config_sentence_transformers.json"
+    found = settings_files.read(origin.label, root, name) if (root / name).is_file() else {}
+    if (kind := found.get("model_type", wanted)) != wanted:
+        raise UserError(f"{origin.label}: is a {kind}; expected a {wanted}")
 
 
 def _check_layers(origin: Origin) -> None:
@@ -287,8 +296,9 @@ def _check_layers(origin: Origin) -> None:
     Raises:
         UserError: More layers than any encoder has.
     """
-    for path in Path(origin.path).rglob("*config.json"):
-        waiting = [json.loads(path.read_text(encoding="utf-8"))]
+    root = Path(origin.path)
+    for path in root.rglob("*config.json"):
+        waiting = [settings_files.read(origin.label, root, str(path.relative_to(root)))]
         while waiting:
             settings = waiting.pop()
             for key, value in settings.items() if isinstance(settings, dict) else ():
@@ -305,50 +315,37 @@ def _check_shards(origin: Origin) -> None:
     Raises:
         UserError: It names a file outside of its folder.
     """
-    for path in Path(origin.path).rglob("*.index.json"):
-        shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+    root = Path(origin.path)
+    for path in root.rglob("*.safetensors.index.json"):
+        name = str(path.relative_to(root))
+        shards = settings_files.read(origin.label, root, name)["weight_map"].values()
         if outside := [name for name in shards if Path(name).name != name]:
             raise UserError(f"{origin.label}: {path.name}: {outside[0]!r} is no file of its folder")
 
 
 def _check_modules(origin: Origin) -> None:
-    """Names and settings of the modules, before the library acts on them.
+    """Settings of the modules, before the library acts on them.
 
-    A name becomes a path when the model is saved. The library would put tanh in the place of an
-    activation that it may not run, and take the mean for a pooling without a mode.
+    It would put tanh in the place of an activation that it may not run, and take the mean for a
+    pooling without a mode.
 
     Raises:
-        UserError: A name leads out of the folder, a dense layer has a foreign activation, or a
-            pooling has no mode.
+        UserError: A dense layer has a foreign activation, or a pooling has no mode.
     """
     root = Path(origin.path)
-    for path, kind in _modules(root):
-        if path and not _NAME.fullmatch(path):
-            raise UserError(f"{origin.label}: a module is called {path!r}, which is no plain name")
-        if kind.rpartition(".")[2] == "Dense" and not origin.trust_remote_code:
+    for path, kind in settings_files.modules(origin.label, root):
+        if kind == "Dense" and not origin.trust_remote_code:
             settings = Dense.load_config(origin.path, subfolder=path)
             if not settings.get("activation_function", "torch.").startswith("torch."):
                 raise _foreign_code(origin)
-        if kind.rpartition(".")[2] == "Pooling":
-            settings = json.loads((root / path / "config.json").read_text(encoding="utf-8"))
+        if kind == "Pooling":
+            settings = settings_files.read(origin.label, root, f"{path}/config.json")
             modes = [value for key, value in settings.items() if key.startswith("pooling_mode_")]
             if modes and not (True in modes and {*map(type, modes)} == {bool}):
                 raise UserError(
                     f"{origin.label}: {path}/config.json: of the pooling modes, each true or "
                     "false, at least one has to be true"
                 )
-
-
-def _modules(root: Path) -> Iterator[tuple[str, str]]:
-    """Folder and type of every module, those of a router and its routes included."""
-    for entry in json.loads((root / "modules.json").read_text(encoding="utf-8")):
-        yield entry["path"], entry["type"]
-        router = root / entry["path"] / "router_config.json"
-        if router.is_file():
-            settings = json.loads(router.read_text(encoding="utf-8"))
-            prefix = f"{entry['path']}/" if entry["path"] else ""
-            yield from ((f"{prefix}{path}", kind) for path, kind in settings["types"].items())
-            yield from ((route, "") for route in settings["structure"])
 
 
 def _foreign_code(origin: Origin) -> UserError:

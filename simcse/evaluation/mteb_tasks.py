@@ -116,9 +116,10 @@ def evaluate_mteb(
 def _evaluate(
     encoder: CachedEncoder, task: AbsTask, saved_results: Path | None, batch_size: int
 ) -> TaskResult:
-    cache = mteb.ResultCache(saved_results) if saved_results else None
-    if cache and not isinstance(task, AbsTaskAggregate) and not _is_done(task, encoder, cache):
+    is_single = not isinstance(task, AbsTaskAggregate)
+    if saved_results and is_single and not _is_done(task, encoder, saved_results):
         _load(task)
+    cache = mteb.ResultCache(saved_results) if saved_results else None
     try:
         [result] = mteb.evaluate(
             encoder,
@@ -244,7 +245,10 @@ def _check_commit(task: AbsTask) -> None:
                 )
 
 
-def _is_done(task: AbsTask, encoder: CachedEncoder, cache: mteb.ResultCache) -> bool:
+def _is_done(task: AbsTask, encoder: CachedEncoder, folder: Path) -> bool:
+    if not folder.is_dir():  # which mteb's cache would make, and perhaps in vain
+        return False
+    cache = mteb.ResultCache(folder)
     try:
         saved = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
     except (ValueError, KeyError) as error:

@@ -63,6 +63,12 @@ def find(name: str) -> type[Objective]:
             "your own, such as my_module:MyObjective"
         )
     module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        stem = re.sub(r"\W", "_", Path(module).name.removesuffix(".py"))
+        raise UserError(
+            f"objective.terms: {name}: name the module as Python imports it, such as "
+            f"{stem or 'my_module'}:{attribute or 'MyObjective'} for a file in the working folder"
+        )
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)
     with running(name, "cannot be imported"):

@@ -152,8 +152,8 @@ def _seed_runs(path: Path, there: dict[str, Path], seeds: Sequence[str] | None) 
     unfinished = [s for s in seeds if s not in there or not (there[s] / MANIFEST).is_file()]
     if unfinished:
         raise UserError(
-            f"{path}: seeds not finished: {', '.join(unfinished)}; run its command again, or "
-            "choose others with --seeds"
+            f"{path}: seeds not finished: {', '.join(unfinished)}; run its command again "
+            "(simcse compare takes the others alone, with --seeds)"
         )
     runs = [_load(there[seed] / SCORES_FILE) for seed in seeds]
     for run in runs[1:]:

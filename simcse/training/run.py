@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from simcse.config.reading import differences, read_config, settings_digest, to_
 from simcse.config.settings import Config
 from simcse.data.documents import Documents
 from simcse.data.readers import is_from_hub
+from simcse.data.rows import load_training_data
 from simcse.encoders import encoder, gate, lora
 from simcse.encoders.base_card import of_card
 from simcse.encoders.language_models import set_attention
@@ -70,7 +71,7 @@ from simcse.training.interruption import StopSignals
 from simcse.training.loss import TrainingLoss
 from simcse.training.resuming import Position
 from simcse.training.setup import Dev, check_views_differ, make_accelerator
-from simcse.training.text import TrainingText
+from simcse.training.text import TrainingSet, TrainingText
 from simcse.training.text_embeddings import TextEmbeddings, text_embeddings
 from simcse.training.untrained import (
     AS_IT_WAS,
@@ -145,7 +146,45 @@ def _show_finished(run: Path, config: Config) -> None:
         write_atomically(run / CONFIG_FILE, to_yaml(new))
     print(f"{run} is finished:")
     print_scores(scores)
+    for change in _changes_since(run, config):
+        print(f"warning: {change}")
     remove_all(run / CHECKPOINTS)  # a kill may have left some
+
+
+def _changes_since(run: Path, config: Config) -> Iterator[str]:
+    """What encoder and text of a finished run are no longer, each in words."""
+    before = read_json(run / ENVIRONMENT_FILE, MadeFrom)
+    try:
+        set_seed(config.seed)  # for the projection's first weights
+        model = encoder.build(config.encoder)
+        found = [*_other_start(before, {"encoder": encoder.fingerprint(model)}, run)]
+        sets = [
+            TrainingSet(data, *load_training_data(data, model.tokenizer, config.seed))
+            for data in config.sets
+        ]
+        for change in [*found, *_other_text(before, sets, run)]:
+            yield f"{change}; these are the results from then, output=FOLDER starts anew"
+    except UserError as error:
+        yield f"not compared with its encoder and text as they are now ({error})"
+
+
+def _other_start(before: dict[str, Any], start: dict[str, str], run: Path) -> Iterator[str]:
+    for name, hashed in start.items():
+        if before["start"].get(name) != hashed:
+            yield f"{name}: it has changed since {run} was started"
+
+
+def _other_text(before: dict[str, Any], sets: Sequence[TrainingSet], run: Path) -> Iterator[str]:
+    for old, new in zip(before["text"], sets, strict=True):  # the config is the same
+        if old != _recorded(new):
+            yield (
+                f"data.train: the text has changed since {run} was started (then {old['rows']:,} "
+                f"rows, sha256 {old['counts']['sha256']})"
+            )
+
+
+def _recorded(own: TrainingSet) -> dict[str, Any]:
+    return {"train": own.config.train, "rows": len(own.rows), "counts": asdict(own.counts)}
 
 
 def _train_in(
@@ -404,10 +443,6 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
         UserError: Other text or another number of processes than the run was started with; a
             folder that not all processes see.
     """
-    text = [
-        {"train": own.config.train, "rows": len(own.rows), "counts": asdict(own.counts)}
-        for own in prepared.text.sets
-    ]
     path, world = run / ENVIRONMENT_FILE, distributed.world()
     if distributed.is_first():
         run.mkdir(parents=True, exist_ok=True)
@@ -423,25 +458,15 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
     start |= {f"evaluation: {name}": data for name, data in prepared.scored.own_data.items()}
     if path.is_file():
         before = read_json(path, MadeFrom)
-        for name, hashed in start.items():
-            if before["start"].get(name) != hashed:
-                raise UserError(
-                    f"{name}: it has changed since {run} was started; bring it back, or start anew "
-                    "with output=FOLDER"
-                )
         if before["processes"] != world:
             raise UserError(
                 f"output: {run} was started with {before['processes']} processes, not {world}; "
                 "batches and dropout would not be the same: start as many, or anew with "
                 "output=FOLDER"
             )
-        for old, new in zip(before["text"], text, strict=True):  # the config is the same
-            if old != new:
-                raise UserError(
-                    f"data.train: the text has changed since {run} was started (then "
-                    f"{old['rows']:,} rows, sha256 {old['counts']['sha256']}); bring it back, or "
-                    "start anew with output=FOLDER"
-                )
+        others = (_other_start(before, start, run), _other_text(before, prepared.text.sets, run))
+        if change := next(chain.from_iterable(others), None):
+            raise UserError(f"{change}; bring it back, or start anew with output=FOLDER")
         return
     if newest_checkpoint(run / CHECKPOINTS) is not None:
         raise UserError(
@@ -455,7 +480,7 @@ def _open_folder(run: Path, config: Config, prepared: Prepared, command: list[st
         "from_hub": _from_hub(config),
         "processes": world,
         "start": start,
-        "text": text,
+        "text": [_recorded(own) for own in prepared.text.sets],
         "terms": describe(config),
     }
     write_atomically(path, json.dumps(found, indent=2) + "\n")

@@ -74,8 +74,10 @@ class TrainingSet:
         size, limit = config.training.batch_size, model.max_seq_length
         data, rows, name = self.config, len(self.rows), config.encoder.name
         if rows < size:
+            repeats = f" ({self.counts.duplicate:,} more repeat them)" * bool(self.counts.duplicate)
             raise UserError(
-                f"training.batch_size: {size} is more than the {rows} training rows of {data.title}"
+                f"training.batch_size: {size} is more than the {rows} training rows of "
+                f"{data.title}{repeats}"
             )
         if limit is not None and data.max_length > limit:
             raise UserError(

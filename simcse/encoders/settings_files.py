@@ -1,0 +1,262 @@
+"""What a model's JSON files may hold, checked before the libraries act on them.
+
+The libraries take whatever type stands there; what goes wrong then says neither file nor key. Only
+keys that decide how a model is loaded are checked, and others are allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    RootModel,
+    ValidationError,
+    model_validator,
+)
+from transformers.activations import ACT2FN
+
+from simcse.config.reading import problems
+from simcse.errors import UserError
+
+MODULES = "modules.json"
+ROUTER = "router_config.json"
+
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # of folders below a folder
+_MOST = 10**12  # of anything that is counted
+# What architectures call their sizes, and their activations.
+_SIZES = {
+    "d_ff", "d_kv", "d_model", "dim", "emb_dim", "head_dim", "hidden_dim", "hidden_size",
+    "intermediate_size", "max_position_embeddings", "n_embd", "n_head", "n_heads", "n_layer",
+    "n_layers", "n_positions", "num_attention_heads", "num_heads", "num_hidden_layers",
+    "num_key_value_heads", "num_layers", "vocab_size",
+}  # fmt: skip
+_ACTIVATIONS = {
+    "activation", "activation_function", "dense_act_fn", "hidden_act", "hidden_activation",
+}  # fmt: skip
+
+
+def _is_token(value: Any) -> Any:
+    text = value.get("content") if isinstance(value, dict) else value
+    if not (value is None or isinstance(text, str)):
+        raise ValueError(f"should be a token as text, got {reprlib.repr(value)}")
+    return value
+
+
+def _is_mode(value: Any) -> Any:
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"should be the name of a pooling, got {reprlib.repr(value)}")
+    return value
+
+
+def _is_dtype(name: str) -> str:
+    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
+        raise ValueError(f"should be a type of numbers, such as float32, got {name!r}")
+    return name
+
+
+Size = Annotated[int, Field(gt=0, le=_MOST)]
+Token = Annotated[Any, AfterValidator(_is_token)]
+Dtype = Annotated[str, AfterValidator(_is_dtype)] | None
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+
+class _Network(_Settings):
+    """``config.json`` of transformers, whose own classes check the types of further keys."""
+
+    model_type: str = ""
+    architectures: list[str] | None = None
+    auto_map: dict[str, Any] | None = None
+    dtype: Dtype = None
+    torch_dtype: Dtype = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whatever_the_architecture(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if value is None or isinstance(value, list):  # some have one for each layer
+                continue
+            counted = isinstance(value, int) and not isinstance(value, bool)
+            if key in _SIZES and not (counted and 0 < value <= _MOST):
+                raise ValueError(f"{key}: should be a positive number, got {reprlib.repr(value)}")
+            if key in _ACTIVATIONS and not (isinstance(value, str) and value in ACT2FN):
+                expected = "the name of an activation, such as 'gelu'"
+                raise ValueError(f"{key}: should be {expected}, got {reprlib.repr(value)}")
+        return values
+
+
+class _Tokenizer(_Settings):
+    tokenizer_class: str | None = None
+    auto_map: dict[str, Any] | None = None
+    model_max_length: Annotated[float, Field(gt=0)] | None = None
+    padding_side: Literal["left", "right"] = "right"
+    truncation_side: Literal["left", "right"] = "right"
+    do_lower_case: bool | None = None
+    added_tokens_decoder: dict[str, Token] = {}
+    bos_token: Token = None
+    cls_token: Token = None
+    eos_token: Token = None
+    mask_token: Token = None
+    pad_token: Token = None
+    sep_token: Token = None
+    unk_token: Token = None
+
+
+class _Object(_Settings):
+    """Any JSON object."""
+
+
+class _Module(_Settings):
+    name: str
+    path: str
+    type: str
+
+
+class _Modules(RootModel[Annotated[list[_Module], Field(min_length=1)]]):
+    model_config = ConfigDict(strict=True)
+
+
+class _Router(_Settings):
+    types: dict[str, str]
+    structure: dict[str, list[str]]
+
+
+class _SentenceModel(_Settings):
+    """``config_sentence_transformers.json``."""
+
+    model_type: str = ""
+    prompts: dict[str, str] = {}
+    default_prompt_name: str | None = None
+    similarity_fn_name: str | None = None
+    truncate_dim: PositiveInt | None = None
+    versions: dict[str, str] = Field({}, alias="__version__")
+
+
+class _Transformer(_Settings):
+    """``sentence_bert_config.json``."""
+
+    max_seq_length: Size | None = None
+    do_lower_case: bool | None = None
+    model_args: dict[str, Any] = {}
+    config_args: dict[str, Any] = {}
+    tokenizer_args: dict[str, Any] = {}
+    processing_kwargs: dict[str, Any] = {}
+    modality_config: dict[str, Any] | None = None
+    transformer_task: str | None = None
+
+
+class _Pooling(_Settings):
+    word_embedding_dimension: Size | None = None
+    embedding_dimension: Size | None = None
+    include_prompt: bool = True
+    pooling_mode: Annotated[Any, AfterValidator(_is_mode)] = "mean"
+
+    @model_validator(mode="after")
+    def _has_a_width(self) -> Self:
+        if self.word_embedding_dimension is None and self.embedding_dimension is None:
+            raise ValueError("embedding_dimension: missing")
+        return self
+
+
+class _Dense(_Settings):
+    in_features: Size
+    out_features: Size
+    bias: bool = True
+    activation_function: str = "torch.nn.modules.activation.Tanh"
+    module_input_name: str | None = None
+    module_output_name: str | None = None
+
+
+class _Shards(_Settings):
+    weight_map: dict[str, str]
+
+
+_FILES: dict[str, type[BaseModel]] = {
+    "config.json": _Network,
+    "tokenizer_config.json": _Tokenizer,
+    "special_tokens_map.json": _Object,
+    MODULES: _Modules,
+    ROUTER: _Router,
+    "config_sentence_transformers.json": _SentenceModel,
+    "sentence_bert_config.json": _Transformer,
+}
+_OF_MODULES: dict[str, type[BaseModel]] = {"Pooling": _Pooling, "Dense": _Dense}
+"""Of ``config.json`` in the folder of a module, by the name of its class."""
+
+
+def check(label: str, folder: Path) -> None:
+    """Check the known settings in the files of a model and of its modules.
+
+    Args:
+        label: Starts every error.
+        folder: Of the model.
+
+    Raises:
+        UserError: A file is no JSON, or a setting is not of its type.
+    """
+    parts = list(modules(label, folder)) if (folder / MODULES).is_file() else []
+    for part in dict.fromkeys(["", *(path for path, kind in parts if kind not in _OF_MODULES)]):
+        for name, record in _FILES.items():
+            if (folder / part / name).is_file():
+                read(label, folder, str(Path(part, name)), record)
+    for part, kind in parts:
+        if part and kind in _OF_MODULES:
+            read(label, folder, str(Path(part, "config.json")), _OF_MODULES[kind])
+    for path in folder.rglob("*.safetensors.index.json"):
+        read(label, folder, str(path.relative_to(folder)), _Shards)
+
+
+def modules(label: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Folder and class of every module, those of a router and its routes included.
+
+    Raises:
+        UserError: As :func:`check`, of the files that list them; or a name, which becomes a path
+            when the model is saved, leads out of the folder.
+    """
+
+    def plain(path: str) -> str:
+        if path and not _NAME.fullmatch(path):
+            raise UserError(f"{label}: a module is called {path!r}, which is no plain name")
+        return path
+
+    for entry in read(label, folder, MODULES, _Modules):
+        yield plain(entry["path"]), entry["type"].rpartition(".")[2]
+        router = str(Path(entry["path"], ROUTER))
+        if (folder / router).is_file():
+            settings = read(label, folder, router, _Router)
+            for path, kind in settings["types"].items():
+                yield str(Path(entry["path"], plain(path))), kind.rpartition(".")[2]
+            yield from ((plain(route), "") for route in settings["structure"])
+
+
+def read(label: str, folder: Path, name: str, record: type[BaseModel] = _Object) -> Any:
+    """The plain values of one JSON file of a model.
+
+    Raises:
+        UserError: It is missing, no JSON, or not a ``record``.
+    """
+    try:
+        values = json.loads((folder / name).read_text(encoding="utf-8-sig"))
+        record.model_validate(values)
+    except ValidationError as error:
+        found = "; ".join(problems(error, record))
+        raise UserError(f"{label}: {name}: {found}") from error
+    except OSError as error:
+        raise UserError(f"{label}: {name}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{label}: {name}: not valid JSON: {error}") from error
+    return values
