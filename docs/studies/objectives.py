@@ -22,7 +22,8 @@ from pathlib import Path
 
 from simcse.cli.main import main as simcse
 from simcse.config.reading import load_config
-from simcse.training.run import prepare, step_seconds
+from simcse.training.dry_run import step_seconds
+from simcse.training.preparing import prepare
 
 FOLDER = Path("outputs/studies/objectives")
 TABLE = Path(__file__).with_name("objectives.table.md")

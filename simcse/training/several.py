@@ -28,6 +28,7 @@ from simcse.reports.runs import (
 )
 from simcse.reports.summary import summary_of, summary_text, sweep_of, sweep_text
 from simcse.training import run
+from simcse.training.dry_run import print_plan
 from simcse.training.setup import with_resolved_precision
 from simcse.training.untrained import scored_alike
 
@@ -57,7 +58,7 @@ def train(
         members = {f"{SEED_PREFIX}{seed}": seed_config(config, seed) for seed in config.seeds}
         _Several(Path(str(config.output)), members, "seeds").train(command, twin, dry_run=dry_run)
     elif dry_run:
-        run.dry_run(config)
+        print_plan(config)
     else:
         run.train(config, command, twin)
 
