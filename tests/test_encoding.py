@@ -43,6 +43,11 @@ def test_same_vectors_as_the_library(model, texts, batch_size, normalize):
     assert found.dtype == np.float32
 
 
+def test_a_single_batch_has_no_bar(model, capsys):
+    encode_by_length(model, ["a", "b c"], 4, show_progress=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_of_long_texts_a_beginning_is_tokenised(model, tokenised):
     texts = [" ".join(SENTENCES[start:] * 300) for start in range(4)]
     expected = model.encode(texts)

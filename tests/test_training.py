@@ -20,6 +20,7 @@ import yaml
 from conftest import ROOT, SENTENCES, log, make_encoder, newest_checkpoint
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from simcse.cli.main import main
@@ -53,6 +54,21 @@ def interrupted(monkeypatch):
             return main(arguments) == 130
 
     return interrupted
+
+
+def test_the_bar_ends_before_the_message_of_what_ended_the_run(
+    arguments, interrupted, monkeypatch, capsys
+):
+    class Shown(tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"disable": False})
+            bars.append(self)
+
+    bars = []
+    monkeypatch.setattr("simcse.training.progress.tqdm", Shown)
+    assert interrupted(arguments, 2)
+    assert [bar.disable for bar in bars] == [True]  # as tqdm marks what is closed
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: interrupted")
 
 
 def test_a_run_leaves_a_model_its_config_scores_and_log(arguments, run, capsys):

@@ -96,7 +96,7 @@ def encode_by_length(
     few = len(distinct) <= batch_size and sum(map(len, distinct)) < _MANY_CHARACTERS
     mixed = mixed_precision(torch.device(device or model.device), precision)
     if few and precision == "float32":
-        result = encode(distinct, show_progress_bar=own_bar)
+        result = encode(distinct)  # one batch: no bar
         shortest = min(range(len(distinct)), key=lambda index: len(distinct[index]))
         if len(distinct) > 1 and not _alike(
             model, encode([distinct[shortest]]), result[[shortest]]

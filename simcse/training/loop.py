@@ -91,7 +91,12 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
     batches = ahead(text.own_part, text.sampler.batches_from(position.step))
     unread: list[Step] = []
 
-    with signals.waiting(), naming_memory("while training", *_MEMORY), closing(batches):
+    with (
+        signals.waiting(),
+        naming_memory("while training", *_MEMORY),
+        closing(batches),
+        closing(progress.bar),
+    ):
         while position.step < steps:
             # The batch, from one data set: of several processes each takes its part.
             chosen, features = next(batches)
