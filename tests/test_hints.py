@@ -39,9 +39,9 @@ def test_the_data_that_choose_and_that_test_are_named(tmp_path):
     assert list(what_chooses_and_tests(dev, [pairs, own, geometry], ["STS13"])) == [
         "chosen   the checkpoint, by documents-dev "
         "(1 queries from held-out documents of data.train)",
-        "tested   on pairs (504 texts that come with the package); "
-        "graded:mine.csv (4 texts of your own); STS13",
-        "warning: documents-dev: 1 documents are held out, so its score is ± 98 points; "
+        "tested   on pairs (252 pairs that come with the package); "
+        "graded:mine.csv (2 pairs of your own); STS13",
+        "warning: documents-dev: only 1 queries, so its score is ± 98 points; "
         "raise data.held_out, or bring more documents",
     ]
     assert list(what_chooses_and_tests(pairs, [pairs, geometry], []))[1] == (

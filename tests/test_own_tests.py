@@ -389,7 +389,9 @@ def test_a_run_that_made_things_worse_says_so_first(words, tmp_path, capsys):
         f"{100 * values['before']:.2f} -> {100 * values['after']:.2f}, 95% interval of the "
         "difference -"
     )
-    assert results[-2] == ("compared with the best untrained column of each task: worse: pairs")
+    assert results[-2] == (
+        "compared with the best untrained column of each task: worse: pairs (cosine Spearman)"
+    )
 
 
 def test_what_changed_in_words():
@@ -406,9 +408,11 @@ def test_what_changed_in_words():
     poor = {name: np.zeros(40) for name in kept}
     found = changes(before, {"cls": poor, "mean": kept}, result, dict.fromkeys("abcd", "accuracy"))
     assert {change["pooling"] for change in found.values()} == {"mean"}
-    assert verdict_line(found).partition(": ")[2] == (
-        "better: a; worse: b; not to be told with so few items: c (40); unchanged: d"
+    assert verdict_line(found, dev="b").partition(": ")[2] == (
+        "better: a (accuracy); worse: b (accuracy); not to be told with so few items: "
+        "c (accuracy of 40); unchanged: d (accuracy)"
     )
+    assert ": better, but it chose the checkpoint: a (" in verdict_line(found, dev="a")
     [line] = worse_lines(found, dev="b")
     assert line.startswith("warning: training made b (dev) worse: accuracy 75.00 -> 0.00, 95%")
     assert changes({}, {}, result, {"a": "accuracy"}) == {}

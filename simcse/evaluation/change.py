@@ -110,13 +110,17 @@ def worse_lines(found: Changes, dev: str) -> list[str]:
     return lines
 
 
-def verdict_line(found: Changes) -> str:
-    """What training did to each task, in words."""
+def verdict_line(found: Changes, dev: str) -> str:
+    """What training did to each task's main score, in words."""
     by_verdict: dict[str, list[str]] = {}
     for task, change in found.items():
         verdict = _verdict(change["scores"][change["metric"]])
-        count = f" ({change['items']:,})" if verdict == _UNKNOWN else ""
-        by_verdict.setdefault(verdict, []).append(f"{task}{count}")
+        if task == dev and verdict == "better":
+            verdict = "better, but it chose the checkpoint"
+        of = LABELS[change["metric"]]
+        if verdict == _UNKNOWN:
+            of += f" of {change['items']:,}"
+        by_verdict.setdefault(verdict, []).append(f"{task} ({of})")
     words = "; ".join(f"{verdict}: {', '.join(tasks)}" for verdict, tasks in by_verdict.items())
     return f"compared with the best untrained column of each task: {words}"
 

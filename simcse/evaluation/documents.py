@@ -49,6 +49,6 @@ def too_few(task: RetrievalTask) -> str | None:
         return None
     interval = 196 * 0.5 / count**0.5  # of a share near one half, in points
     return (
-        f"{task.name}: {count} documents are held out, so its score is ± {interval:.0f} points; "
+        f"{task.name}: only {count} queries, so its score is ± {interval:.0f} points; "
         "raise data.held_out, or bring more documents"
     )

@@ -93,7 +93,9 @@ def _summary(sets: Sequence[RunSet]) -> Iterator[str]:
         text = "; ".join(data.title for data in first.config.sets)
         line = f"{runs.name}: {first.config.encoder.name} trained on {text}{seeds}."
         tests = {task: change for task, change in first.changes.items() if task in first.scores}
-        yield f"{line} {_sentence(verdict_line(tests))}" if tests and not seeds else line
+        if tests and first.dev and not seeds:
+            line += f" {_sentence(verdict_line(tests, first.dev['task']))}"
+        yield line
 
 
 def _sentence(text: str) -> str:

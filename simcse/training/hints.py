@@ -9,8 +9,9 @@ from sentence_transformers import SentenceTransformer
 from simcse.config.settings import Config
 from simcse.data.tokens import prompt_ids, unknown_warning
 from simcse.encoders import encoder, gate
+from simcse.evaluation.classification import PairClassificationTask
 from simcse.evaluation.documents import too_few
-from simcse.evaluation.tasks import RetrievalTask, Task
+from simcse.evaluation.tasks import PairTask, RetrievalTask, Task
 from simcse.training.text import TrainingSet, prompts_of
 
 MANY_CUT = 0.1
@@ -53,6 +54,8 @@ def _described(task: Task) -> str:
         origin = "of your own"
     if isinstance(task, RetrievalTask):
         return f"{task.name} ({len(task.queries):,} queries {origin})"
+    if isinstance(task, PairTask | PairClassificationTask):
+        return f"{task.name} ({len(task.sentence1):,} pairs {origin})"
     return f"{task.name} ({len(task.texts()):,} texts {origin})"
 
 

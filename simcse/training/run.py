@@ -200,7 +200,6 @@ def print_scores(scores: dict[str, Any]) -> None:
     dev, found = scores["dev"], scores.get("changes", {})
     before = references([("", scores["raw"], scores.get("bm25", {}))])
     after = Column("trained", [scores["trained"]], found)
-    # The dev task chose the checkpoint, so that it says nothing of an improvement.
     tests = {task: change for task, change in found.items() if task in scores["trained"]}
     for line in worse_lines(found, dev["task"]):
         print(line)
@@ -215,4 +214,4 @@ def print_scores(scores: dict[str, Any]) -> None:
         f"at step {dev['best_step']} of {dev['steps']}"
     )
     if tests:
-        print(verdict_line(tests))
+        print(verdict_line(tests, dev["task"]))
