@@ -335,6 +335,13 @@ def test_report_is_one_page_with_data_and_pictures(finished, tmp_path, capsys):
     again = tmp_path / "again"
     assert main(["report", *runs, "-o", str(again)]) == 0
     assert (again / "report.html").read_text(encoding="utf-8") == html
+    capsys.readouterr()
+    table = tmp_path / "table"
+    assert main(["report", *runs, "-o", str(table), "--format", "csv"]) == 0
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.endswith("warm (2 seeds),cold (2 seeds)")
+    assert first.startswith("pairs,cosine Spearman,") and f",{mean:.2f} ±" in first
+    assert not table.exists()
 
 
 def test_report_of_an_evaluated_model_and_of_names_that_repeat(finished, tmp_path, capsys):

@@ -79,6 +79,8 @@ def test_formats_hold_the_same_table():
     assert FORMATS["markdown"](rows).splitlines()[2] == r"| my\|task | alignment ↓ | 0.500 |"
     latex = FORMATS["latex"](rows)
     assert r"task & score & a\_b \\" in latex and r"alignment $\downarrow$ & 0.500 \\" in latex
+    found = FORMATS["latex"]([rows[0], ["x-1", "p < 0.05", "-1.50 to -0.10"]])
+    assert r"x-1 & p $<$ 0.05 & $-$1.50 to $-$0.10 \\" in found
     assert list(csv.reader(io.StringIO(FORMATS["csv"](rows)))) == rows
     assert json.loads(FORMATS["json"](rows)) == [
         {"task": "my|task", "score": "alignment ↓", "a_b": 0.5},

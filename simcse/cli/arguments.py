@@ -211,6 +211,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="gets report.html and the pictures as PNG (default: %(default)s)",
     )
+    report.add_argument(
+        "--format",
+        choices=("text", "markdown", "latex", "csv", "json"),
+        help="print the table of scores alone, and write no page",
+    )
     _add_overwrite(report)
     report.set_defaults(run=commands.report)
 

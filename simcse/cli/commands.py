@@ -292,11 +292,15 @@ def compare(parsed: argparse.Namespace) -> None:
 
 
 def report(parsed: argparse.Namespace) -> None:
-    """Write the HTML page and its pictures."""
+    """Write the HTML page and its pictures, or print the table of scores."""
+    from simcse.reports import tables
     from simcse.reports.report import write_report
-    from simcse.reports.runs import load_sets
+    from simcse.reports.runs import load_sets, with_own_names
 
     runs = [runs for folder in parsed.runs for runs in load_sets(Path(folder))]
+    if parsed.format:
+        print(tables.FORMATS[parsed.format](tables.run_rows(with_own_names(runs))))
+        return
     page = write_report(runs, Path(parsed.output), overwrite=parsed.overwrite)
     print(f"written to {page}")
 

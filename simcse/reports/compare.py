@@ -70,7 +70,8 @@ def compare(sets: Sequence[RunSet], *, letters: bool = True) -> Comparison:
     if other := next((runs for runs in sets if (len(runs.runs) == 1) != single), None):
         raise UserError(
             f"{first.name} has {_runs(first)} and {other.name} {_runs(other)}: compare one model "
-            "with one, or seeds with seeds (simcse train CONFIG seeds=0,1,2)"
+            "with one, or seeds with seeds (simcse train CONFIG seeds=0,1,2); simcse report shows "
+            "both side by side"
         )
     names = list(ascii_uppercase) if letters else [runs.name for runs in sets]
     named = zip(names, sets, strict=False)

@@ -166,14 +166,23 @@ def as_markdown(rows: Rows) -> Markdown:
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
-_LATEX |= {"↓": r"$\downarrow$", "±": r"$\pm$", "–": "--", "ρ": r"$\rho$", "×": r"$\times$"}
+_LATEX |= {
+    "<": "$<$",
+    "↓": r"$\downarrow$",
+    "±": r"$\pm$",
+    "–": "--",
+    "ρ": r"$\rho$",
+    "×": r"$\times$",
+}
 
 
 def _as_latex(rows: Rows) -> str:
     """A ``tabular`` with the rules of the package booktabs."""
-    signs = re.compile("|".join(map(re.escape, _LATEX)))
+    minus = r"(?<!\w)-(?=\d)"
+    signs = re.compile("|".join([minus, *map(re.escape, _LATEX)]))
     head, *lines = (
-        " & ".join(signs.sub(lambda found: _LATEX[found[0]], text) for text in row) + r" \\"
+        " & ".join(signs.sub(lambda found: _LATEX.get(found[0], "$-$"), text) for text in row)
+        + r" \\"
         for row in rows
     )
     columns = "ll" + "r" * (len(rows[0]) - 2)
@@ -208,4 +217,4 @@ def _number(text: str) -> float | str | None:
 FORMATS: dict[str, Callable[[Rows], str]] = {
     "text": as_text, "markdown": as_markdown, "latex": _as_latex, "csv": _as_csv, "json": _as_json,
 }  # fmt: skip
-"""What ``simcse compare --format`` writes."""
+"""What ``--format`` of ``simcse compare`` and ``simcse report`` prints."""
