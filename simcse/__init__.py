@@ -9,11 +9,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from simcse.api import evaluate, train
-    from simcse.config.reading import load_config
-    from simcse.inference.model import SimCSE
-
 __version__ = "0.1.0"
 __all__ = ["SimCSE", "__version__", "evaluate", "load_config", "train"]
 
@@ -25,8 +20,19 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Load a public name on first use, so that ``import simcse`` stays light (PEP 562)."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'simcse' has no attribute {name!r}")
+if TYPE_CHECKING:  # without __getattr__, for which every name would exist
+    from simcse.api import evaluate, train
+    from simcse.config.reading import load_config
+    from simcse.inference.model import SimCSE
+else:
+
+    def __getattr__(name: str) -> object:
+        """Load a public name on first use, so that ``import simcse`` stays light (PEP 562)."""
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'simcse' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With the public names, for ``help(simcse)`` and completion."""
+    return sorted({*globals(), *__all__})

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from pydantic import ConfigDict, ValidationError, validate_call
+from pydantic_core import ErrorDetails
 
 from simcse.errors import UserError
 
@@ -31,8 +32,16 @@ def typed(function: Callable[P, T]) -> Callable[P, T]:
             first = item["loc"][0]
             where = str(names[first] if isinstance(first, int) else first)
             one_of = f"Input should be {parameters[where].annotation}" if more else item["msg"]
-            got = type(item["input"]).__name__
             name = function.__qualname__.removesuffix(".__init__")
-            raise UserError(f"{name}: {where}: {one_of}, got {got}") from None
+            raise UserError(f"{name}: {where}: {one_of}{_got(item)}") from None
 
     return call
+
+
+def _got(error: ErrorDetails) -> str:
+    """What was given: its type where that is wrong, the word where it is none of those allowed."""
+    if error["type"] == "unexpected_keyword_argument":
+        return ""
+    given = error["input"]
+    wrong_word = error["type"] == "literal_error" and isinstance(given, str)
+    return f", got {given!r}" if wrong_word else f", got {type(given).__name__}"

@@ -99,6 +99,9 @@ def test_evaluate_gives_the_scores_of_the_command(trained, tmp_path):
     assert found.value("geometry", "uniformity") == scores["geometry"]["uniformity"]
     assert found.value("geometry") == scores["geometry"]["alignment"]
     assert found.items["pairs.similarity"].shape == (252,)
+    shown = f"pairs: {found.value('pairs'):.4f}, geometry: {found.value('geometry'):.4f})"
+    assert repr(found) == f"Evaluation({shown}"
+    assert repr(trained) == f"Run({str(trained.folder)!r}, {shown}"
 
 
 def test_evaluate_takes_any_function_that_encodes(trained):
@@ -182,6 +185,7 @@ def test_importing_takes_no_library_and_offers_every_public_name():
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert answer.stdout.split() == ["[]", "False"], answer.stderr
+    assert set(simcse.__all__) <= set(dir(simcse))
     for name in simcse.__all__:
         assert getattr(simcse, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nosuch'"):

@@ -125,6 +125,12 @@ def test_types_are_named_as_they_are_called(simcse):
     with pytest.raises(UserError) as error:
         simcse.load_index(5)
     assert str(error.value) == "SimCSE.load_index: path: Input should be str | Path, got int"
+    with pytest.raises(UserError, match=r"role: Input should be 'query' or 'document', got 'x'$"):
+        simcse.encode("a", role="x")
+    with pytest.raises(UserError, match=r"vector: Unexpected keyword argument$"):
+        simcse.build_index(["a"], vector="int8")
+    with pytest.raises(UserError, match=r"^none\.safetensors: not a saved index: no such file$"):
+        simcse.load_index("none.safetensors")
     with pytest.raises(UserError, match=r"^device: the list is empty; name one or more$"):
         simcse.encode("a", [])
     one = simcse.encode("a", torch.device("cpu"), batch_size=np.int64(2), max_length=np.int64(5))
@@ -132,6 +138,8 @@ def test_types_are_named_as_they_are_called(simcse):
 
 
 def test_encode_rejects_what_is_not_text(simcse):
+    with pytest.raises(UserError, match=r"expected str, got float; leave out .* df\['text'\]"):
+        simcse.encode(["a", float("nan")])
     with pytest.raises(UserError, match="sentence 1: expected str, got NoneType"):
         simcse.encode(["fine", None])
     with pytest.raises(UserError, match="sentence 1: lone surrogate character"):

@@ -44,7 +44,7 @@ PROTOCOL = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Scores of all tasks, and the values of single items that paired tests need."""
 
@@ -52,6 +52,9 @@ class Evaluation:
     items: Items
     retention: Retention = field(default_factory=list)
     """Empty unless it was asked for."""
+
+    def __repr__(self) -> str:
+        return f"Evaluation({main_scores(self.scores)})"
 
     def value(self, task: str, metric: str | None = None) -> float:
         """One score, as a fraction (a Spearman correlation in [-1, 1], an accuracy in [0, 1]).
@@ -76,6 +79,11 @@ def score_value(scores: Scores, task: str, metric: str | None = None) -> float:
     if metric not in numbers:
         raise UserError(f"{task}: no score {metric!r}; there are {', '.join(numbers)}")
     return numbers[metric]
+
+
+def main_scores(scores: Scores) -> str:
+    """The main score of every task in words; all numbers would fill pages of a notebook."""
+    return ", ".join(f"{task}: {score_value(scores, task):.4f}" for task in scores)
 
 
 def evaluate(

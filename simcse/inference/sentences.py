@@ -68,6 +68,8 @@ def texts_of(texts: str | Iterable[str]) -> list[str]:
     listed = list(texts)
     for position, text in enumerate(listed):
         if not isinstance(text, str):
-            raise UserError(f"sentence {position}: expected str, got {type(text).__name__}")
+            missing = type(text).__name__ in ("NoneType", "float", "NAType")  # as pandas has it
+            hint = "; leave out what is missing, such as df['text'].dropna()" if missing else ""
+            raise UserError(f"sentence {position}: expected str, got {type(text).__name__}{hint}")
         sound_text(f"sentence {position}", text)
     return listed

@@ -21,7 +21,7 @@ from simcse.config.reading import differences, read_config, settings_digest
 from simcse.config.settings import Config
 from simcse.errors import UserError, first_line
 from simcse.evaluation.change import Changes
-from simcse.evaluation.protocol import Items, Retention, Scores, score_value
+from simcse.evaluation.protocol import Items, Retention, Scores, main_scores, score_value
 from simcse.evaluation.table import TEST_FACTS, with_averages
 from simcse.files import replacing
 from simcse.reports.records import EvaluatedScores, LogLine, Plan, RunScores, parse
@@ -51,7 +51,7 @@ _WEIGHTS = ".safetensors"
 _NOT_OF_THE_MODEL = ("checkpoints", "tensorboard")  # nothing in them is ever exported
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A scored model: a finished training run, or what ``evaluate`` wrote."""
 
@@ -70,6 +70,9 @@ class Run:
     """Of retrieval tests."""
     changes: Changes = field(default_factory=dict)
     retention: Retention = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {main_scores(self.scores)})"
 
     def value(self, task: str, metric: str | None = None) -> float:
         """One score, see :meth:`simcse.evaluation.protocol.Evaluation.value`."""
