@@ -289,6 +289,16 @@ def test_dedup_shows_groups_and_writes_what_is_left(model_folder, tmp_path, caps
     assert "kept.csv: expected a name that ends in .txt" in capsys.readouterr().err
 
 
+def test_a_group_of_nearly_all_texts_is_said_to_be_the_models(model_folder, tmp_path, capsys):
+    text = tmp_path / "a.txt"
+    text.write_text("\n".join(f"text {number}" for number in range(12)))
+    words = ["dedup", str(text), "--model", str(model_folder), "--threshold"]
+    for threshold, said in (("-1", True), ("1", False)):
+        assert main([*words, threshold]) == 0
+        error = capsys.readouterr().err
+        assert ("warning: 12 different texts are one group" in error) == said
+
+
 def test_ctrl_c_is_answered_on_a_line_of_its_own(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt

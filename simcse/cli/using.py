@@ -21,6 +21,8 @@ from simcse.terminal import complain, visible
 MANY_BEYOND = 0.01
 """Share of the numbers beyond their ranges above which it is said."""
 
+_FEW_ALIKE = 10  # texts, of which a group may well hold most
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -151,6 +153,12 @@ def dedup(parsed: argparse.Namespace) -> None:
         for group in groups:
             print("\n".join(f"{row:>8}  {visible(texts[row])}" for row in group), end="\n\n")
         print(f"{len(groups):,} groups; {len(repeats):,} of {len(texts):,} rows repeat another")
+        most = max((len({texts[row] for row in group}) for group in groups), default=0)
+        if most > max(_FEW_ALIKE, len(set(texts)) / 2):
+            complain(
+                f"warning: {most:,} different texts are one group: the model finds nearly all "
+                "alike; raise --threshold, or take another model"
+            )
     if output is not None:
         kept = [" ".join(text.splitlines()) for row, text in enumerate(texts) if row not in repeats]
         write_atomically(output, "".join(f"{text}\n" for text in kept if text))

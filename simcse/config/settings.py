@@ -717,9 +717,9 @@ class EvaluationConfig(_Section):
     data: PathText | None = None
     """Folder in SentEval's layout (it holds ``STS/`` and ``SICK/``), for the STS tasks."""
     dev: DevTask = "pairs"
-    """Chooses the best checkpoint: the embedded pairs, retrieval among held-out documents (of the
-    training text, ``documents``, or of the shipped ones, ``python-docs``), the dev part of STS-B,
-    or a test of your own (``graded:FILE``)."""
+    """Chooses the best checkpoint: the graded pairs of the package (``pairs``), retrieval among
+    held-out documents (of the training text, ``documents``, or of the shipped ones,
+    ``python-docs``), the dev part of STS-B, or a test of your own (``graded:FILE``)."""
     every: Count = 250
     """Steps between two dev scores, each with a checkpoint."""
     tasks: Annotated[list[ScoredTask], BeforeValidator(_task_list)] = ["pairs"]

@@ -398,7 +398,7 @@ class _File:
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{place}: not {encoding.upper()} text (byte {error.start} of the line); "
-                    f"{wanted.called('encoding')} names another"
+                    f"{wanted.called('encoding')} names another, such as cp1252"
                 ) from error
             yield place, sound_text(place, text).rstrip("\n")
 

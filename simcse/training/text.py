@@ -57,7 +57,7 @@ class TrainingSet:
         lines.append(f"{len(self.rows):,} rows for training")
         if self.config.form == "documents":
             kinds = ", ".join(f"{kind} × {w:g}" for kind, w in self.config.positives.items())
-            lines.append(f"a row is a passage of a document; positives: {kinds}")
+            lines.append(f"a row is a passage, its texts a title and sentences; positives: {kinds}")
         elif self.columns > 1:
             count = self.columns - 2
             negatives = f", {count} hard negative{'s' * (count > 1)}" if count else ""
