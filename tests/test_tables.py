@@ -108,6 +108,8 @@ def test_dev_tasks_have_axes_of_their_own_that_begin_with_the_untrained_encoder(
         ["b", "pairs, cosine Spearman ×100", "10", "60.0000", "60.0000", "60.0000"],
     ]
     assert isinstance(picture.figure, Figure) and len(picture.figure.axes) == 2
+    for axes in picture.figure.axes:
+        assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 @pytest.mark.parametrize(("texts", "expected"), [(100, "100 texts span at most 99"), (600, "")])

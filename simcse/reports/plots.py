@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from simcse.evaluation.protocol import Scores
 from simcse.evaluation.table import LABELS
@@ -153,7 +154,9 @@ def _curves(
             if lines := [line for line in lines if line]:
                 rows += [[runs.name, panel, *row] for row in _curve(axes, number, runs.name, lines)]
         axes.set_xlabel(x)
-        if x != "step":
+        if x == "step":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        else:
             axes.set_xscale("log", base=2)
         axes.legend()
     head = ["run", "score", x, "mean", "lowest seed", "highest seed"]
