@@ -254,6 +254,12 @@ def test_names_of_modules_stay_in_their_folder(stored, tiny, tmp_path, name):
         load_model(str(two))
 
 
+def test_a_file_that_is_no_settings_is_let_be(stored):
+    """As that of sentence-transformers/all-MiniLM-L6-v2, a list of data sets."""
+    (stored / "data_config.json").write_text('[{"name": "a.jsonl.gz", "lines": 5, "weight": 1}]')
+    assert load_model(str(stored))
+
+
 def test_layers_are_counted_wherever_a_number_of_them_stands(stored):
     settings = json.loads((stored / "sentence_bert_config.json").read_text())
     settings["config_args"] = {"num_hidden_layers": 20_000}

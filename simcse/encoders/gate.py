@@ -298,7 +298,8 @@ def _check_layers(origin: Origin) -> None:
     """
     root = Path(origin.path)
     for path in root.rglob("*config.json"):
-        waiting = [settings_files.read(origin.label, root, str(path.relative_to(root)))]
+        name = str(path.relative_to(root))
+        waiting = [settings_files.read(origin.label, root, name, settings_files.Anything)]
         while waiting:
             settings = waiting.pop()
             for key, value in settings.items() if isinstance(settings, dict) else ():

@@ -120,6 +120,10 @@ class _Object(_Settings):
     """Any JSON object."""
 
 
+Anything = RootModel[Any]
+"""Any JSON: of a file that may be no settings, as all-MiniLM-L6-v2's ``data_config.json``."""
+
+
 class _Module(_Settings):
     name: str
     path: str
