@@ -471,7 +471,8 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(arguments, run, interrupted,
         assert main(arguments) == 2
         message = capsys.readouterr().err
         assert re.match(
-            rf"error: {folder}(: does not fit this run \(| cannot be loaded: |: config\.json: not )",
+            rf"error: {folder}"
+            r"(: does not fit this run \(| cannot be loaded: |: config\.json: not )",
             message,
         )
         assert message.count("\n") == 1
