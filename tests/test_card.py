@@ -20,11 +20,13 @@ from sentence_transformers import SentenceTransformer
 
 from simcse import SimCSE
 from simcse.cli.main import main
+from simcse.config.reading import validate
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
 from simcse.encoders.base_card import of_card
 from simcse.encoders.encoder import fingerprint
 from simcse.evaluation.mteb_tasks import evaluate_mteb, find_tasks
+from simcse.publishing import card as cards
 
 OLD = ["torch==2.13.0", "sentence-transformers==5.1.*", "transformers<5"]
 EXAMPLE = ["The cat sleeps.", "A cat is asleep.", "Stocks fell on Friday."]
@@ -434,3 +436,16 @@ def test_servers_are_told_a_name_that_they_and_a_shell_take(export, one_picture,
         assert f"vllm serve ./{shown} --runner pooling\n" in card
         commands = card.partition("```bash\n")[2].partition("```")[0]
         assert "$(" not in commands
+
+
+@pytest.mark.parametrize(
+    ("settings", "languages"),
+    [
+        ({}, ["en"]),  # the shipped documents
+        ({"data": {"train": "docs"}}, []),  # the default may not be meant
+        ({"data": {"train": "docs", "form": "documents", "language": "de"}}, ["de"]),
+        ({"data": {"train": "docs"}, "hub": {"language": "fr"}}, ["fr"]),
+    ],
+)
+def test_the_cards_language_is_that_of_the_text_where_it_is_stated(settings, languages):
+    assert cards._languages(validate(settings, "test")) == languages

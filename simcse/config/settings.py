@@ -774,7 +774,8 @@ class HubConfig(_Section):
     data_license: str | None = None
     """Licence of the training text, for the model card."""
     language: Annotated[list[HubId], BeforeValidator(_list_from_one)] = []
-    """ISO 639 codes of the text, for the model card."""
+    """ISO 639 codes of the text, for the model card; by default ``data.language``, if it is not the
+    default."""
     widget: Annotated[list[str], BeforeValidator(_list_from_one)] = []
     """Sentences of your own for the widget of the model's page: the first is compared with the
     others. Training sentences are never taken."""

@@ -230,7 +230,9 @@ def _base_model(config: Config, made_from: dict[str, Any]) -> str | None:
 
 def _languages(config: Config) -> list[str]:
     """Of the training text: as the config says; the shipped documents are English."""
-    return config.hub.language or (["en"] if {*_entries(config)} == {EMBEDDED_TEXT} else [])
+    if config.hub.language or {*_entries(config)} == {EMBEDDED_TEXT}:
+        return config.hub.language or ["en"]
+    return sorted({data.language for data in config.sets} - {"en"})  # which may not be meant
 
 
 def _entries(config: Config) -> list[str]:
