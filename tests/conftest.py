@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Threads of tiny tensors wait for one another more than they compute; for commands that tests start
+# as well.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 import shutil
@@ -82,9 +85,6 @@ DECODERS = {
     "mistral": ("MistralConfig", {**_DECODER, "sliding_window": 8}),
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}),
 }
-
-# Threads of tiny tensors wait for one another more than they compute.
-torch.set_num_threads(1)
 
 SENTENCES = [
     "The cat sleeps on the warm radiator.",

@@ -105,7 +105,6 @@ def train_with_a_stop(path: Path) -> None:
 
 if __name__ == "__main__":
     folder, name = map(Path, sys.argv[1:])
-    torch.set_num_threads(1)
     silence_libraries()
     with distributed.session():
         own = distributed.rank()

@@ -67,7 +67,7 @@ def two(tmp_path_factory, text_file):
             config(folder, name, encoder, text_file, "sentences", steps=15, sharding=sharding)
     command = [*LAUNCH, "2", "tests/distributed_worker.py", str(folder), str(encoder)]
     caches = {"SIMCSE_CACHE": str(tmp_path_factory.getbasetemp() / "cache"), **os.environ}
-    environment = {**caches, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**caches, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder
@@ -180,7 +180,7 @@ def test_an_environment_that_no_launcher_made_is_one_line(
 def launched(arguments):
     """Starts the run of ``arguments`` with more steps in two processes, gives launcher and both."""
     started = []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def start(*more):
         command = [*LAUNCH, "2", "train.py", *arguments[1:], "training.steps=4000", *more]
@@ -287,7 +287,7 @@ def test_a_mistake_that_one_process_alone_meets_ends_both(rank, tmp_path):
     script.write_text(ONE_FAILS)
     ran = subprocess.run(
         [*LAUNCH, "2", str(script), rank], cwd=ROOT, capture_output=True, text=True, timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert errors(ran.stderr) == ["error: only here"]
     assert ran.returncode == 1
