@@ -19,7 +19,8 @@ def typed(function: Callable[P, T]) -> Callable[P, T]:
     """Arguments of another type are a :class:`UserError`, as other mistakes are."""
     rules = ConfigDict(arbitrary_types_allowed=True, strict=True)
     checked = validate_call(config=rules)(function)
-    parameters = inspect.signature(function).parameters
+    signature = inspect.signature(function)
+    parameters = signature.parameters
     names = list(parameters)
 
     @functools.wraps(function)
@@ -30,8 +31,12 @@ def typed(function: Callable[P, T]) -> Callable[P, T]:
             item, *more = error.errors()
             first = item["loc"][0]
             where = str(names[first] if isinstance(first, int) else first)
-            one_of = f"Input should be {parameters[where].annotation}" if more else item["msg"]
-            got = type(item["input"]).__name__
+            inside = len(item["loc"]) > 1
+            one_of = item["msg"]
+            if more or inside:
+                one_of = f"Input should be {parameters[where].annotation}"
+            value = signature.bind(*args, **kwargs).arguments[where] if inside else item["input"]
+            got = type(value).__name__
             name = function.__qualname__.removesuffix(".__init__")
             raise UserError(f"{name}: {where}: {one_of}, got {got}") from None
 

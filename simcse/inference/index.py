@@ -88,6 +88,8 @@ def build(
             raise UserError("vectors: faiss is used with float32 only")
         return {"sentences": sentences, "index": embeddings, "ids": ids}
     installed = importlib.util.find_spec("faiss") is not None
+    if cells == "hnsw" and not (installed if use_faiss is None else use_faiss):
+        raise UserError("faiss_fast: hnsw needs faiss (pip install faiss-cpu, use_faiss=True)")
     if use_faiss and not installed:
         raise UserError("use_faiss: faiss is not installed; pip install faiss-cpu")
     if not (installed if use_faiss is None else use_faiss):
@@ -206,12 +208,12 @@ def load(path: Path) -> tuple[list[str], list[Id], np.ndarray | Quantized, np.nd
     """
     try:
         if not path.is_file():  # a pipe would be waited for
-            raise UserError(f"{path}: not a saved index: no such file")
+            raise OSError("no such file")
         with safe_open(path, "numpy") as file:
             kinds = _kinds(file, [*_TENSORS, *(_RANGES.keys() & set(file.keys()))])
             kind = next((kind for kind, layout in _LAYOUTS.items() if layout == kinds), None)
             if kind is None:
-                raise UserError(f"{path}: not a saved index: expected {_TENSORS}, found {kinds}")
+                raise ValueError(f"expected {_TENSORS}, found {kinds}")
             embeddings, found, probe, sentences = map(file.get_tensor, _TENSORS)
             ranges = file.get_tensor("ranges") if "ranges" in kinds else None
         text = sentences.tobytes().decode()
