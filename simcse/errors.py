@@ -42,11 +42,20 @@ class SaidElsewhereError(RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an exception's message; its type's name where it has none, or is a defect."""
-    said, name = next(iter(str(error).strip().splitlines()), ""), type(error).__name__
-    if not said:
+    """First line of an exception's message; its type's name where it has none, or is a defect.
+
+    A line that ends in a colon says of what, the next one what is wrong.
+    """
+    lines, name = [line.strip() for line in str(error).strip().splitlines()], type(error).__name__
+    if not lines:
         return name
-    return f"{name}: {said}" if isinstance(error, _DEFECTS) else said
+    said = " ".join(lines[: 1 + lines[0].endswith(":")])
+    return f"{name}: {said}" if is_defect(error) else said
+
+
+def is_defect(error: BaseException) -> bool:
+    """Whether the type of an exception tells of a defect, here or in a library."""
+    return isinstance(error, _DEFECTS)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

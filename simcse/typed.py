@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from pydantic import ConfigDict, ValidationError, validate_call
-from pydantic_core import ErrorDetails
 
 from simcse.errors import UserError
 
@@ -20,7 +19,8 @@ def typed(function: Callable[P, T]) -> Callable[P, T]:
     """Arguments of another type are a :class:`UserError`, as other mistakes are."""
     rules = ConfigDict(arbitrary_types_allowed=True, strict=True)
     checked = validate_call(config=rules)(function)
-    parameters = inspect.signature(function).parameters
+    signature = inspect.signature(function)
+    parameters = signature.parameters
     names = list(parameters)
 
     @functools.wraps(function)
@@ -31,17 +31,20 @@ def typed(function: Callable[P, T]) -> Callable[P, T]:
             item, *more = error.errors()
             first = item["loc"][0]
             where = str(names[first] if isinstance(first, int) else first)
-            one_of = f"Input should be {parameters[where].annotation}" if more else item["msg"]
+            inside = len(item["loc"]) > 1
+            one_of = item["msg"]
+            if more or inside:
+                one_of = f"Input should be {parameters[where].annotation}"
+            whole = signature.bind(*args, **kwargs).arguments[where] if inside else item["input"]
             name = function.__qualname__.removesuffix(".__init__")
-            raise UserError(f"{name}: {where}: {one_of}{_got(item)}") from None
+            raise UserError(f"{name}: {where}: {one_of}{_got(item['type'], whole)}") from None
 
     return call
 
 
-def _got(error: ErrorDetails) -> str:
+def _got(problem: str, given: object) -> str:
     """What was given: its type where that is wrong, the word where it is none of those allowed."""
-    if error["type"] == "unexpected_keyword_argument":
+    if problem == "unexpected_keyword_argument":
         return ""
-    given = error["input"]
-    wrong_word = error["type"] == "literal_error" and isinstance(given, str)
+    wrong_word = problem == "literal_error" and isinstance(given, str)
     return f", got {given!r}" if wrong_word else f", got {type(given).__name__}"

@@ -146,7 +146,7 @@ def test_all_mistakes_at_once_with_paths(write):
         ("training: {steps: 010}", "010 would be another number in YAML"),
         ("training: {batch_size: 1:30}", "1:30 would be another number in YAML"),
         ("data: {form: pairs, columns: [a, a]}", "columns: one is named twice in a, a"),
-        ("seed: 2026-13-45", "not valid YAML: a value that cannot be read: month must be in 1..12"),
+        ("seed: 2026-13-45", "seed: should be a valid integer, got '2026-13-45'"),
         ("training: {steps: 1" + "0" * 5000 + "}", "cannot be read: Exceeds the limit"),
         ("views: " + "[" * 3000 + "]" * 3000, "not valid YAML: nested too deeply"),
         ("training: &a {steps: *a}", "yaml:1: not valid YAML: aliases such as *a are not allowed"),
@@ -484,3 +484,16 @@ def test_mistakes_in_a_list_of_sets(write, overrides, expected):
     path = write(f"{text}\nevaluation: {{dev: pairs, tasks: pairs}}")
     with pytest.raises(UserError, match=re.escape(expected)):
         load_config(path, overrides)
+
+
+def test_a_date_may_be_the_name_of_a_folder(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("output: 2026-12-01\n")
+    assert load_config(path).output == "2026-12-01"
+
+
+def test_views_and_weights_are_set_from_the_command_line():
+    config = load_config("quickstart", ["views.1.repeat=0.2", "objective.dims=8,4"])
+    assert [view.repeat for view in config.views] == [0.0, 0.2]
+    config = load_config("quickstart", ["objective.dims=8,4", "objective.dim_weights=1,0.5"])
+    assert config.objective.dim_weights == [1.0, 0.5]

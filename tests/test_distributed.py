@@ -176,6 +176,13 @@ def test_an_environment_that_no_launcher_made_is_one_line(
     assert message.count("\n") == 1
 
 
+def test_a_number_of_processes_without_a_launcher_is_one_line(arguments, run, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(arguments) == 2
+    assert "environment: WORLD_SIZE=2 without LOCAL_RANK; start with" in capsys.readouterr().err
+    assert not run.exists()
+
+
 @pytest.fixture
 def launched(arguments):
     """Starts the run of ``arguments`` with more steps in two processes, gives launcher and both."""

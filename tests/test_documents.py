@@ -359,6 +359,7 @@ def test_from_a_folder_to_a_scored_model(folder, tmp_path, arguments, run, capsy
     [
         (lambda d: None, [], "holds no .txt, .md, .markdown; tables"),
         (lambda d: (d / "a.txt").write_bytes(b"\xff\xfe"), [], "a.txt: not UTF-8 text (byte 0)"),
+        (lambda d: (d / "a.txt").symlink_to("nowhere"), [], "a.txt: a link to nothing"),
         (lambda d: (d / "a.txt").write_text("a\0b"), [], "a.txt: NUL character"),
         (lambda d: (d / "a.md").write_text("---\ntitle: a\0b\n---\nText."), [], "NUL character"),
         (
@@ -484,3 +485,23 @@ def test_encoding_counts_and_what_has_no_text_is_counted(tmp_path):
 def test_documents_of_a_model_that_is_no_run_are_refused(tiny, capsys):
     assert main(["evaluate", str(tiny), "--tasks", "documents"]) == 2
     assert f"{tiny} is no run folder" in capsys.readouterr().err
+
+
+def test_positives_that_no_passage_has_are_said(tiny, tmp_path, capsys):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    words = ["train", "quickstart", f"encoder.name={tiny}", f"data.train={folder}", "--dry-run"]
+    words += ["data.held_out=0.4", "training.batch_size=2", "data.positives=[title, spans]"]
+    words += ["evaluation.dev=pairs", "evaluation.tasks=pairs", f"output={tmp_path / 'r'}"]
+    for number in range(20):
+        (folder / f"{number}.txt").write_text(made_up(number).split(".")[0] + ".")
+    assert main(words) == 0, capsys.readouterr().err
+    output = capsys.readouterr().out
+    assert (
+        f"warning: data.positives: title needs a title, which no passage of {folder} has" in output
+    )
+    assert "warning: data.positives: spans needs two sentences, which no passage of" in output
+    for number in range(20):
+        (folder / f"{number}.md").write_text(f"# Title {number}\n\n{made_up(number + 50)}")
+    assert main(words) == 0, capsys.readouterr().err
+    assert "data.positives: title" not in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import ARCHITECTURES, SENTENCES, make_encoder, reseal
+from conftest import ARCHITECTURES, SENTENCES, make_decoder, make_encoder, reseal
 from safetensors.torch import load_file, save_file
 from test_encoder import reference
 from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel
@@ -469,6 +470,20 @@ TYPES = [
     ),
     ("1_Pooling/config.json", {"word_embedding_dimension": None}, "embedding_dimension: missing"),
     ("2_Dense/config.json", {"in_features": 1.5}, "in_features: should be a valid integer"),
+    ("config.json", {"pad_token_id": 9000}, "pad_token_id: 9000 is none of vocab_size 8192"),
+    ("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}, "no tokenizer can be"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"x": "y"}}, "added_tokens_decoder.x: stri"),
+    ("modules.json", [{"name": "0", "path": "", "type": "x"}] * 2, "two modules are called '0'"),
+    ("config_sentence_transformers.json", {"prompts": {"a": "\ud800"}}, "prompts.a: should be va"),
+    ("adapter_config.json", '{"r": "x"}', "r: should be a valid integer, got 'x'"),
+    ("adapter_config.json", '{"peft_type": "NOPE"}', "peft_type: should be a kind of adapter, suc"),
+    (
+        "adapter_config.json",
+        '{"base_model_name_or_path": "/no/where"}',
+        "base_model_name_or_path: ",
+    ),
+    ("tokenizer.json", "[]", "no tokenizer: "),
+    ("config.json", "\ufeff{}", "not valid JSON: Unexpected UTF-8 BOM"),
     ("2_Dense/config.json", {"out_features": -1}, "out_features: should be greater than 0"),
 ]
 
@@ -482,3 +497,34 @@ def test_a_setting_of_another_type_is_named_with_file_and_key(stored, name, cont
     with pytest.raises(UserError) as caught:
         load_model(str(stored))
     assert f"{name}: {expected}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_modules_that_make_no_embedding_are_listed(stored):
+    modules = json.loads((stored / "modules.json").read_text())
+    for others, listed in (([0], "Transformer"), ([1, 0, 2], "Pooling, Transformer, Dense")):
+        (stored / "modules.json").write_text(json.dumps([modules[i] for i in others]))
+        with pytest.raises(UserError, match=rf"its modules \({listed}\) make no embedding of a te"):
+            load_model(str(stored))
+
+
+def test_a_tokenizer_of_far_fewer_tokens_is_said(stored, tiny, tmp_path, caplog):
+    load_model(str(stored))
+    assert "another model's" not in caplog.text
+    shutil.copy(make_decoder(tmp_path / "other") / "tokenizer.json", stored)
+    load_model(str(stored))
+    assert re.search(r"its tokenizer knows \d{3} tokens, .* another model's\?", caplog.text)
+
+
+def test_a_dense_layer_of_another_width_is_named_with_its_weight(stored):
+    change_json("2_Dense/config.json", in_features=33)(stored)
+    with pytest.raises(UserError, match="for Dense: size mismatch for linear"):
+        load_model(str(stored))
+
+
+def test_layers_to_pool_are_numbers(tiny, tmp_path):
+    config = EncoderConfig(name=str(tiny), pooling="avg_first_last")
+    encoder.save(encoder.build(config), tmp_path / "m")
+    change_json("1_WeightedLayerPooling/config.json", layer_start="x")(tmp_path / "m")
+    expected = "layer_start: should be a valid integer, got 'x'"
+    with pytest.raises(UserError, match=expected):
+        load_model(str(tmp_path / "m"))

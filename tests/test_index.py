@@ -174,3 +174,10 @@ def test_a_graph_of_neighbours_finds_what_the_exact_search_does(tiny, text_file,
     simcse.add_to_index(["An entirely new sentence about whales."])
     assert simcse.search("An entirely new sentence about whales.", top_k=1)[0].similarity > 0.999
     simcse.save_index(tmp_path / "again.safetensors")  # its vectors can be had back
+
+
+def test_a_graph_of_neighbours_without_faiss_is_refused(tiny):
+    simcse = SimCSE(tiny, "cpu", pooling="mean")
+    with pytest.raises(UserError, match="faiss_fast: hnsw needs faiss"):
+        simcse.build_index(["a cat", "a dog"], use_faiss=False, faiss_fast="hnsw")
+    assert simcse.index is None

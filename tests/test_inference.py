@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
-from simcse import SimCSE, load_config
+from simcse import SimCSE, load_config, train
 from simcse.cli.main import main
 from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder, loading
@@ -115,6 +115,18 @@ def test_arguments_of_another_type_are_one_line(simcse, model_folder, tmp_path, 
         with pytest.raises(UserError) as error:
             call(odd)
         assert "\n" not in str(error.value)
+    for count in (True, False):
+        for call in (
+            lambda count: simcse.search("a", top_k=count),
+            lambda count: simcse.encode("a", batch_size=count),
+            lambda count: simcse.encode("a", max_length=count),
+        ):
+            with pytest.raises(UserError, match=f"(expected a whole number|max_length).*{count}"):
+                call(count)
+    with pytest.raises(UserError, match=r"^gone: not a saved index: no such file$"):
+        simcse.load_index("gone")
+    with pytest.raises(UserError, match="train: config: Input should be Config, got dict"):
+        train({"nonsense": 1})
     for odd in ("5", *ODD[1:]):
         with pytest.raises(UserError, match=r"max_length: .* is out of range"):
             simcse.encode("a", max_length=odd)

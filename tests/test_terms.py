@@ -75,6 +75,10 @@ class Raises(Plain):
     def forward(self, anchor):
         return anchor @ anchor
 
+class FailsInTorch(Plain):
+    def forward(self, anchor):
+        return torch.nn.functional.cross_entropy(anchor, "x")
+
 class LogsText(Plain):
     def log_values(self):
         return {"loss": "much"}
@@ -167,6 +171,10 @@ def own(tmp_path, monkeypatch):
             "name the module as Python imports it, such as my_terms:Own",
         ),
         ("objective: 'a-b:Own'", "name the module as Python imports it, such as a_b:Own"),
+        (
+            "objective: 'C:\\x\\my_terms.py:Own'",
+            "Python imports it, such as my_terms:Own for a ",
+        ),
         ("objective: 'my_terms:'", "as Python imports it, such as my_terms:MyObjective"),
         ("objective: my_terms:NoSuch", "my_terms:NoSuch cannot be imported: AttributeError"),
         ("objective: my_broken:Term", "ZeroDivisionError: division by zero ("),
@@ -365,3 +373,10 @@ def test_what_a_term_of_the_users_own_does_wrong_is_one_line(
 
 def test_the_simplest_term_needs_no_constructor(own, arguments, run, capsys):
     assert main([*arguments, "objective.terms=my_failing:Plain"]) == 0, capsys.readouterr().err
+
+
+def test_a_term_that_fails_in_a_library_is_named_with_its_own_line(own, arguments, run, capsys):
+    assert main([*arguments, "objective.terms=my_failing:FailsInTorch"]) == 2
+    error = capsys.readouterr().err
+    assert "FailsInTorch has failed: " in error and "my_failing.py:" in error
+    assert "site-packages" not in error

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from simcse.cli.main import main
 from simcse.config.reading import load_config
+from simcse.config.settings import EncoderConfig
 from simcse.encoders import encoder
 from simcse.files import files_in, locked
 from simcse.objectives import InfoNCE
@@ -506,6 +507,13 @@ def test_resume_notices_changed_text(arguments, run, tmp_path, interrupted, caps
     text.write_text("\n".join(f"A line about number {i}." for i in range(1, 41)))
     assert main(arguments) == 2
     assert "data.train: the text has changed since" in capsys.readouterr().err
+    path = run / "environment.json"
+    found = json.loads(path.read_text())
+    for sets in (0, 2):
+        path.write_text(json.dumps({**found, "text": found["text"] * sets}))
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert f"environment.json: damaged (text of {sets} data sets, the config has 1)" in message
     assert newest_checkpoint(run) is not None
 
 
@@ -587,6 +595,21 @@ def test_dry_run_writes_nothing(arguments, run, capsys):
         ("training.batch_size=97", "training.batch_size: 97 is more than the 96 training rows"),
         ("training.batch_size=97 data.train={twice}", "(96 more repeat them)"),
         ("steps=3", "steps: unknown key (did you mean training.steps?)"),
+        ("training..steps=3", "argument 'training..steps=3': expected key=value"),
+        (
+            "views.5.repeat=0.1",
+            "argument views.5.repeat: 5 stands in a list; name an item by its",
+        ),
+        ("views.0.repeat=2", "views.0.repeat: should be less than 1, got 2"),
+        ("data.form=pairs data.columns=a,b", "got 1; a list is written [a, b]"),
+        ("objective.dims=8,16 objective.dim_weights=1", "dim_weights: 1 for 2 dims"),
+        ("objective.dims=8 objective.dim_weights=1,x", "dim_weights: should be a valid list"),
+        ("data.train=/dev/null", "data.train: /dev/null is a pipe or device; expected a file"),
+        ("data.train={empty}", "empty.jsonl:1: no columns in it; expected one column"),
+        (
+            "objective.teacher={tiny} objective.terms=distill_l2",
+            "does not say how it is pooled; ",
+        ),
         ("data.01.train=x", "argument data.01.train: 01 stands in a list; name an item by its num"),
         ("training.precision=float16", "training.precision: float16 needs a GPU"),
         ("training.report_to=nosuchtracker", "training.report_to: nosuchtracker unknown"),
@@ -598,12 +621,14 @@ def test_dry_run_writes_nothing(arguments, run, capsys):
     ],
 )
 def test_mistakes_end_with_one_line_and_no_run_folder(
-    arguments, run, text_file, tmp_path, capsys, setting, expected
+    arguments, run, tiny, text_file, tmp_path, capsys, setting, expected
 ):
     if "float16" in setting and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     (twice := tmp_path / "twice.txt").write_text(2 * text_file.read_text())
-    assert main([*arguments, *setting.replace("{twice}", str(twice)).split()]) == 2
+    (empty := tmp_path / "empty.jsonl").write_text("{}\n")
+    words = setting.format(twice=twice, empty=empty, tiny=tiny).split()
+    assert main([*arguments, *words]) == 2
     message = capsys.readouterr().err
     assert expected in message
     assert message.count("\n") == 1
@@ -638,6 +663,16 @@ def test_a_finished_run_says_that_its_encoder_or_text_has_changed(
     [said] = warnings()
     assert "not compared with its encoder and text as they are now (data.train: " in said
     assert (run / "scores.json").read_bytes() == scores
+
+
+def test_a_gradient_of_zero_is_said(arguments, tiny, tmp_path, capsys):
+    guide = tmp_path / "guide"
+    encoder.save(encoder.build(EncoderConfig(name=str(tiny))), guide)
+    words = [*arguments, "training.steps=2", f"objective.guide={guide}"]
+    assert main([*words, "objective.guide_margin=2"]) == 0  # masks every negative
+    assert "warning: step 1: the gradient is zero, so nothing is learned" in capsys.readouterr().out
+    assert main([*words, f"output={tmp_path / 'other'}"]) == 0
+    assert "gradient is zero" not in capsys.readouterr().out
 
 
 def test_output_that_cannot_be_made_is_known_before_the_text_is_read(arguments, tmp_path, capsys):

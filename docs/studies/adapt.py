@@ -163,8 +163,7 @@ def measures(tasks: dict[str, dict[str, float]]) -> dict[str, float]:
 def tables(starts: dict[str, str], collections: dict[str, str], seeds: list[int]) -> str:
     """Both tables in Markdown."""
     lines = [
-        "| start | documents | recipe | seeds | documents: nDCG@10 | STS: ρ "
-        "| captions: nDCG@10 |",
+        "| start | documents | recipe | seeds | documents: nDCG@10 | STS: ρ | captions: nDCG@10 |",
         "|---|---|---|---|---|---|---|",
     ]
     points: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)

@@ -240,7 +240,7 @@ def _add_using(subcommands: argparse._SubParsersAction[_Parser]) -> None:
     encode.add_argument(
         "--role", choices=get_args(Role), help="for models that embed both sides of a search apart"
     )
-    encode.add_argument("--max-length", type=int, help="cut texts at this many tokens")
+    encode.add_argument("--max-length", type=_whole, help="cut texts at this many tokens")
     encode.add_argument(
         "--keep-length", action="store_true", help="do not normalise the embeddings"
     )
@@ -398,7 +398,7 @@ def _add_publishing(subcommands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _add_dims(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dims", type=int, metavar="N", help="only the first N numbers of each embedding"
+        "--dims", type=_whole, metavar="N", help="only the first N numbers of each embedding"
     )
 
 
@@ -500,21 +500,31 @@ def _separator(text: str) -> str:
 
 
 def _score(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text} is no finite number")
     return number
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from error
+
+
 def _positive(text: str) -> int:
-    number = int(text)
+    number = _whole(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not a positive number")
     return number
 
 
 def _not_negative(text: str) -> int:
-    number = int(text)
+    number = _whole(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} is negative")
     return number

@@ -105,15 +105,15 @@ def _run(arguments: list[str]) -> int:
             EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED,
         )
     except Exception as error:
+        where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
         if _is_the_disks(error):
-            where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
             return _fail(
                 f"no space left on the disk, or it fails{where} ({first_line(error)}); mend that, "
                 "then start again: a training run resumes from its last checkpoint",
                 EXIT_DISK,
             )
         if isinstance(error, OSError) and error.filename:
-            return _fail(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
+            return _fail(f"{error.filename}: {error.strerror}{where}", EXIT_USER_ERROR)
         if setting := _blamed_setting(error):
             return _fail(f"environment: {setting}: {first_line(error)}", EXIT_USER_ERROR)
         raise

@@ -132,7 +132,7 @@ def _write_out_short_forms(values: dict[str, Any]) -> None:
 
 def _parse(word: str) -> Override:
     key, equals, text = word.removeprefix("--").partition("=")
-    if not equals or not key or not key.isprintable():
+    if not (equals and all(key.split(".")) and key.isprintable()):
         raise UserError(f"argument {word!r}: expected key=value, such as training.batch_size=128")
     if not text.strip():
         raise UserError(f"argument {key}: no value; null unsets a setting, '' is an empty text")
@@ -144,6 +144,8 @@ def _replace(values: dict[str, Any], key: str, value: Any) -> None:
         key = "objective.terms"
     if re.match(r"data\.\d", key) and isinstance(values.setdefault("data", {}), dict):
         values["data"] = [values["data"]]  # the first of several sets
+    if re.match(r"views\.\d", key):
+        values.setdefault("views", [{}, {}])
     *sections, leaf = key.split(".")
     section: Any = values
     for name in sections:
@@ -166,7 +168,7 @@ def _place(section: dict[str, Any] | list[Any], name: str, key: str) -> Any:
     if not (re.fullmatch("0|[1-9][0-9]{0,5}", name) and int(name) <= len(section)):
         raise UserError(
             f"argument {key}: {name} stands in a list; name an item by its number, at most "
-            f"{len(section)}, such as data.0.train"
+            f"{len(section)}, such as {key.partition('.')[0]}.0"
         )
     if int(name) == len(section):
         section.append({})

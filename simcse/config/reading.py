@@ -200,6 +200,7 @@ def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -
 
 def _rule(message: str) -> str:
     message = re.sub(r" or instance of \w+$", "", message.replace("Input should", "should"))
+    message = message.replace(" after validation", "")  # in what is said of the length of a list
     return message[0].lower() + message[1:]
 
 

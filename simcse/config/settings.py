@@ -10,6 +10,7 @@ import difflib
 import glob
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -133,6 +134,13 @@ def _number_list(value: object) -> object:
         words = [word.strip() for word in value.split(",")]
         return [int(word) if word.isdecimal() else word for word in words]
     return [value] if isinstance(value, int) else value
+
+
+def _weight_list(value: object) -> object:
+    if isinstance(value, str):  # dim_weights=1,0.5
+        with suppress(ValueError):
+            return [float(word) for word in value.split(",")]
+    return [value] if isinstance(value, int | float) else value
 
 
 def terms_by_name(value: object) -> object:
@@ -515,7 +523,9 @@ class DataConfig(_Section):
                 if getattr(self, name) != default:
                     raise ValueError(f"{name} has no meaning with form {self.form}")
         if self.columns and not least <= len(self.columns) <= (most or len(self.columns)):
-            raise ValueError(f"columns: form {self.form} takes {what}, got {len(self.columns)}")
+            hint = "; a list is written [a, b]" * ("," in "".join(self.columns))
+            found = len(self.columns)
+            raise ValueError(f"columns: form {self.form} takes {what}, got {found}{hint}")
         return self
 
 
@@ -635,7 +645,7 @@ class ObjectiveConfig(_Section):
     normalised, such as ``256,128,64``, so that each of these sizes can be used (Kusupati et al.
     2022, https://arxiv.org/abs/2205.13147). The full width is a size like any other; ``[]`` trains
     it alone."""
-    dim_weights: list[PositiveNumber] = []
+    dim_weights: Annotated[list[PositiveNumber], BeforeValidator(_weight_list)] = []
     """Of the sizes in ``dims``, in their order; ``[]`` is 1 for each."""
 
     @model_validator(mode="after")

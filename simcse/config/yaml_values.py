@@ -63,7 +63,13 @@ def _printable_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     return value
 
 
+def _as_written(loader: _Loader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
 _Loader.add_constructor("tag:yaml.org,2002:int", _printable_int)
+# A date is no value of any setting, but may be the name of a file or folder.
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _as_written)
 
 
 def parse_yaml(text: str) -> Any:

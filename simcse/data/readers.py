@@ -98,6 +98,8 @@ class Wanted:
             )
         if groups := groups or [(name,) for name in self._usual(found)]:
             return Chosen(self, groups)
+        if not found:
+            raise UserError(f"{place}: no columns in it; expected {COLUMNS[self.form][2]}")
         raise UserError(
             f"{place}: choose columns ({self.called('columns')}), {COLUMNS[self.form][2]}, of "
             f"{_shown(found)}"
@@ -590,6 +592,8 @@ def find_sources(name: str, config: DataConfig, *, refresh: bool = False) -> Ite
             yield from (_File(file, _suffix(file)) for file in files)
     elif path.is_dir():
         raise UserError(f"data.train: {name} is a folder; name its files, such as {name}/*.txt")
+    elif path.exists():
+        raise UserError(f"data.train: {name} is a pipe or device; expected a file")
     elif ":" not in name and (
         path.is_absolute() or name.count("/") > 1 or name.endswith("/") or has_data_suffix(path)
     ):

@@ -28,6 +28,7 @@ def document_files(folder: Path) -> tuple[list[Path], int]:
 
     Raises:
         OSError: A folder cannot be read.
+        UserError: A file is a link to nothing.
     """
 
     def stop(error: OSError) -> NoReturn:
@@ -39,7 +40,9 @@ def document_files(folder: Path) -> tuple[list[Path], int]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         links += sum(Path(root, name).is_symlink() for name in folders)
         found += [Path(root, name) for name in names if not name.startswith(".")]
-    documents = (path for path in found if path.suffix.lower() in DOCUMENT_SUFFIXES)
+    documents = [path for path in found if path.suffix.lower() in DOCUMENT_SUFFIXES]
+    if broken := [path for path in documents if not path.exists()]:
+        raise UserError(f"{broken[0]}: a link to nothing")
     return sorted(path for path in documents if path.is_file()), links
 
 

@@ -20,16 +20,18 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from simcse.encoders import settings_files
-from simcse.errors import UserError, first_line
+from simcse.errors import UserError, first_line, is_defect
 from simcse.hub import failures
 
 logger = logging.getLogger("simcse")
 
+_BASE = "base_model_name_or_path"
 _KIND = "SentenceTransformer"  # beside it the library has cross-encoders and sparse ones
 _NAMED = 3  # weights that an error names
 _MOST_LAYERS = 1_000
@@ -85,6 +87,9 @@ def load_sentence_model(
             config_kwargs=None if config is None else dict(config),
         )
     for module in model.modules():
+        if isinstance(module, StaticEmbedding):
+            vocabulary = module.tokenizer.get_vocab()
+            _check_vocabulary(origin, vocabulary, module.embedding.num_embeddings)
         if isinstance(module, Transformer):
             _check_tokenizer(origin, module)
             _keep_to_positions(origin, module)
@@ -130,7 +135,11 @@ def check_embeddings(label: str, model: SentenceTransformer) -> None:
         try:
             found = encode(_PAIRS, convert_to_tensor=True, show_progress_bar=False)
         except Exception as error:  # what its files say of its tokenizer shows only when it is used
-            raise UserError(f"{label}: cannot be used: {first_line(error)}") from error
+            reason = first_line(error)
+            if is_defect(error):
+                names = ", ".join(type(module).__name__ for module in model)
+                reason = f"its modules ({names}) make no embedding of a text"
+            raise UserError(f"{label}: cannot be used: {reason}") from error
         if (found[::2] - found[1::2]).norm() <= 1e-6 * found.norm():
             raise UserError(
                 f"{label}: different texts get the same embedding; its longest input is "
@@ -200,6 +209,9 @@ def failing_for(origin: Origin) -> Iterator[None]:
         if "trust_remote_code" in str(error) and not origin.trust_remote_code:
             raise _foreign_code(origin) from error
         reason = first_line(error)[:200]
+        if "processing class" in reason:
+            reason = "tokenizer_config.json: no tokenizer can be made of it, such as of this class"
+        reason = settings_files.tokenizer_problem(Path(origin.path)) or reason
         if isinstance(error, SafetensorError):
             reason = f"a .safetensors file is damaged, or only a pointer to it ({reason})"
         if isinstance(error, StrictDataclassFieldValidationError):
@@ -288,6 +300,12 @@ def check_files(origin: Origin, wanted: str = _KIND) -> None:
     found = settings_files.read(origin.label, root, name) if (root / name).is_file() else {}
     if (kind := found.get("model_type", wanted)) != wanted:
         raise UserError(f"{origin.label}: is a {kind}; expected a {wanted}")
+    if (root / settings_files.ADAPTER).is_file():
+        base = settings_files.read(origin.label, root, settings_files.ADAPTER).get(_BASE) or ""
+        if Path(base).is_absolute() and not Path(base).is_dir():
+            raise UserError(
+                f"{origin.label}: {settings_files.ADAPTER}: {_BASE}: {base} is no folder here"
+            )
 
 
 def _check_layers(origin: Origin) -> None:
@@ -375,10 +393,23 @@ def _check_tokenizer(origin: Origin, transformer: Transformer) -> None:
         table = transformer.model.get_input_embeddings()
     except NotImplementedError:  # without a table, such as for characters
         return
-    if isinstance(table, nn.Embedding) and max(vocabulary.values()) >= table.num_embeddings:
+    if isinstance(table, nn.Embedding):
+        _check_vocabulary(origin, vocabulary, table.num_embeddings)
+
+
+def _check_vocabulary(origin: Origin, vocabulary: Mapping[str, int], embeddings: int) -> None:
+    if max(vocabulary.values()) >= embeddings:
         raise UserError(
             f"{origin.label}: its tokenizer is another model's: token {max(vocabulary.values())} "
-            f"of {table.num_embeddings} embeddings"
+            f"of {embeddings} embeddings"
+        )
+    if len(vocabulary) < embeddings / 2:
+        logger.warning(
+            "%s: its tokenizer knows %s tokens, of which it has %s embeddings; is the "
+            "tokenizer another model's?",
+            origin.label,
+            f"{len(vocabulary):,}",
+            f"{embeddings:,}",
         )
 
 

@@ -56,7 +56,7 @@ def load_model(
     origin = find_model(name, trust_remote_code=trust_remote_code)
     if backend != "torch" and device not in (None, "cpu"):
         raise UserError(f"device {device}: backend {backend} runs on the CPU")
-    _check_device(device)
+    check_device(device)
     model = _load(origin, pooling)
     truncate(model, dims)
     if backend == "torch":
@@ -119,13 +119,18 @@ def _load(origin: Origin, pooling: Pooling | None) -> SentenceTransformer:
     return model
 
 
-def _check_device(device: str | None) -> None:
-    """Whether something can be computed there; ``meta`` for one only knows shapes."""
+def check_device(device: str | None) -> None:
+    """See that something can be computed there; ``meta`` for one only knows shapes.
+
+    Raises:
+        UserError: It cannot.
+    """
     try:
         if device is not None:
             torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # torch's ways of no
-        raise UserError(f"device {device}: {first_line(error)}") from error
+        said = first_line(error).removeprefix("AssertionError: ")
+        raise UserError(f"device {device}: {said}") from error
 
 
 def load_trained(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from simcse.config.settings import LoraConfig
 from simcse.errors import UserError, first_line
@@ -37,6 +38,15 @@ def add(network: PreTrainedModel, config: LoraConfig, base: str, revision: str |
         raise UserError(
             "encoder.lora needs a package that is not installed: pip install 'simcse-trainer[lora]'"
         ) from error
+    layers = {f".{name}": module for name, module in network.named_modules()}
+    for target in config.targets:
+        if not target or not any(name.endswith(f".{target}") for name in layers):
+            kinds = (nn.Linear, Conv1D)
+            linear = {n.rpartition(".")[2] for n, m in layers.items() if isinstance(m, kinds)}
+            raise UserError(
+                f"encoder.lora.targets: no layer is called {target!r}; linear layers are "
+                f"{', '.join(sorted(linear))}"
+            )
     settings = Settings(
         r=config.rank,
         lora_alpha=config.alpha,

@@ -6,6 +6,7 @@ keys that decide how a model is loaded are checked, and others are allowed.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import reprlib
@@ -24,15 +25,19 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from tokenizers import Tokenizer
 from transformers.activations import ACT2FN
 
 from simcse.config.reading import problems
-from simcse.errors import UserError
+from simcse.errors import UserError, first_line
 
+ADAPTER = "adapter_config.json"
 MODULES = "modules.json"
 ROUTER = "router_config.json"
+TOKENIZER = "tokenizer.json"
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # of folders below a folder
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST = 10**12  # of anything that is counted
 # What architectures call their sizes, and their activations.
 _SIZES = {
@@ -41,15 +46,35 @@ _SIZES = {
     "n_layers", "n_positions", "num_attention_heads", "num_heads", "num_hidden_layers",
     "num_key_value_heads", "num_layers", "vocab_size",
 }  # fmt: skip
-_ACTIVATIONS = {
-    "activation", "activation_function", "dense_act_fn", "hidden_act", "hidden_activation",
-}  # fmt: skip
+_ACTIVATIONS = {"dense_act_fn", "hidden_act", "hidden_activation"}  # those of transformers
 
 
 def _is_token(value: Any) -> Any:
     text = value.get("content") if isinstance(value, dict) else value
     if not (value is None or isinstance(text, str)):
         raise ValueError(f"should be a token as text, got {reprlib.repr(value)}")
+    return value
+
+
+def _is_text(value: str) -> str:
+    if not value.isascii() and _SURROGATE.search(value):
+        raise ValueError(f"should be valid Unicode text, got {reprlib.repr(value)}")
+    return value
+
+
+def _are_distinct(modules: list[_Module]) -> list[_Module]:
+    names = [module.name for module in modules]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two modules are called {twice[0]!r}")
+    return modules
+
+
+def _is_adapter(value: str) -> str:
+    if importlib.util.find_spec("peft"):
+        from peft import PeftType
+
+        if value not in set(PeftType):
+            raise ValueError(f"should be a kind of adapter, such as LORA, got {value!r}")
     return value
 
 
@@ -93,10 +118,18 @@ class _Network(_Settings):
             counted = isinstance(value, int) and not isinstance(value, bool)
             if key in _SIZES and not (counted and 0 < value <= _MOST):
                 raise ValueError(f"{key}: should be a positive number, got {reprlib.repr(value)}")
-            if key in _ACTIVATIONS and not (isinstance(value, str) and value in ACT2FN):
+            known = isinstance(value, str) and (value in ACT2FN or "auto_map" in values)
+            if key in _ACTIVATIONS and not known:
                 expected = "the name of an activation, such as 'gelu'"
                 raise ValueError(f"{key}: should be {expected}, got {reprlib.repr(value)}")
         return values
+
+    @model_validator(mode="after")
+    def _pads_with_a_token(self) -> Self:
+        padding, size = ((self.model_extra or {}).get(k) for k in ("pad_token_id", "vocab_size"))
+        if isinstance(padding, int) and isinstance(size, int) and padding >= size:
+            raise ValueError(f"pad_token_id: {padding} is none of vocab_size {size}")
+        return self
 
 
 class _Tokenizer(_Settings):
@@ -106,7 +139,7 @@ class _Tokenizer(_Settings):
     padding_side: Literal["left", "right"] = "right"
     truncation_side: Literal["left", "right"] = "right"
     do_lower_case: bool | None = None
-    added_tokens_decoder: dict[str, Token] = {}
+    added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^[0-9]+$")], Token] = {}
     bos_token: Token = None
     cls_token: Token = None
     eos_token: Token = None
@@ -130,7 +163,9 @@ class _Module(_Settings):
     type: str
 
 
-class _Modules(RootModel[Annotated[list[_Module], Field(min_length=1)]]):
+class _Modules(
+    RootModel[Annotated[list[_Module], Field(min_length=1), AfterValidator(_are_distinct)]]
+):
     model_config = ConfigDict(strict=True)
 
 
@@ -143,7 +178,7 @@ class _SentenceModel(_Settings):
     """``config_sentence_transformers.json``."""
 
     model_type: str = ""
-    prompts: dict[str, str] = {}
+    prompts: dict[str, Annotated[str, AfterValidator(_is_text)]] = {}
     default_prompt_name: str | None = None
     similarity_fn_name: str | None = None
     truncate_dim: PositiveInt | None = None
@@ -176,6 +211,13 @@ class _Pooling(_Settings):
         return self
 
 
+class _Layers(_Settings):
+    """Of a WeightedLayerPooling."""
+
+    num_hidden_layers: PositiveInt = 12
+    layer_start: Annotated[int, Field(ge=0)] = 4
+
+
 class _Dense(_Settings):
     in_features: Size
     out_features: Size
@@ -185,11 +227,20 @@ class _Dense(_Settings):
     module_output_name: str | None = None
 
 
+class _Adapter(_Settings):
+    peft_type: Annotated[str, AfterValidator(_is_adapter)] = "LORA"
+    base_model_name_or_path: str | None = None
+    r: PositiveInt = 8
+    lora_alpha: Annotated[float, Field(ge=0)] = 8
+    lora_dropout: Annotated[float, Field(ge=0, le=1)] = 0
+
+
 class _Shards(_Settings):
     weight_map: dict[str, str]
 
 
 _FILES: dict[str, type[BaseModel]] = {
+    ADAPTER: _Adapter,
     "config.json": _Network,
     "tokenizer_config.json": _Tokenizer,
     "special_tokens_map.json": _Object,
@@ -198,7 +249,11 @@ _FILES: dict[str, type[BaseModel]] = {
     "config_sentence_transformers.json": _SentenceModel,
     "sentence_bert_config.json": _Transformer,
 }
-_OF_MODULES: dict[str, type[BaseModel]] = {"Pooling": _Pooling, "Dense": _Dense}
+_OF_MODULES: dict[str, type[BaseModel]] = {
+    "Pooling": _Pooling,
+    "Dense": _Dense,
+    "WeightedLayerPooling": _Layers,
+}
 """Of ``config.json`` in the folder of a module, by the name of its class."""
 
 
@@ -220,6 +275,8 @@ def check(label: str, folder: Path) -> None:
     for part, kind in parts:
         if part and kind in _OF_MODULES:
             read(label, folder, str(Path(part, "config.json")), _OF_MODULES[kind])
+        if kind == "StaticEmbedding" and not (folder / part / TOKENIZER).is_file():
+            raise UserError(f"{label}: {Path(part, TOKENIZER)}: No such file or directory")
     for path in folder.rglob("*.safetensors.index.json"):
         read(label, folder, str(path.relative_to(folder)), _Shards)
 
@@ -254,7 +311,7 @@ def read(label: str, folder: Path, name: str, record: type[BaseModel] = _Object)
         UserError: It is missing, no JSON, or not a ``record``.
     """
     try:
-        values = json.loads((folder / name).read_text(encoding="utf-8-sig"))
+        values = json.loads((folder / name).read_text(encoding="utf-8"))
         record.model_validate(values)
     except ValidationError as error:
         found = "; ".join(problems(error, record))
@@ -264,3 +321,13 @@ def read(label: str, folder: Path, name: str, record: type[BaseModel] = _Object)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{label}: {name}: not valid JSON: {error}") from error
     return values
+
+
+def tokenizer_problem(folder: Path) -> str | None:
+    """What is wrong with a tokenizer's file, of which the libraries do not tell."""
+    for path in folder.rglob(TOKENIZER):
+        try:
+            Tokenizer.from_file(str(path))
+        except Exception as error:  # the library's only kind
+            return f"{path.relative_to(folder)}: no tokenizer: {first_line(error)[:200]}"
+    return None

@@ -88,6 +88,8 @@ def build(
             raise UserError("vectors: faiss is used with float32 only")
         return {"sentences": sentences, "index": embeddings, "ids": ids}
     installed = importlib.util.find_spec("faiss") is not None
+    if cells == "hnsw" and not (installed if use_faiss is None else use_faiss):
+        raise UserError("faiss_fast: hnsw needs faiss (pip install faiss-cpu, use_faiss=True)")
     if use_faiss and not installed:
         raise UserError("use_faiss: faiss is not installed; pip install faiss-cpu")
     if not (installed if use_faiss is None else use_faiss):

@@ -31,9 +31,9 @@ from simcse.config.settings import (
 )
 from simcse.encoders.encoding import encode_by_length, encoder_of
 from simcse.encoders.gate import check_embeddings
-from simcse.encoders.loading import load_model
+from simcse.encoders.loading import check_device, load_model
 from simcse.encoders.precision import resolved
-from simcse.errors import UserError, first_line
+from simcse.errors import UserError
 from simcse.inference import index as indexing
 from simcse.inference.quantized import Quantized
 from simcse.inference.sentences import ids_of, sentences_of, texts_of
@@ -511,7 +511,7 @@ class SimCSE:
             yield
             return
         limit = self.model.max_seq_length
-        whole = isinstance(max_length, Integral)
+        whole = isinstance(max_length, Integral) and not isinstance(max_length, bool)
         if not (whole and 3 <= max_length <= (limit or max_length)):
             raise UserError(
                 f"max_length: {max_length!r} is out of range; this encoder allows 3 to {limit}"
@@ -541,7 +541,7 @@ def _check_threshold(value: object) -> None:
 
 
 def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, Integral) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise UserError(f"{name}: expected a whole number from 1 on, got {value!r}")
 
 
@@ -549,7 +549,4 @@ def _check_devices(devices: list[str]) -> None:
     if not devices:
         raise UserError("device: the list is empty; name one or more")
     for device in devices:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, TypeError) as error:  # torch's ways to say so
-            raise UserError(f"device {device}: {first_line(error)}") from error
+        check_device(device)

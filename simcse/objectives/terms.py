@@ -64,10 +64,12 @@ def find(name: str) -> type[Objective]:
         )
     module, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        stem = re.sub(r"\W", "_", Path(module).name.removesuffix(".py"))
+        file, _, own = name.rpartition(":")
+        stem = re.sub(r"\W", "_", re.split(r"[/\\]", file)[-1].removesuffix(".py"))
         raise UserError(
             f"objective.terms: {name}: name the module as Python imports it, such as "
-            f"{stem or 'my_module'}:{attribute or 'MyObjective'} for a file in the working folder"
+            f"{stem or 'my_module'}:{own if own.isidentifier() else 'MyObjective'} for a file in "
+            "the working folder"
         )
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)
@@ -99,12 +101,18 @@ def running(name: str, what: str = "has failed") -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if name in SHIPPED or is_out_of_memory(error):
             raise
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
+        place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
         said = first_line(error).removeprefix(f"{type(error).__name__}: ")
         raise UserError(
-            f"objective.terms: {name} {what}: {type(error).__name__}: {said} "
-            f"({frame.filename}:{frame.lineno})"
+            f"objective.terms: {name} {what}: {type(error).__name__}: {said}{place}"
         ) from error
+
+
+def _is_users(file: str) -> bool:
+    """Whether a file of a traceback is neither ours nor a library's."""
+    ours = Path(objectives.__file__).parent.parent
+    return not (file.startswith("<") or ours in Path(file).parents or "site-packages" in file)
 
 
 def needs(term: type[Objective]) -> dict[str, bool]:

@@ -18,7 +18,14 @@ from simcse.files import check_parent, is_ours, remove_leftovers, scratch_folder
 from simcse.publishing.card import TrainedModel, model_card
 from simcse.reports.plots import pictures
 from simcse.reports.records import EvaluatedScores
-from simcse.reports.runs import EVALUATION_FOLDER, SCORES_FILE, RunSet, load_runs, read_json
+from simcse.reports.runs import (
+    EVALUATION_FOLDER,
+    SCORES_FILE,
+    RunSet,
+    is_plain_model,
+    load_runs,
+    read_json,
+)
 
 CARD_FILE = "README.md"
 FIGURES = "figures"
@@ -108,6 +115,8 @@ def trained_runs(run: Path) -> tuple[RunSet, Config]:
     Raises:
         UserError: The run is unfinished or damaged, or is not a training run.
     """
+    if is_plain_model(run):
+        raise UserError(f"{run}: a model, and no run of this project; name its run folder")
     runs = load_runs(run)
     if runs.best.config is None:
         raise UserError(f"{run}: holds scores of a model, not a training run")

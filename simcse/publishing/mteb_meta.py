@@ -122,12 +122,12 @@ def _training_data(
     if not (made_from["encoder_commit"] or of_card or config.encoder.name == EMBEDDED_ENCODER):
         local.add(config.encoder.name)
     local |= {name for name, _ in config.objective.helpers.values()}  # what it learned from them
-    if local and trained_on is None:
+    words = {word.strip() for word in (trained_on or "").split(",")} - {""}
+    if local and not words:
         raise UserError(
             f"mteb-meta: {', '.join(sorted(local))}: mteb has to know what it was made from; name "
             f"its tasks or data sets with --trained-on A,B, or say --trained-on {UNKNOWN}"
         )
-    words = {word.strip() for word in (trained_on or "").split(",")} - {""}
     if UNKNOWN in words:
         return None
     from_hub = {entry.partition(":")[0] for entry in entries & {*made_from["from_hub"]}}

@@ -334,7 +334,7 @@ def with_own_names(sets: Sequence[RunSet]) -> list[RunSet]:
     names = [runs.name for runs in sets]
     parts = 2
     while len(set(names)) < len(names) and parts <= max(len(f.parts) for f in folders):
-        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        names = [str(Path(*folder.parts[-parts:])) for folder in folders]
         parts += 1
     if len(set(names)) < len(names):
         raise UserError(f"{max(names, key=names.count)}: given twice")

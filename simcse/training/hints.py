@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
 
 from simcse.config.settings import Config
-from simcse.data.tokens import prompt_ids, unknown_warning
+from simcse.data.tokens import prompt_ids, special_ends, unknown_warning
 from simcse.encoders import encoder, gate
 from simcse.evaluation.classification import PairClassificationTask
 from simcse.evaluation.documents import too_few
@@ -59,6 +60,28 @@ def _described(task: Task) -> str:
     return f"{task.name} ({len(task.texts()):,} texts {origin})"
 
 
+def _positives_without_text(own: TrainingSet, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Kinds of positives that none of the first passages can give, so that others take the place.
+
+    Args:
+        own: Documents; the first text of a row is the title.
+        tokenizer: That of the encoder.
+    """
+    passages = own.rows[:1_000]["input_ids"]
+    special = sum(special_ends(tokenizer))
+    with_text = {
+        "title": any(len(title) > special for title, *_ in passages),
+        "spans": any(len(texts) > 2 for texts in passages),
+    }
+    needed = {"title": "a title", "spans": "two sentences"}
+    for kind in own.config.positives:
+        if not with_text.get(kind, True):
+            yield (
+                f"warning: data.positives: {kind} needs {needed[kind]}, which no passage of "
+                f"{own.config.title} has; others take its place"
+            )
+
+
 def hints(config: Config, sets: Sequence[TrainingSet], model: SentenceTransformer) -> Iterator[str]:
     """Settings that hardly suit this text and this encoder."""
     for own in sets:
@@ -71,6 +94,8 @@ def hints(config: Config, sets: Sequence[TrainingSet], model: SentenceTransforme
                 f"{f'of {key} ' if len(sets) > 1 else ''}are cut at {own.config.max_length} tokens;"
                 f" this encoder takes {model.max_seq_length}"
             )
+        if own.config.form == "documents" and len(own.rows):
+            yield from _positives_without_text(own, model.tokenizer)
         for prompt in dict.fromkeys(filter(None, prompts_of(own.config, model))):
             if not prompt_ids(prompt, model.tokenizer)[1]:
                 yield (

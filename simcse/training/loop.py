@@ -130,7 +130,8 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
                 values = {**means, "grad_norm": newest, "learning_rate": rate}
                 values["epoch"] = position.step / len(text.sampler)
                 progress.loss(position.step, {**values, **loss.objective.log_values(), **values})
-                progress.warn(position.step, loss.objective.warnings())
+                still = ["the gradient is zero, so nothing is learned; are there negatives?"]
+                progress.warn(position.step, loss.objective.warnings() + still * (newest == 0))
                 position.totals, position.since = {}, 0
             progress.step(position.step)
 

@@ -152,7 +152,12 @@ def _other_start(before: dict[str, Any], start: dict[str, str], run: Path) -> It
 
 
 def _other_text(before: dict[str, Any], sets: Sequence[TrainingSet], run: Path) -> Iterator[str]:
-    for old, new in zip(before["text"], sets, strict=True):  # the config is the same
+    if len(before["text"]) != len(sets):  # the config is the same
+        raise UserError(
+            f"{run / ENVIRONMENT_FILE}: damaged (text of {len(before['text'])} data sets, the "
+            f"config has {len(sets)}); bring it back, or start anew with output=FOLDER"
+        )
+    for old, new in zip(before["text"], sets, strict=True):
         if old != _recorded(new):
             yield (
                 f"data.train: the text has changed since {run} was started (then {old['rows']:,} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from simcse.evaluation.tasks import Task
 from simcse.reports.runs import CONFIG_FILE
 from simcse.training.loss import TrainingLoss
 
+# Where accelerate looks for the number of processes.
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 DEV_SCORE = "dev_score"
 GEOMETRY = ("alignment", "uniformity", "mean_cosine", "effective_rank")
 
@@ -183,6 +186,12 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
         raise UserError(
             "training.sharding: full is for several processes; start them with torchrun "
             "--nproc_per_node (docs/scaling.md)"
+        )
+    alone = [name for name in _SIZES if os.environ.get(name, "1") not in ("", "1")]
+    if processes == 1 and alone:
+        raise UserError(
+            f"environment: {alone[0]}={os.environ[alone[0]]} without LOCAL_RANK; start with "
+            f"torchrun or accelerate launch, or unset {alone[0]}"
         )
     if processes == 1 and torch.cuda.device_count() > 1:
         raise UserError(

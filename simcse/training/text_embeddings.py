@@ -17,7 +17,7 @@ from simcse.data.rows import texts_of
 from simcse.data.tokens import in_chunks
 from simcse.encoders.encoder import fingerprint, source_of
 from simcse.encoders.encoding import encode_by_length
-from simcse.encoders.gate import Origin, load_sentence_model
+from simcse.encoders.gate import Origin, load_sentence_model, stores_modules
 from simcse.errors import UserError
 
 _CHUNK = 4096
@@ -65,7 +65,10 @@ def load_helper(
     name, revision = config.helpers[kind]
     label = f"objective.{kind}: {name}"
     folder = source_of(name, revision, label=label, refresh=refresh)
-    return load_sentence_model(Origin(label, folder, f"a {kind} has to do without"))
+    origin = Origin(label, folder, f"a {kind} has to do without")
+    if not stores_modules(origin):
+        raise UserError(f"{label}: does not say how it is pooled; expected a sentence model")
+    return load_sentence_model(origin)
 
 
 def text_embeddings(config: Config, kind: str, hashes: np.ndarray) -> TextEmbeddings:
