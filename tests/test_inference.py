@@ -399,7 +399,7 @@ def test_a_device_that_cannot_compute_and_a_name_that_is_empty_are_one_line(tiny
             "tokenizer_config.json",
             "model_max_length",
             float("nan"),
-            "max_seq_length: expected a number",
+            "tokenizer_config.json: model_max_length: should be greater than 0, got nan",
         ),
         ("tokenizer_config.json", "pad_token", None, "cannot be used: Asking to pad"),
     ],
@@ -408,8 +408,6 @@ def test_values_that_no_model_can_have_are_one_line(
     tiny, model_folder, tmp_path, file, key, value, expected
 ):
     for number, model in enumerate((tiny, model_folder)):
-        if (key, number) == ("model_max_length", 1):
-            continue  # a saved model has a number of its own
         folder = shutil.copytree(model, tmp_path / str(number))
         values = json.loads((folder / file).read_text())
         (folder / file).write_text(json.dumps({**values, key: value}))
@@ -445,7 +443,7 @@ def test_missing_and_damaged_models_are_one_line(tmp_path, model_folder):
     with pytest.raises(UserError, match="neither a model folder here"):
         SimCSE("no/such-model")
     (tmp_path / "modules.json").write_text("[")
-    with pytest.raises(UserError, match="cannot be loaded") as error:
+    with pytest.raises(UserError, match="modules.json: not valid JSON") as error:
         SimCSE(tmp_path)
     assert "\n" not in str(error.value)
 
