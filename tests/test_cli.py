@@ -128,9 +128,6 @@ def test_schema_is_json(capsys):
         (["evaluate", "x", "--tasks", ","], "--tasks: name at least one task"),
         (["evaluate", "x", "-o", ""], "argument output: is empty"),
         (["evaluate", ""], "argument model: is empty"),
-        (["evaluate", "x", "--batch-size", "ten"], "--batch-size: 'ten' is no whole number"),
-        (["encode", "x", "-o", "y.npy", "--dims", "1.5"], "--dims: '1.5' is no whole number"),
-        (["mine", "x", "-o", "y", "--margin", "wide"], "--margin: wide is no finite number"),
         (["report", "x", "-o", ""], "argument output: is empty"),
         (["train", "quickstart", "output="], "argument output: no value"),
         (["train", "quickstart", "data.train= "], "argument data.train: no value"),
@@ -351,3 +348,17 @@ def test_tables_are_read_as_their_options_say(tiny, tmp_path, capsys):
     assert main([*arguments, "--separator", ";"]) == 2
     expected = f"--separator (in Python separator=) has no meaning for {tmp_path / 'a.txt'}"
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("evaluate x --batch-size ten", "argument --batch-size: 'ten' is no whole number"),
+        ("encode x -o y.npy --dims 1.5", "argument --dims: '1.5' is no whole number"),
+        ("mine x -o y --margin wide", "argument --margin: wide is no finite number"),
+    ],
+)
+def test_what_is_no_number_is_one_line(arguments, expected, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments.split())
+    assert capsys.readouterr().err == f"error: {expected}\n"

@@ -443,7 +443,7 @@ def test_missing_and_damaged_models_are_one_line(tmp_path, model_folder):
     with pytest.raises(UserError, match="neither a model folder here"):
         SimCSE("no/such-model")
     (tmp_path / "modules.json").write_text("[")
-    with pytest.raises(UserError, match="modules.json: not valid JSON") as error:
+    with pytest.raises(UserError, match=r"modules\.json: not valid JSON") as error:
         SimCSE(tmp_path)
     assert "\n" not in str(error.value)
 

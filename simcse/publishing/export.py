@@ -116,7 +116,7 @@ def trained_runs(run: Path) -> tuple[RunSet, Config]:
         UserError: The run is unfinished or damaged, or is not a training run.
     """
     if is_plain_model(run):
-        raise UserError(f"{run}: a model, and no run of this project; name its run folder")
+        raise UserError(f"{run}: is no finished run but a model; name the folder of a run")
     runs = load_runs(run)
     if runs.best.config is None:
         raise UserError(f"{run}: holds scores of a model, not a training run")
