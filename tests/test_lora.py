@@ -84,7 +84,7 @@ def test_what_is_left_out_before_adapters_add_anything_stays_right(architecture,
     """Of a pass that pools the first token: found while one matrix of each adapter is zero."""
     folder = make_encoder(tmp_path / architecture, architecture)
     config = EncoderConfig(name=str(folder), pooling="cls", dropout=0.0, lora={"rank": 4})
-    model = encoder.build(config)
+    model = encoder.build(config).double()  # rounding of other matrix products stays far away
     cuts = find_cuts(model.eval())
     assert cuts
     learned = [weight for weight in model.parameters() if weight.requires_grad]
@@ -100,7 +100,7 @@ def test_what_is_left_out_before_adapters_add_anything_stays_right(architecture,
     whole = results()
     with cut(cuts):
         for shorter, expected in zip(results(), whole, strict=True):
-            torch.testing.assert_close(shorter, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(shorter, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_checkpoint_holds_adapters_projection_and_objective(arguments, run, monkeypatch):
