@@ -261,7 +261,7 @@ def packed(content: bytes) -> bytes:
             r"a\.csv:1: 'a cat sat on a mat' is no name of a column; for a file without a header",
         ),
         ("a.csv.gz", packed(b"s\n" + b"x\n" * 9999)[:-9], "broken gzip file"),
-        ("a.jsonl.gz", packed(b"{}\n") + b"tail", "choose columns|broken gzip file"),
+        ("a.jsonl.gz", packed(b"{}\n") + b"tail", "no columns in it|broken gzip file"),
         ("a.csv", b"s\nx,y\n", r"a\.csv:2: 2 fields, the header has 1"),
         ("a.jsonl", b'{"s":' * 9999 + b"1" + b"}" * 9999, r"a\.jsonl:1: not valid JSON"),
         ("a.jsonl", b'{"s":' * 90 + b"1" + b"}" * 90, r"a\.jsonl:1: expected text, found dict"),

@@ -608,7 +608,8 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher):
         ),
         (
             ["views=[{}, {template: '" + "word " * 60 + "{}'}]"],
-            "views: with template and repeated words, texts of data.max_length 32 have up to 92",
+            "views: with prompt, template and repeated words, texts of data.max_length 32 have "
+            "up to 92",
         ),
         (
             ["data.max_length=64", "views=[{}, {repeat: 0.5}]"],
