@@ -87,8 +87,7 @@ def main() -> int:
                     f"seed={seed}",
                     f"output={folder(start, collection, recipe, seed)}",
                 ]
-                status = simcse(arguments)
-                if status == 130:
+                if status := simcse(arguments):
                     return status
                 TABLE.write_text(tables(starts, collections, seeds), encoding="utf-8")
     return 0
