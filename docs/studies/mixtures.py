@@ -28,7 +28,7 @@ from simcse.cli.main import main as simcse
 FOLDER = Path("outputs/studies/mixtures")
 TABLE = Path(__file__).with_name("mixtures.table.md")
 STEPS = 150
-TASKS = {"STS12": "sts-2012", "STS13": "sts-2013", "STSB-dev": "sts-benchmark-dev"}
+TASKS = ("STS12", "STS13", "STSB-dev")
 RETRIEVAL = ("captions", "python-docs")
 
 
@@ -132,7 +132,7 @@ def table(texts: list[str], seeds: list[str]) -> str:
 
 def measures(tasks: dict[str, dict[str, float]]) -> list[float]:
     """The scores of one model, ×100, in the order of the table."""
-    sts = [100 * tasks[name]["cosine_spearman"] for name in TASKS.values()]
+    sts = [100 * tasks[name]["cosine_spearman"] for name in TASKS]
     return sts + [100 * tasks[name]["ndcg_at_10"] for name in RETRIEVAL]
 
 
