@@ -20,6 +20,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -105,10 +106,8 @@ def make_captions(path: Path, below: Path) -> Path:
     if (target / "qrels.tsv").is_file():
         return target
     groups: dict[str, list[str]] = defaultdict(list)
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        for picture, caption in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            groups[picture].append(caption)
+    for picture, caption in read_captions(path):
+        groups[picture].append(caption)
     chosen = [name for name in sorted(groups) if len(groups[name]) > 1][:PICTURES]
     target.mkdir(parents=True, exist_ok=True)
     corpus, queries, judged = [], [], ["query-id\tcorpus-id\tscore"]
@@ -127,6 +126,13 @@ def make_captions(path: Path, below: Path) -> Path:
     ):
         (target / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return target
+
+
+def read_captions(path: Path) -> Iterator[list[str]]:
+    """Picture and caption of every line."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        yield from csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def make_graded(senteval: Path) -> None:

@@ -15,13 +15,12 @@ mixtures.table.md beside itself.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import statistics
 import sys
 from pathlib import Path
 
-from adapt import make_captions
+from adapt import make_captions, read_captions
 
 from simcse.cli.main import main as simcse
 
@@ -99,14 +98,10 @@ def leave_out(captions: Path, test: Path) -> Path:
     target = FOLDER / "captions.csv"
     with (test / "corpus.jsonl").open(encoding="utf-8") as corpus:
         tested = {json.loads(line)["_id"].rpartition("-")[0] for line in corpus}
-    opened = gzip.open if captions.suffix == ".gz" else open
-    with (
-        opened(captions, "rt", encoding="utf-8") as file,
-        target.open("w", encoding="utf-8", newline="") as out,
-    ):
+    with target.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["caption", "picture"])
-        for picture, caption in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+        for picture, caption in read_captions(captions):
             if picture not in tested:
                 writer.writerow([caption, picture])
     return target

@@ -25,6 +25,8 @@ from simcse.config.settings import (
 from simcse.errors import UserError
 from simcse.terminal import complain
 
+_FORMATS = ("text", "markdown", "latex", "csv", "json")  # the keys of reports.tables.FORMATS
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The arguments of a command; those of a config's settings are in ``words``.
@@ -186,7 +188,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--format",
-        choices=("text", "markdown", "latex", "csv", "json"),
+        choices=_FORMATS,
         default="text",
         help="of the table (default: %(default)s, with words on how to read it)",
     )
@@ -213,7 +215,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     report.add_argument(
         "--format",
-        choices=("text", "markdown", "latex", "csv", "json"),
+        choices=_FORMATS,
         help="print the table of scores alone, and write no page",
     )
     _add_overwrite(report)

@@ -31,7 +31,6 @@ from simcse.hub import failures
 
 logger = logging.getLogger("simcse")
 
-_BASE = "base_model_name_or_path"
 _KIND = "SentenceTransformer"  # beside it the library has cross-encoders and sparse ones
 _NAMED = 3  # weights that an error names
 _MOST_LAYERS = 1_000
@@ -54,7 +53,7 @@ class Origin:
 
 def stores_modules(origin: Origin) -> bool:
     """Whether it is a sentence-transformers model."""
-    return (Path(origin.path) / "modules.json").is_file()
+    return (Path(origin.path) / settings_files.MODULES).is_file()
 
 
 def load_sentence_model(
@@ -77,7 +76,7 @@ def load_sentence_model(
     """
     check_files(origin)
     with failing_for(origin):
-        _check_modules(origin)
+        _check_activations(origin)
     with _admitting(origin) as made_up:
         model = SentenceTransformer(
             origin.path,
@@ -252,7 +251,6 @@ def _admitting(origin: Origin) -> Iterator[set[str]]:
     try:
         with failing_for(origin):
             _check_layers(origin)
-            _check_shards(origin)
             yield made_up
     finally:
         PreTrainedModel.from_pretrained = original
@@ -300,12 +298,6 @@ def check_files(origin: Origin, wanted: str = _KIND) -> None:
     found = settings_files.read(origin.label, root, name) if (root / name).is_file() else {}
     if (kind := found.get("model_type", wanted)) != wanted:
         raise UserError(f"{origin.label}: is a {kind}; expected a {wanted}")
-    if (root / settings_files.ADAPTER).is_file():
-        base = settings_files.read(origin.label, root, settings_files.ADAPTER).get(_BASE) or ""
-        if Path(base).is_absolute() and not Path(base).is_dir():
-            raise UserError(
-                f"{origin.label}: {settings_files.ADAPTER}: {_BASE}: {base} is no folder here"
-            )
 
 
 def _check_layers(origin: Origin) -> None:
@@ -328,43 +320,17 @@ def _check_layers(origin: Origin) -> None:
                     raise UserError(f"{origin.label}: {path.name}: {key} is {value}; {allowed}")
 
 
-def _check_shards(origin: Origin) -> None:
-    """Refuse weights that an index of shards takes from elsewhere.
+def _check_activations(origin: Origin) -> None:
+    """Refuse what the library may not run: it would put tanh in the place of it.
 
     Raises:
-        UserError: It names a file outside of its folder.
+        UserError: A dense layer has a foreign activation.
     """
-    root = Path(origin.path)
-    for path in root.rglob("*.safetensors.index.json"):
-        name = str(path.relative_to(root))
-        shards = settings_files.read(origin.label, root, name)["weight_map"].values()
-        if outside := [name for name in shards if Path(name).name != name]:
-            raise UserError(f"{origin.label}: {path.name}: {outside[0]!r} is no file of its folder")
-
-
-def _check_modules(origin: Origin) -> None:
-    """Settings of the modules, before the library acts on them.
-
-    It would put tanh in the place of an activation that it may not run, and take the mean for a
-    pooling without a mode.
-
-    Raises:
-        UserError: A dense layer has a foreign activation, or a pooling has no mode.
-    """
-    root = Path(origin.path)
-    for path, kind in settings_files.modules(origin.label, root):
+    for path, kind in settings_files.modules(origin.label, Path(origin.path)):
         if kind == "Dense" and not origin.trust_remote_code:
             settings = Dense.load_config(origin.path, subfolder=path)
             if not settings.get("activation_function", "torch.").startswith("torch."):
                 raise _foreign_code(origin)
-        if kind == "Pooling":
-            settings = settings_files.read(origin.label, root, f"{path}/config.json")
-            modes = [value for key, value in settings.items() if key.startswith("pooling_mode_")]
-            if modes and not (True in modes and {*map(type, modes)} == {bool}):
-                raise UserError(
-                    f"{origin.label}: {path}/config.json: of the pooling modes, each true or "
-                    "false, at least one has to be true"
-                )
 
 
 def _foreign_code(origin: Origin) -> UserError:

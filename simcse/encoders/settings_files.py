@@ -78,6 +78,12 @@ def _is_adapter(value: str) -> str:
     return value
 
 
+def _is_at_hand(name: str | None) -> str | None:
+    if name and Path(name).is_absolute() and not Path(name).is_dir():
+        raise ValueError(f"{name} is no folder here")
+    return name
+
+
 def _is_mode(value: Any) -> Any:
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) for name in names):
@@ -210,6 +216,17 @@ class _Pooling(_Settings):
             raise ValueError("embedding_dimension: missing")
         return self
 
+    @model_validator(mode="after")
+    def _has_a_mode(self) -> Self:
+        # Without one the library would take the mean.
+        others = (self.model_extra or {}).items()
+        modes = [value for key, value in others if key.startswith("pooling_mode_")]
+        if modes and not (True in modes and {*map(type, modes)} == {bool}):
+            raise ValueError(
+                "of the pooling modes, each true or false, at least one has to be true"
+            )
+        return self
+
 
 class _Layers(_Settings):
     """Of a WeightedLayerPooling."""
@@ -229,7 +246,7 @@ class _Dense(_Settings):
 
 class _Adapter(_Settings):
     peft_type: Annotated[str, AfterValidator(_is_adapter)] = "LORA"
-    base_model_name_or_path: str | None = None
+    base_model_name_or_path: Annotated[str | None, AfterValidator(_is_at_hand)] = None
     r: PositiveInt = 8
     lora_alpha: Annotated[float, Field(ge=0)] = 8
     lora_dropout: Annotated[float, Field(ge=0, le=1)] = 0
@@ -237,6 +254,12 @@ class _Adapter(_Settings):
 
 class _Shards(_Settings):
     weight_map: dict[str, str]
+
+    @model_validator(mode="after")
+    def _stays_in_its_folder(self) -> Self:
+        if outside := [name for name in self.weight_map.values() if Path(name).name != name]:
+            raise ValueError(f"{outside[0]!r} is no file of its folder")
+        return self
 
 
 _FILES: dict[str, type[BaseModel]] = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from simcse.config.settings import Config
 from simcse.encoders import encoder, lora
 from simcse.encoders.loading import load_trained, truncate
+from simcse.encoders.settings_files import ADAPTER
 from simcse.errors import UserError
 from simcse.evaluation.hub_results import eval_results, pinned_results
 from simcse.evaluation.protocol import Scores
@@ -30,7 +31,6 @@ from simcse.reports.runs import (
 CARD_FILE = "README.md"
 FIGURES = "figures"
 RESULTS = ".eval_results"
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def write_model_folder(
@@ -74,7 +74,7 @@ def write_model_folder(
     if adapter:
         shutil.copytree(best.folder / lora.FOLDER, folder, dirs_exist_ok=True)
         if config.hub.base_model and encoder.hub_commit(config.encoder) is None:
-            _name_base(folder / ADAPTER_CONFIG, config.hub.base_model)
+            _name_base(folder / ADAPTER, config.hub.base_model)
     else:
         encoder.save(model, folder)
     for picture in figures:
