@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import HOSTILE, ROOT, Tags, reseal
 from matplotlib.figure import Figure
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_1samp, ttest_ind
 
 from simcse.cli.main import main
 from simcse.errors import UserError
@@ -146,6 +146,21 @@ def test_compare_seeds_is_welchs_test(finished, capsys):
     assert "seeds to show it" in output and "detectable" in output
 
 
+def test_one_model_is_compared_with_seeds(finished, capsys):
+    one, seeds = finished / "warm" / "seed-3", finished / "cold"
+    assert main(["compare", str(one), str(seeds), str(finished / "warm" / "seed-5")]) == 0
+    output = capsys.readouterr().out
+    assert "A = seed-3 (one model), B = cold (2 seeds), C = seed-5 (one model)" in output
+    [base] = load_runs(one).values("pairs", "cosine_spearman")
+    values = load_runs(seeds).values("pairs", "cosine_spearman")
+    row = next(line for line in output.splitlines() if line.startswith("pairs"))
+    assert f"{100 * (np.mean(values) - base):+.2f}" in row
+    p = ttest_1samp(values, base).pvalue
+    assert ("< 0.001" if p < 0.001 else f"{p:.3f}") in row
+    for note in ("paired bootstrap over the test items", "One model against seeds", "Welch"):
+        assert note in output
+
+
 def test_compare_single_models_resamples_pairs(finished, capsys):
     one, two = finished / "cold" / "seed-3", finished / "warm" / "seed-3"
     assert main(["compare", str(one), str(two)]) == 0
@@ -178,8 +193,6 @@ def test_compare_only_some_seeds(finished, capsys):
 
 def test_compare_refuses_what_cannot_be_compared(finished, tmp_path, capsys):
     root = copy(finished, tmp_path)
-    assert main(["compare", str(root / "cold"), str(root / "warm" / "seed-3")]) == 2
-    assert "compare one model with one, or seeds with seeds" in capsys.readouterr().err
     run = root / "warm" / "seed-3"
     trained = json.loads((run / "scores.json").read_text())["trained"]
     trained["pairs"]["pairs"] = 100

@@ -76,8 +76,20 @@ def test_welch_is_b_minus_a():
     assert forward.high == pytest.approx(4 + error * t.ppf(0.975, freedom))
     alike = welch([1.0, 1.0], [2.0, 2.0])  # no spread: rather repeats than evidence
     assert alike.difference == 1 and math.isnan(alike.p) and math.isnan(alike.low)
-    with pytest.raises(ValueError, match="at least two"):
-        welch([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="at least two on one side"):
+        welch([1.0], [1.0])
+    with pytest.raises(ValueError, match="one on the other"):
+        welch([], [1.0, 2.0])
+
+
+def test_one_model_against_seeds_is_students_test_of_the_seeds():
+    found, back = welch([1.0], [4.0, 6.0, 8.0]), welch([4.0, 6.0, 8.0], [1.0])
+    assert found.difference == 5 == -back.difference
+    assert (found.low, found.high) == pytest.approx((-back.high, -back.low))
+    seeds = summarize([4.0, 6.0, 8.0])  # the model's score only moves its interval
+    assert (found.low, found.high) == pytest.approx((seeds.low - 1, seeds.high - 1))
+    assert found.p == back.p == pytest.approx(2 * t.sf(5 / (2 / math.sqrt(3)), 2))
+    assert math.isnan(welch([1.0], [2.0, 2.0]).p)
 
 
 def test_pooled_std_closed_form():

@@ -15,7 +15,7 @@ from simcse.encoders import encoder
 from simcse.encoders.encoding import _PROBE, encode_by_length
 from simcse.errors import UserError
 from simcse.inference import streaming
-from simcse.inference.streaming import encode_to_file
+from simcse.inference.streaming import Recent, encode_to_file
 
 TEXTS = [f"text {number}" for number in range(23)]
 
@@ -95,6 +95,22 @@ def test_repeats_are_embedded_once_and_stand_where_they_stood(tiny):
     found = encode_by_length(model, texts, 4)
     assert rows[len(_PROBE) + 1 :] == [4, 3]  # after a trial, each text alone and all in a batch
     np.testing.assert_allclose(found, model.encode(texts), atol=1e-5)
+
+
+def test_texts_of_the_latest_chunks_are_not_embedded_again(monkeypatch):
+    monkeypatch.setattr(streaming, "CHUNK", 3)
+    asked = []
+
+    def spy(texts):
+        asked.append(texts)
+        return embed(texts)
+
+    recent = Recent(spy)
+    for chunk in ([0, 1, 0], [1, 2, 3], [1, 2, 3], [4, 0, 1]):
+        texts = [TEXTS[number] for number in chunk]
+        np.testing.assert_array_equal(recent(texts), embed(texts))
+    # 0 was no longer among the latest three when it came again; 1 was.
+    assert asked == [[TEXTS[n] for n in chunk] for chunk in ([0, 1], [2, 3], [4, 0])]
 
 
 def test_the_command_writes_parquet_and_takes_a_role(tiny, tmp_path, capsys):

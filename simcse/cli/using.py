@@ -40,7 +40,7 @@ def encode(parsed: argparse.Namespace) -> None:
     from simcse.data.readers import count_lines, read_sentences
     from simcse.encoders.vectors import Quantizer
     from simcse.files import may_write, replacing
-    from simcse.inference.streaming import check_name, encode_to_file
+    from simcse.inference.streaming import Recent, check_name, encode_to_file
 
     output = Path(parsed.output)
     check_name(output)
@@ -66,11 +66,19 @@ def encode(parsed: argparse.Namespace) -> None:
         )
         return quantizer(np.asarray(found))
 
+    recent = Recent(embed)
+
+    def embed_chunk(texts: list[str]) -> np.ndarray:
+        goal = bar.n + len(texts)
+        found = recent(texts)
+        bar.update(goal - bar.n)  # with those of earlier chunks
+        return found
+
     with (
         replacing(ranges_file) if calibrates else nullcontext() as ranges,
         tqdm(total=count_lines(Path(parsed.file)), unit="text", disable=None) as bar,
     ):
-        rows, width = encode_to_file(chain(first, sentences), embed, output, parsed.file)
+        rows, width = encode_to_file(chain(first, sentences), embed_chunk, output, parsed.file)
         if ranges is not None and quantizer.ranges is not None:
             with ranges.open("wb") as file:
                 np.save(file, quantizer.ranges)

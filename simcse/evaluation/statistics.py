@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import nct, t, ttest_ind
+from scipy.stats import nct, t, ttest_1samp, ttest_ind
 
 LEVEL = 0.05
 """Two-sided; intervals cover 1 - LEVEL."""
@@ -64,18 +64,22 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Welch's t-test between two sets of seeds; seeds are not paired.
 
     The same seed under two settings shares first weights and batches, but after a few steps the
-    runs have nothing in common, so pairing them would add noise and not take any away. Without any
-    spread on either side interval and p are NaN.
+    runs have nothing in common, so pairing them would add noise and not take any away. A side with
+    one value is a model that no seed changes: its score is taken as exact, which leaves Student's
+    test of the other side. Without any spread on either side interval and p are NaN.
 
     Raises:
-        ValueError: Fewer than two values on one side.
+        ValueError: Fewer than two values on both sides, or none on one.
     """
-    if min(len(a), len(b)) < 2:
-        raise ValueError("a test over seeds needs at least two on each side")
+    if min(len(a), len(b)) < 1 or max(len(a), len(b)) < 2:
+        raise ValueError("a test over seeds needs at least two on one side and one on the other")
     difference = float(np.mean(b) - np.mean(a))
     if np.ptp(a) == 0 and np.ptp(b) == 0:  # no spread is no evidence: rather repeats of one run
         return Difference(difference, math.nan, math.nan, math.nan)
-    test = ttest_ind(b, a, equal_var=False)
+    if min(len(a), len(b)) == 1:
+        test = ttest_1samp(np.asarray(b) - a[0] if len(a) == 1 else b[0] - np.asarray(a), 0.0)
+    else:
+        test = ttest_ind(b, a, equal_var=False)
     low, high = map(float, test.confidence_interval(1 - LEVEL))
     return Difference(difference, low, high, float(test.pvalue))
 

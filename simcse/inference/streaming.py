@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,30 @@ CHUNK = 20_000  # texts in memory at a time; enough for length-grouped batches
 
 Chunks = Iterable[tuple[list[str], np.ndarray]]
 """Texts and their embeddings, of one type, ``(texts, width)``."""
+
+
+class Recent:
+    """Embeds texts, but those that are among the latest :data:`CHUNK` distinct ones only once.
+
+    Args:
+        encode: As for :func:`encode_to_file`.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], np.ndarray]) -> None:
+        self._encode = encode
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """Embeddings in the order of the texts, as ``encode`` gives them."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._kept]
+        if new:
+            # Copies, since a row that is kept would keep all of its chunk.
+            self._kept.update(zip(new, map(np.array, self._encode(new)), strict=True))
+        rows = [self._kept[text] for text in texts]
+        for text in dict.fromkeys(texts):
+            self._kept[text] = self._kept.pop(text)  # the latest come last
+        self._kept = dict(islice(self._kept.items(), max(len(self._kept) - CHUNK, 0), None))
+        return np.stack(rows)
 
 
 def encode_to_file(

@@ -37,8 +37,12 @@ _MODELS = (
 _SEEDS = (
     "Columns of scores: mean ± standard deviation over seeds. Interval and p: Welch's t-test, each "
     "score by itself (of twenty scores that do not differ one has p < 0.05 by chance). detectable: "
-    "the smallest difference that {} against {} seeds see with 80% probability at p < 0.05. seeds "
-    "to show it: a side, for a difference of the size found."
+    "the smallest difference that so many seeds see with 80% probability at p < 0.05. seeds to "
+    "show it: a side, for a difference of the size found."
+)
+_ONE_AND_SEEDS = (
+    "One model against seeds: Student's t-test of the seeds against the model's score, as if that "
+    "were exact. Where it is one seed of a training run, another seed of it may score otherwise."
 )
 
 
@@ -61,18 +65,12 @@ def compare(sets: Sequence[RunSet], *, letters: bool = True) -> Comparison:
         letters: Call them A, B, … in the table instead of by their names.
 
     Raises:
-        UserError: One model against a set of seeds, or no test in common.
+        UserError: Too many runs, or no test in common.
     """
     if len(sets) > len(ascii_uppercase):
         raise UserError(f"{len(sets)} runs; allowed are {len(ascii_uppercase)}")
     first = sets[0]
-    single = len(first.runs) == 1
-    if other := next((runs for runs in sets if (len(runs.runs) == 1) != single), None):
-        raise UserError(
-            f"{first.name} has {_runs(first)} and {other.name} {_runs(other)}: compare one model "
-            "with one, or seeds with seeds (simcse train CONFIG seeds=0,1,2); simcse report shows "
-            "both side by side"
-        )
+    alone = [len(runs.runs) == 1 for runs in sets]
     names = list(ascii_uppercase) if letters else [runs.name for runs in sets]
     named = zip(names, sets, strict=False)
     before = [", ".join(f"{name} = {runs.name} ({_runs(runs)})" for name, runs in named)]
@@ -85,19 +83,25 @@ def compare(sets: Sequence[RunSet], *, letters: bool = True) -> Comparison:
     for name in names[1 : len(sets)]:
         of = f" of {name} - {names[0]}" if len(sets) > 2 else ""
         rows[0] += [name, f"{name} - {names[0]}", f"95% interval{of}", f"p{of}"]
-        rows[0] += [] if single else [f"detectable{of}", f"seeds to show it{of}"]
+        rows[0] += [] if all(alone) else [f"detectable{of}", f"seeds to show it{of}"]
     unpaired: dict[str, None] = {}
     for task, key in common:
         label = task_label(task, first.runs[0].scores[task])
         row = [label, LABELS[key], _shown(first, task, key)]
-        for runs in sets[1:]:
+        for runs, one in zip(sets[1:], alone[1:], strict=True):
             row.append(_shown(runs, task, key))
-            cells = (_models if single else _seeds)(first, runs, task, key)
+            cells = (_models if alone[0] and one else _seeds)(first, runs, task, key)
             if not cells[1]:
                 unpaired[label] = None
-            row += cells
+            row += [*cells, "–", "–"] if len(cells) == 3 and not all(alone) else cells
         rows.append(row)
-    after = [_MODELS if single else _SEEDS.format(len(first.runs), len(sets[1].runs))]
+    after = []
+    if alone[0] and any(alone[1:]):
+        after.append(_MODELS)
+    if not all(alone):
+        after.append(_SEEDS)
+    if not all(alone) and any(alone):
+        after.append(_ONE_AND_SEEDS)
     if unpaired:
         after.append(f"no values of single items, so no interval: {', '.join(unpaired)}")
     after += [line for line in [what_chose(sets)] if line]
@@ -121,9 +125,9 @@ def _models(a: RunSet, b: RunSet, task: str, key: str) -> list[str]:
 def _seeds(a: RunSet, b: RunSet, task: str, key: str) -> list[str]:
     """Difference, interval and p-value, and how many seeds would show what."""
     left, right = a.values(task, key), b.values(task, key)
-    difference, std = welch(left, right), pooled_std(left, right)
+    difference = welch(left, right)
     planning = ["–", "–"]
-    if std:
+    if min(len(left), len(right)) > 1 and (std := pooled_std(left, right)):
         needed = seeds_needed(difference.difference, std)
         planning[0] = cell(key, smallest_detectable(std, len(left), len(right)))
         if needed is not None:
