@@ -36,8 +36,7 @@ PROTOCOL = (
     'STS: cosine Spearman, "all" setting (subsets concatenated), similarities rounded to float32; '
     "geometry: positives are pairs graded above 4, the distribution is all distinct sentences, "
     "embeddings normalised, uniformity over pairs of distinct sentences with t = 2; "
-    "transfer: SentEval's splits, scikit-learn's logistic regression, C by cross-validation, not "
-    "comparable with SentEval's own classifier; "
+    "transfer: SentEval's splits and classifier (one linear layer, Adam), as in SimCSE; "
     "own tests: pairs by average precision of the cosine, retrieval by nDCG@10 with the grade as "
     "gain, labels by a logistic regression in 5 folds; "
     "documents, python-docs: a held-out document's title, or first sentence, against its rest"

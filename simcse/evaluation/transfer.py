@@ -1,9 +1,7 @@
 """SentEval's transfer tasks: a linear classifier on frozen embeddings.
 
-Files and splits are SentEval's (https://github.com/facebookresearch/SentEval), sorting before the
-folds included. The classifier is scikit-learn's logistic regression with its strength chosen by
-cross-validation, so the accuracies are comparable with each other, not with numbers from SentEval's
-own classifier, which is trained by gradient descent.
+Files, splits and classifier are SentEval's (https://github.com/facebookresearch/SentEval), sorting
+before the folds included, so the accuracies stand beside those of SimCSE's table.
 """
 
 from __future__ import annotations
@@ -15,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import f1_score
-from sklearn.model_selection import BaseCrossValidator, PredefinedSplit, StratifiedKFold
 
 from simcse.errors import UserError
 from simcse.evaluation.lines import parse_lines, read_lines, spaced
 from simcse.evaluation.names import check_size, published_as
+from simcse.evaluation.senteval import (
+    FOLDS,
+    SEED,
+    Examples,
+    accuracy_by_fold,
+    chosen_in_folds,
+    chosen_on_dev,
+)
 from simcse.evaluation.tasks import Lookup, Result
-
-SEED = 1111
-"""SentEval's seed of all folds."""
-OUTER_FOLDS, INNER_FOLDS = 10, 5
-STRENGTHS = tuple(10.0**power for power in range(-3, 5))
-"""Values of C to choose from; wide, because the length of embeddings differs between models."""
 
 Example = tuple[tuple[str, ...], int]
 """One or two sentences, and the label."""
@@ -46,6 +44,7 @@ class TransferTask:
     facts: Mapping[str, str] = field(default_factory=dict)
     """As of :class:`~simcse.evaluation.tasks.PairTask`."""
     metric: str = "accuracy"
+    seed: int = SEED
 
     def texts(self) -> list[str]:
         """Every sentence of every part."""
@@ -53,20 +52,24 @@ class TransferTask:
 
     def score(self, embed: Lookup) -> Result:
         """``accuracy`` in [0, 1], for sentence pairs also ``f1``, and the number of test items."""
-        features = {part: _features(rows, embed) for part, rows in self.parts.items()}
-        labels = {part: np.array([label for _, label in rows]) for part, rows in self.parts.items()}
-        if "all" in features:
-            right = _fold_hits(features["all"], labels["all"])
-            accuracy = float(right.mean())
-            return Result({"accuracy": accuracy, "examples": len(right), **self.facts})
-        model = _fit(features, labels)
-        predicted = model.predict(features["test"])
+        parts = {part: _examples(rows, embed) for part, rows in self.parts.items()}
+        if "all" in parts:
+            accuracy = float(accuracy_by_fold(parts["all"], self.seed).mean())
+            examples = len(parts["all"].labels)
+            return Result({"accuracy": accuracy, "examples": examples, **self.facts})
+        train, test = parts["train"], parts["test"]
+        layer = (
+            chosen_on_dev(train, parts["dev"], self.seed)
+            if "dev" in parts
+            else chosen_in_folds(train, self.seed, fold_seed=self.seed)
+        )
+        predicted = layer.predict(test.features)
         scores: dict[str, Any] = {
-            "accuracy": float((predicted == labels["test"]).mean()),
+            "accuracy": float((predicted == test.labels).mean()),
             "examples": len(predicted),
         }
         if len(self.parts["test"][0][0]) == 2:
-            scores["f1"] = float(f1_score(labels["test"], predicted))
+            scores["f1"] = float(f1_score(test.labels, predicted))
         return Result({**scores, **self.facts})
 
 
@@ -81,10 +84,10 @@ def load_transfer(name: str, data: Path) -> TransferTask:
     parts = read(data / folder)
     for part, rows in parts.items():
         counts = Counter(label for _, label in rows)
-        if len(counts) < 2 or (part != "dev" and part != "test" and min(counts.values()) < 10):
+        if len(counts) < 2 or (part != "dev" and part != "test" and min(counts.values()) < FOLDS):
             raise UserError(
                 f"{data / folder}: {part} has {dict(sorted(counts.items()))} examples a label; "
-                "expected two labels or more, with at least 10 examples each"
+                f"expected two labels or more, with at least {FOLDS} examples each"
             )
         check_size(name if part == "all" else f"{name} {part}", len(rows), data / folder)
     examples = [(part, *texts, label) for part, rows in parts.items() for texts, label in rows]
@@ -92,53 +95,13 @@ def load_transfer(name: str, data: Path) -> TransferTask:
     return TransferTask(title, parts, facts)
 
 
-def _features(rows: list[Example], embed: Lookup) -> np.ndarray:
+def _examples(rows: list[Example], embed: Lookup) -> Examples:
+    labels = np.array([label for _, label in rows])
     sides = [embed(list(side)) for side in zip(*(texts for texts, _ in rows), strict=True)]
     if len(sides) == 1:
-        return sides[0].astype(np.float64)
+        return Examples(sides[0], labels)
     first, second = sides  # SentEval's features of a pair
-    return np.concatenate([np.abs(first - second), first * second], axis=1).astype(np.float64)
-
-
-def _fold_hits(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    folds = StratifiedKFold(OUTER_FOLDS, shuffle=True, random_state=SEED)
-    hits = np.zeros(len(labels), dtype=bool)
-    for train, test in folds.split(features, labels):
-        model = _choose(features[train], labels[train], _inner_folds())
-        hits[test] = model.predict(features[test]) == labels[test]
-    return hits
-
-
-def _fit(features: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> Any:
-    if "dev" not in features:
-        return _choose(features["train"], labels["train"], _inner_folds())
-    fold = np.repeat([-1, 0], [len(labels["train"]), len(labels["dev"])])  # -1: never held out
-    chosen = _choose(
-        np.concatenate([features["train"], features["dev"]]),
-        np.concatenate([labels["train"], labels["dev"]]),
-        PredefinedSplit(fold),
-    )
-    model = LogisticRegression(C=float(np.ravel(chosen.C_)[0]), solver="newton-cholesky")
-    return model.fit(features["train"], labels["train"])  # SentEval leaves dev out of the fit
-
-
-def _choose(features: np.ndarray, labels: np.ndarray, folds: BaseCrossValidator) -> Any:
-    # Newton's Hessian has (classes x dim)² entries: fast for two classes, too large for TREC's six.
-    solver = "newton-cholesky" if len(np.unique(labels)) == 2 else "lbfgs"
-    model = LogisticRegressionCV(
-        Cs=STRENGTHS,
-        cv=folds,
-        solver=solver,
-        l1_ratios=(0,),
-        scoring="accuracy",
-        max_iter=1000,
-        use_legacy_attributes=False,
-    )
-    return model.fit(features, labels)
-
-
-def _inner_folds() -> StratifiedKFold:
-    return StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=SEED)
+    return Examples(np.concatenate([np.abs(first - second), first * second], axis=1), labels)
 
 
 def _polarity(positive: str, negative: str) -> Callable[[Path], dict[str, list[Example]]]:
