@@ -64,6 +64,7 @@ def test_one_file_for_both_classes_is_refused(mr):
         load_transfer("MR", mr)
 
 
+@pytest.mark.slow
 def test_ten_folds_with_an_inner_choice_of_strength(mr):
     task = load_transfer("MR", mr)
     texts = task.texts()
