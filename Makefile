@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test soak bench bench-gpu lint format
+.PHONY: install quickstart test test-slow soak bench bench-gpu lint format
 
 install: .venv/installed
 
@@ -16,9 +16,15 @@ DEV := build hypothesis import-linter mypy packaging pre-commit pytest pytest-xd
 quickstart: .venv/installed
 	$(BIN)/python train.py
 
-# The end of its output lists what was skipped: how many tests, and why.
+# The end of the output lists what was skipped: how many tests, and why.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -rs
+
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -rs
+	$(PYTEST)
+
+# The tests that `make test` leaves out: more cases of the same, and checks that take long.
+test-slow: .venv/installed
+	$(PYTEST) -m slow --dist loadfile
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak --capture=no tests/test_survival.py

@@ -229,9 +229,10 @@ def two_seeds(tiny: Path, text_file: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports draw one empty figure: drawing is the slowest part of them."""
+    """Exports and reports draw one empty figure: drawing is the slowest part of them."""
     picture = Picture("loss", "Training loss", "", Figure(), [], [])
-    monkeypatch.setattr("simcse.publishing.export.pictures", lambda runs: [picture])
+    for module in ("publishing.export", "reports.report"):
+        monkeypatch.setattr(f"simcse.{module}.pictures", lambda runs: [picture])
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,9 @@
 """What each of two processes does for ``test_distributed.py``: once, since starting takes longest.
 
-    torchrun --nproc_per_node 2 tests/distributed_worker.py FOLDER ENCODER
+    torchrun --nproc_per_node 2 tests/distributed_worker.py FOLDER ENCODER SHARE
 
 The folder gets ``gradients-<rank>.pt``, ``uneven-<rank>.pt``, ``views-<rank>.pt`` and the runs
-``sgd``, ``whole`` and ``stopped``.
+``sgd``, ``whole`` and ``stopped``, as far as they are in that share of the work.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ from simcse.terminal import silence_libraries
 from simcse.training import loop, run
 
 CASES = [(name, size) for name in OBJECTIVES if name != "two_rates" for size in (None, MINI_BATCH)]
+# For each share: cases and engines of the gradients, kinds of runs.
+SHARES = {
+    # Every objective once, by turns with and without mini-batches.
+    "default": ([case for i, case in enumerate(CASES) if i % 4 in (0, 3)], ["copies"], ["copies"]),
+    "slow": (CASES, ["copies", "shards"], ["shards", "adapters"]),
+}
 
 
 def hide_every_fourth(collator, inputs, special_tokens_mask):
@@ -35,14 +41,14 @@ def hide_every_fourth(collator, inputs, special_tokens_mask):
     return inputs.masked_fill(chosen, 4), inputs.masked_fill(~chosen, -100)
 
 
-def all_gradients(folder: Path, name: Path, spreads: tuple[str, ...]) -> dict[str, object]:
-    """Loss and gradients of every case without dropout, by case, mini-batch and engine."""
+def all_gradients(folder: Path, name: Path, cases: list, spreads: list[str]) -> dict[str, object]:
+    """Loss and gradients of each case without dropout, by case, mini-batch and engine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DataCollatorForLanguageModeling, "torch_mask_tokens", hide_every_fourth)
         folder.mkdir(exist_ok=True)
         return {
             f"{case} {size} {spread}": gradients(case, name, folder, size, 0.0, spread)
-            for case, size in CASES
+            for case, size in cases
             for spread in spreads
         }
 
@@ -104,15 +110,19 @@ def train_with_a_stop(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    folder, name = map(Path, sys.argv[1:])
+    folder, name = map(Path, sys.argv[1:3])
+    share = sys.argv[3]
+    cases, spreads, kinds = SHARES[share]
     silence_libraries()
     with distributed.session():
         own = distributed.rank()
-        found = all_gradients(folder / f"scratch-{own}", name, ("copies", "shards"))
+        found = all_gradients(folder / f"scratch-{own}", name, cases, spreads)
         torch.save(found, folder / f"gradients-{own}.pt")
-        torch.save(views(config_of(folder / "whole_copies.json")), folder / f"views-{own}.pt")
-        torch.save(uneven_gradients(), folder / f"uneven-{own}.pt")
-        train_with_sgd(folder / "sgd.json")
-        for kind in ("copies", "shards", "adapters"):
+        if share == "default":
+            torch.save(views(config_of(folder / "whole_copies.json")), folder / f"views-{own}.pt")
+            torch.save(uneven_gradients(), folder / f"uneven-{own}.pt")
+        else:
+            train_with_sgd(folder / "sgd.json")
+        for kind in kinds:
             run.train(config_of(folder / f"whole_{kind}.json"), [])
             train_with_a_stop(folder / f"stopped_{kind}.json")

@@ -56,7 +56,8 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        # Closing waits for the next look at whether to go on, half a second apart by default.
+        threading.Thread(target=self.server.serve_forever, args=[0.01], daemon=True).start()
 
     def close(self):
         """From now on connections are refused."""

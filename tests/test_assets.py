@@ -5,8 +5,9 @@ import sys
 import tomllib
 import zipfile
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SENTENCES
 from packaging.requirements import Requirement
 
 
@@ -56,18 +57,48 @@ def test_wheel_holds_the_package_and_nothing_else(installed):
                 assert (installed / prefix / path.relative_to(ROOT / name)).is_file(), path
 
 
-def test_installed_wheel_trains_outside_the_clone(installed, tiny, text_file, tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(installed)!r})\n"
-        "import simcse_launcher; sys.exit(simcse_launcher.main())"
-    )
+# One process for several commands: importing what they need takes longest.
+COMMANDS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import simcse_launcher
+for words in json.loads(sys.argv[2]):
+    status = simcse_launcher.main(words)
+    if status != 0:
+        sys.exit(f"{words}: {status}")
+import simcse
+assert simcse.__file__.startswith(sys.argv[1])
+"""
+
+
+def test_installed_wheel_works_outside_the_clone(installed, tiny, text_file, tmp_path):
     settings = [f"encoder.name={tiny}", f"data.train={text_file}", "training.steps=2"]
     settings += ["evaluation.dev=pairs", "evaluation.tasks=pairs", "training.batch_size=8"]
+    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
+    model = ["--model", "outputs/quickstart"]
+    commands = [
+        ["train", "quickstart", *settings],
+        ["evaluate", "outputs/quickstart", "--tasks", "pairs", "-o", "scores.json"],
+        ["encode", "corpus.txt", "-o", "e.npy", *model],
+        ["search", SENTENCES[1], "--corpus", "corpus.txt", "--top-k", "2", *model],
+    ]
     answer = subprocess.run(
-        [sys.executable, "-c", code, "train", "quickstart", *settings],
+        [sys.executable, "-c", COMMANDS, str(installed), json.dumps(commands)],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
-    assert (tmp_path / "outputs" / "quickstart" / "scores.json").is_file()
-    environment = json.loads((tmp_path / "outputs" / "quickstart" / "environment.json").read_text())
-    assert environment["commit"] is None
+    assert "Traceback" not in answer.stderr
+    run = tmp_path / "outputs" / "quickstart"
+    trained = json.loads((run / "scores.json").read_text())["trained"]
+    assert "best of pairs" in answer.stdout
+    assert json.loads((run / "environment.json").read_text())["commit"] is None
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["scores"] == trained
+    assert "cosine Spearman" in scores["protocol"]
+    embeddings = np.load(tmp_path / "e.npy")
+    assert embeddings.shape == (6, 32)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    query, best, second = answer.stdout.splitlines()[-3:]
+    assert query == SENTENCES[1]
+    assert best == f"  1.0000  {SENTENCES[1]}"
+    assert second.startswith("  0.")

@@ -125,7 +125,14 @@ def gradients(name, folder, tmp_path, mini_batch_size, dropout, spread="no", tra
     }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+# Whose random numbers, terms or encoders differ; those of the others are slow tests.
+WITH_DROPOUT = ("lora", "mlm", "dino", "dims", "clip", "two_rates")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in WITH_DROPOUT else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES],
+)
 def test_gradients_with_dropout_are_those_of_the_kept_graph(name, masked, tmp_path, monkeypatch):
     cached, found = gradients(name, masked, tmp_path, MINI_BATCH, 0.1)
 
@@ -143,8 +150,28 @@ def test_gradients_with_dropout_are_those_of_the_kept_graph(name, masked, tmp_pa
         torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("size", [None, MINI_BATCH])
-@pytest.mark.parametrize("name", ["first_token", "two_rates", "two_towers", "dino", "mlm", "lora"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("two_rates", MINI_BATCH),
+        ("lora", MINI_BATCH),
+        ("mlm", None),
+        ("dino", None),
+        *(
+            pytest.param(name, size, marks=pytest.mark.slow)
+            for name, size in [
+                ("first_token", None),
+                ("first_token", MINI_BATCH),
+                ("two_rates", None),
+                ("two_towers", None),
+                ("two_towers", MINI_BATCH),
+                ("dino", MINI_BATCH),
+                ("mlm", MINI_BATCH),
+                ("lora", None),
+            ]
+        ),
+    ],
+)
 def test_activation_checkpointing_keeps_the_gradients(name, size, masked, tmp_path):
     loss, expected = gradients(name, masked, tmp_path, size, 0.1)
     again = {"activation_checkpointing": True}
@@ -155,7 +182,7 @@ def test_activation_checkpointing_keeps_the_gradients(name, size, masked, tmp_pa
         torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("name", ["two_rates", "mlm"])
+@pytest.mark.parametrize("name", [pytest.param("two_rates", marks=pytest.mark.slow), "mlm"])
 def test_gradients_are_those_of_finite_differences(name, masked, tmp_path):
     """With dropout, gradient caching and activation checkpointing together, along the gradient."""
     again = {"activation_checkpointing": True}

@@ -1,8 +1,9 @@
-"""The command line: one subprocess for each command, the rest through ``main``."""
+"""The command line, through ``main``; ``test_assets.py`` starts processes."""
 
 import importlib.metadata
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from simcse.encoders import encoder
 from simcse.reports.runs import _file_name
 
 
-def call(*command, cwd=ROOT):
+def call(*command, cwd):
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True
     )
@@ -42,44 +43,32 @@ def corpus(tmp_path):
     return path
 
 
-def test_train_script(tiny, text_file, tmp_path):
+def test_train_and_evaluate_scripts(tiny, text_file, tmp_path, monkeypatch, capsys):
+    """As Python runs them; ``test_assets.py`` starts processes."""
+
+    def script(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as end:
+                runpy.run_path(str(ROOT / name), run_name="__main__")
+        finally:  # the process that the launcher ends would not need it any more
+            signal.signal(signal.SIGINT, handler)
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    run, output = tmp_path / "run", tmp_path / "scores.json"
     settings = [f"encoder.name={tiny}", f"data.train={text_file}", "training.steps=4"]
     settings += ["training.batch_size=8", "evaluation.dev=pairs", "evaluation.tasks=pairs"]
-    answer = call("train.py", "quickstart", *settings, f"output={tmp_path / 'run'}")
-    assert answer.returncode == 0, answer.stderr
-    assert "best of pairs" in answer.stdout
-    assert (tmp_path / "run" / "scores.json").is_file()
-    assert "Traceback" not in answer.stderr
-
-
-def test_evaluate_script(model_folder, tmp_path):
-    output = tmp_path / "scores.json"
-    answer = call("evaluate.py", model_folder, "--tasks", "pairs", "-o", output)
-    assert answer.returncode == 0, answer.stderr
-    assert "cosine Spearman" in answer.stdout
+    said = script("train.py", "quickstart", *settings, f"output={run}")
+    assert "best of pairs" in said
+    assert (run / "scores.json").is_file()
+    said = script("evaluate.py", run, "--tasks", "pairs", "-o", output)
+    assert "cosine Spearman" in said
     scores = json.loads(output.read_text())
     assert scores["scores"]["pairs"]["pairs"] == 252
     assert "uniformity" in scores["scores"]["geometry"]
     assert "cosine Spearman" in scores["protocol"]
-
-
-def test_encode_and_search_commands_outside_the_clone(model_folder, corpus, tmp_path):
-    code = "import sys, simcse_launcher; sys.exit(simcse_launcher.main())"
-    command = ["-c", code]
-    answer = call(*command, "encode", corpus, "-o", "e.npy", "--model", model_folder, cwd=tmp_path)
-    assert answer.returncode == 0, answer.stderr
-    embeddings = np.load(tmp_path / "e.npy")
-    assert embeddings.shape == (6, 32)
-    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
-    answer = call(
-        *command, "search", SENTENCES[1], "--corpus", corpus, "--model", model_folder, "--top-k", 2,
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    query, best, second = answer.stdout.splitlines()
-    assert query == SENTENCES[1]
-    assert best == f"  1.0000  {SENTENCES[1]}"
-    assert second.startswith("  0.")
 
 
 def test_search_saves_and_uses_an_index(model_folder, corpus, tmp_path, capsys):

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from simcse.cli.main import main
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-RUNS = ("copies", "shards", "adapters")
+SHARES = ["default", pytest.param("slow", marks=pytest.mark.slow)]
+RUNS = {"copies": "default", "shards": "slow", "adapters": "slow"}
 PLACE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}
 
 
@@ -50,9 +51,8 @@ def config(folder, name, encoder, text, form, **training):
     return path
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory, text_file):
-    """Folder of what two processes have done."""
+def started(share, tmp_path_factory, text_file):
+    """Folder of what two processes have done of a share of the work."""
     folder = tmp_path_factory.mktemp("two")
     encoder = make_masked_encoder(folder / "encoder")
     lines = text_file.read_text().splitlines()
@@ -65,7 +65,7 @@ def two(tmp_path_factory, text_file):
         sharding = "none" if kind == "copies" else "full"
         for name in (f"whole_{kind}", f"stopped_{kind}"):
             config(folder, name, encoder, text_file, "sentences", steps=15, sharding=sharding)
-    command = [*LAUNCH, "2", "tests/distributed_worker.py", str(folder), str(encoder)]
+    command = [*LAUNCH, "2", "tests/distributed_worker.py", str(folder), str(encoder), share]
     caches = {"SIMCSE_CACHE": str(tmp_path_factory.getbasetemp() / "cache"), **os.environ}
     environment = {**caches, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -73,10 +73,27 @@ def two(tmp_path_factory, text_file):
     return folder
 
 
-def test_gradients_of_two_processes_are_those_of_one(two, tmp_path):
-    expected = worker.all_gradients(tmp_path, two / "encoder", ("no",))
-    found = [torch.load(two / f"gradients-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert len(found[0]) == 2 * len(expected) == 2 * len(worker.CASES)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, text_file):
+    return started("default", tmp_path_factory, text_file)
+
+
+@pytest.fixture(scope="module")
+def two_slow(tmp_path_factory, text_file):
+    return started("slow", tmp_path_factory, text_file)
+
+
+def folder_of(share, request):
+    return request.getfixturevalue("two" if share == "default" else "two_slow")
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_gradients_of_two_processes_are_those_of_one(share, request, tmp_path):
+    folder = folder_of(share, request)
+    cases, spreads, _ = worker.SHARES[share]
+    expected = worker.all_gradients(tmp_path, folder / "encoder", cases, ["no"])
+    found = [torch.load(folder / f"gradients-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert len(found[0]) == len(spreads) * len(expected) == len(spreads) * len(cases)
     for name, (own_loss, own) in (item for part in found for item in part.items()):
         case = f"{name.rpartition(' ')[0]} no"
         loss, gradients = expected[case]
@@ -95,7 +112,9 @@ def test_a_gradient_that_one_process_lacks_counts_as_zero(two):
         assert none is None
 
 
-def test_weights_after_20_steps_of_gradient_descent_are_those_of_one_process(two):
+@pytest.mark.slow
+def test_weights_after_20_steps_of_gradient_descent_are_those_of_one_process(two_slow):
+    two = two_slow
     worker.train_with_sgd(two / "sgd_one.json")
     found, expected = (load_file(two / n / "model.safetensors") for n in ("sgd", "sgd_one"))
     start = load_file(two / "encoder" / "model.safetensors")
@@ -117,9 +136,12 @@ def test_each_process_has_its_own_dropout(two):
     torch.testing.assert_close(first, worker.views(worker.config_of(two / "whole_copies.json")))
 
 
-@pytest.mark.parametrize("kind", RUNS)
-def test_a_run_that_one_process_was_told_to_stop_ends_as_the_whole_one(two, kind):
+@pytest.mark.parametrize(
+    "kind", ["copies", *(pytest.param(k, marks=pytest.mark.slow) for k in ("shards", "adapters"))]
+)
+def test_a_run_that_one_process_was_told_to_stop_ends_as_the_whole_one(kind, request):
     """In the second epoch; SIGTERM came to the second process alone."""
+    two = folder_of(RUNS[kind], request)
     names = (f"whole_{kind}", f"stopped_{kind}")
     files, again = ({path.name for path in (two / name).iterdir()} for name in names)
     assert files == again

@@ -427,6 +427,7 @@ def test_text_that_changes_while_it_is_read_is_noticed(folder, tmp_path):
         list(documents.on("train"))
 
 
+@pytest.mark.slow
 def test_the_shipped_documents_are_the_same_for_everybody(tmp_path, monkeypatch, tiny):
     monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path))
     documents = Documents(embedded_documents())

@@ -81,6 +81,7 @@ def test_training_again_returns_what_is_there(config, trained, capsys):
     assert "is finished:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_of_several_seeds_the_best_by_dev_comes_back(config, tmp_path):
     best = train(in_folder(config, tmp_path / "runs", seeds=[3, 5]))
     runs = load_runs(tmp_path / "runs")

@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import shutil
@@ -49,8 +50,15 @@ def test_pooling_equals_plain_transformers(tmp_path, architecture, pooling):
     np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("projection", ["none", "train_only", "always"])
+@pytest.mark.parametrize(
+    ("architecture", "projection"),
+    [
+        case
+        if case[0] in ("bert", "modernbert") or case[1] == "train_only"
+        else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(ARCHITECTURES, ("none", "train_only", "always"))
+    ],
+)
 def test_saved_model_loads_with_stock_sentence_transformers(tmp_path, architecture, projection):
     folder = make_encoder(tmp_path / "encoder", architecture)
     for pooling in ("cls", "avg_first_last"):
@@ -120,7 +128,13 @@ def check(config, model, rows):
     check_views_differ(config, model, view_collator(config, config.sets[0], model)(rows))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        name if name in ("bert", "modernbert") else pytest.param(name, marks=pytest.mark.slow)
+        for name in ARCHITECTURES
+    ],
+)
 def test_dropout_override_and_missing_dropout(tmp_path, architecture):
     folder = str(make_encoder(tmp_path / "encoder", architecture))
     rows = [{"input_ids": [[2, 50, 60, 70, 3]], "text_hash": [1]}]

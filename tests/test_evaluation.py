@@ -455,6 +455,7 @@ def test_averages_of_seven_name_their_sick():
     assert "average" not in as_text(score_rows([Column("m", [spearman])]))
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_shipped_encoder_scores_as_its_card_says(senteval):
     # The card's figures come from another harness (sentence-transformers' own trainer and scipy).

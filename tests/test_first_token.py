@@ -54,7 +54,13 @@ def assert_same(model, modules, features, **route):
     return fewer / operations
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        name if name in ("bert", "modernbert") else pytest.param(name, marks=pytest.mark.slow)
+        for name in ARCHITECTURES
+    ],
+)
 def test_same_embeddings_and_gradients_with_fewer_operations(architecture, tmp_path):
     folder = make_encoder(tmp_path, architecture)
     model = encoder.build(EncoderConfig(name=str(folder), pooling="cls"))
@@ -95,7 +101,13 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "deberta-v2" else name
+        for name in OTHERS
+    ],
+)
 def test_other_kinds_of_layers(name, tmp_path):
     kind, settings, is_cut = OTHERS[name]
     folder = make_encoder(tmp_path)
@@ -240,7 +252,7 @@ def test_a_training_step_uses_it_and_keeps_its_gradients(tiny):
     )
 
 
-@pytest.mark.parametrize("name", ["info_nce and mlm", "dino"])
+@pytest.mark.parametrize("name", ["info_nce and mlm", pytest.param("dino", marks=pytest.mark.slow)])
 def test_objectives_that_look_at_more_than_embeddings(name, tmp_path):
     folder = make_masked_encoder(tmp_path)
     terms = {"info_nce and mlm": [{"info_nce": 1.0}, {"mlm": 0.5}], "dino": "dino"}[name]

@@ -112,6 +112,7 @@ def test_collapse_verdicts():
     assert verdict(point) == "complete"
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_rows():
     # 20,000 rows: all pairs at once would be 3.2 GB. A process of its own: the peak never falls.
     code = (

@@ -82,13 +82,12 @@ DEAD = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there
 CLI = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "more", "off", "expected"),
     [
         pytest.param("unsup_bert_base", [], SAID, "96 rows with text", id="paper, unsupervised"),
-        pytest.param(
-            "sup_bert_base", [], DEAD, "95 rows with text", id="supervised", marks=pytest.mark.slow
-        ),
+        pytest.param("sup_bert_base", [], DEAD, "95 rows with text", id="supervised"),
         pytest.param(
             "unsup_bert_base",
             [
@@ -102,7 +101,6 @@ CLI = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
             SAID,
             "96 rows with text",
             id="rows and teacher, pinned",
-            marks=pytest.mark.slow,
         ),
         pytest.param(
             "unsup_bert_base",
@@ -110,7 +108,6 @@ CLI = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
             DEAD,
             "96 rows with text",
             id="file",
-            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -187,6 +184,7 @@ def test_prefetch_names_the_evaluation_data_that_are_not_here(tmp_path, capsys, 
     assert "evaluation data are yours; all else is here" in output.err
 
 
+@pytest.mark.slow
 def test_released_checkpoint_by_name_and_again_offline(client, hub, tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(SENTENCES) + "\n")
     arguments = ["encode", tmp_path / "a.txt", "--model", RELEASE, "--keep-length", "-o"]

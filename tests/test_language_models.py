@@ -1,5 +1,6 @@
 """Decoder language models as encoders: attention, pooling, padding, the end of a text, MNTP."""
 
+import itertools
 import json
 
 import numpy as np
@@ -49,8 +50,16 @@ def alone(model, texts):
     return np.concatenate([model.encode([text]) for text in texts])
 
 
-@pytest.mark.parametrize("attention", ["own", "bidirectional"])
-@pytest.mark.parametrize("name", DECODERS)
+RUNS = (("llama", "own"), ("gpt2", "bidirectional"))
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        case if case in RUNS else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(DECODERS, ("own", "bidirectional"))
+    ],
+)
 def test_a_run_makes_an_encoder_that_the_library_loads(
     name, attention, decoders, words, tmp_path, capsys, one_picture
 ):
@@ -176,7 +185,7 @@ def test_mntp_reads_a_hidden_token_at_the_token_before(architecture, side, decod
     assert all(mask[row, i] and mask[row, i - 1] for row, i in asked)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_mntp_alone_trains_and_simcse_goes_on_from_it(name, decoders, words, tmp_path, capsys):
     first = [*words, f"encoder.name={decoders[name]}", "objective.terms=mntp"]
     first += ["encoder.attention=bidirectional", "training.mini_batch_size=4"]

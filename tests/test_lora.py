@@ -79,7 +79,14 @@ def test_merging_adds_what_the_adapters_add(tiny):
     assert model.state_dict().keys() == plain.state_dict().keys()
 
 
-@pytest.mark.parametrize("architecture", ["bert", "modernbert", "distilbert"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param("bert", marks=pytest.mark.slow),
+        "modernbert",
+        pytest.param("distilbert", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_left_out_before_adapters_add_anything_stays_right(architecture, tmp_path):
     """Of a pass that pools the first token: found while one matrix of each adapter is zero."""
     folder = make_encoder(tmp_path / architecture, architecture)
@@ -130,7 +137,10 @@ def test_a_checkpoint_without_an_adapter_is_refused(arguments, run, monkeypatch,
     assert "it holds other weights than those that are trained" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("step", [3, 5, 11])
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(3, marks=pytest.mark.slow), 5, pytest.param(11, marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_equals_the_uninterrupted_one(
     step, arguments, run, tmp_path, monkeypatch, capsys
 ):
@@ -144,7 +154,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
         assert all(torch.equal(resumed[key], whole[key]) for key in whole), name
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in DECODERS],
+)
 def test_merged_and_adapters_alone_embed_alike(name, arguments, run, tmp_path, capsys, one_picture):
     """Through the library, which needs no peft for the merged model."""
     decoder = make_decoder(tmp_path / name, name)
@@ -194,6 +207,7 @@ def test_publishing_sends_the_merged_model(arguments, run, capsys, one_picture):
     assert "model.safetensors" in files and "adapter" not in files
 
 
+@pytest.mark.slow
 def test_a_base_in_bfloat16_is_trained_resumed_and_exported(
     arguments, run, tmp_path, monkeypatch, capsys
 ):

@@ -123,11 +123,11 @@ NAMES = [
 ]  # fmt: skip
 
 
-SLOWER = ("nt_xent", "decoupled", "clip", "groups", "distill_l2", "distill_similarity", "views")
+DEFAULT = ("dino", "mlm", "sup_con")  # with a state, with a head, in groups
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOWER else n for n in NAMES]
+    "name", [n if n in DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 )
 def test_a_stopped_run_resumes_to_the_same_weights_and_log(
     name, arguments, run, request, monkeypatch, capsys
@@ -542,6 +542,7 @@ def test_a_guide_sees_every_text_of_every_set_once(arguments, run, teacher, trip
     Path(arguments[1]).write_text(both)
     words = [*arguments, f"objective.guide={teacher}", f"data.0.cache={run.with_name('cache')}"]
     words += ["objective.guide_margin=0.1", "training.steps=null", "data.1.max_rows=32"]
+    words += ["evaluation.every=100"]
     assert main(words) == 0, capsys.readouterr().err
     # 96 sentences and 32 triplets, in one epoch.
     assert f"guide    {teacher}: embedding 192 texts, 48 wide" in capsys.readouterr().out

@@ -226,17 +226,26 @@ def test_a_run_logs_each_size_and_the_tokens_once(trained):
     assert first["loss"] == pytest.approx(math.fsum(parts), rel=1e-5)
 
 
-def test_the_exported_model_gives_whole_embeddings_and_can_be_cut(trained, tmp_path, capsys):
-    assert main(["export", str(trained), str(tmp_path / "whole")]) == 0
-    settings = json.loads((tmp_path / "whole" / "config_sentence_transformers.json").read_text())
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """Folder of two exports of it: ``whole``, and ``small`` with 8 dims."""
+    folder = tmp_path_factory.mktemp("exported")
+    assert main(["export", str(trained), str(folder / "whole")]) == 0
+    assert main(["export", str(trained), str(folder / "small"), "--dims", "8"]) == 0
+    return folder
+
+
+def test_the_exported_model_gives_whole_embeddings_and_can_be_cut(
+    trained, exported, tmp_path, capsys
+):
+    settings = json.loads((exported / "whole" / "config_sentence_transformers.json").read_text())
     assert "truncate_dim" not in settings
-    whole = SentenceTransformer(str(tmp_path / "whole"))
+    whole = SentenceTransformer(str(exported / "whole"))
     expected = whole.encode(SENTENCES)
     assert expected.shape == (6, 32)
-    assert main(["export", str(trained), str(tmp_path / "small"), "--dims", "8"]) == 0
-    settings = json.loads((tmp_path / "small" / "config_sentence_transformers.json").read_text())
+    settings = json.loads((exported / "small" / "config_sentence_transformers.json").read_text())
     assert settings["truncate_dim"] == 8
-    small = SentenceTransformer(str(tmp_path / "small"))
+    small = SentenceTransformer(str(exported / "small"))
     np.testing.assert_allclose(small.encode(SENTENCES), expected[:, :8], atol=1e-6)
     np.testing.assert_allclose(small.encode(SENTENCES, truncate_dim=32), expected, atol=1e-6)
     capsys.readouterr()
@@ -249,16 +258,14 @@ def test_the_exported_model_gives_whole_embeddings_and_can_be_cut(trained, tmp_p
     assert not (tmp_path / "o").exists()
 
 
-def test_the_card_names_the_sizes_and_whose_scores_they_are(trained, tmp_path):
-    assert main(["export", str(trained), str(tmp_path / "whole")]) == 0
-    card = (tmp_path / "whole" / "README.md").read_text()
+def test_the_card_names_the_sizes_and_whose_scores_they_are(exported):
+    card = (exported / "whole" / "README.md").read_text()
     assert "the first 16, 8 numbers of an embedding can be used alone" in card
     assert "It is summed over embeddings cut to 16, 8 numbers and normalised" in card
     assert "| pairs | cosine Spearman | 8 | binary | 1 |" in card
-    assert (tmp_path / "whole" / "figures" / "sizes.png").is_file()
+    assert (exported / "whole" / "figures" / "sizes.png").is_file()
     assert "model-index" in card
-    assert main(["export", str(trained), str(tmp_path / "small"), "--dims", "8"]) == 0
-    card = (tmp_path / "small" / "README.md").read_text()
+    card = (exported / "small" / "README.md").read_text()
     assert "| **all 32 dims** |" in card and "this model |" not in card.split("Smaller")[0]
     assert "It gives the first 8 of the 32 numbers that it computes" in card
     assert "model-index" not in card  # those scores are of whole embeddings

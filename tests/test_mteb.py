@@ -254,6 +254,7 @@ def test_data_that_cannot_be_loaded_is_one_line(model, tmp_path):
         score(model, ["BIOSSES"], None, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_real_tasks_by_both_routes(senteval, tmp_path):
     model = encoder.build(EncoderConfig())

@@ -56,6 +56,7 @@ def exported(two_seeds, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx") / "small"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simcse.publishing.export.pictures", lambda runs: [])
+        patch.setattr("simcse.publishing.smaller_models._ROUNDS", 1)  # of half a second each
         said: list[str] = []
         patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
         command = ["export", str(two_seeds / "seed-0"), str(folder), "--format", "onnx"]

@@ -327,7 +327,9 @@ def test_the_interval_is_that_of_the_paired_bootstrap(finished):
         assert (found["low"], found["high"]) == pytest.approx(tuple(expected))
 
 
-@pytest.mark.parametrize("damage", ["another value", "missing"])
+@pytest.mark.parametrize(
+    "damage", ["another value", pytest.param("missing", marks=pytest.mark.slow)]
+)
 def test_single_items_of_the_untrained_encoder_are_bound_to_their_run(
     finished, words, tmp_path, capsys, damage
 ):
@@ -374,10 +376,12 @@ def test_a_test_that_changes_between_start_and_resume_is_refused(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_made_things_worse_says_so_first(words, tmp_path, capsys):
     """The shipped encoder knows its pairs; a learning rate far too high makes it forget them."""
     wrong = ["encoder.name=mini-bert", "training.learning_rate=0.003", "training.steps=8"]
-    wrong += ["evaluation.dev=pairs", "evaluation.tasks=pairs", f"output={tmp_path / 'run'}"]
+    wrong += ["evaluation.dev=pairs", "evaluation.tasks=pairs", "evaluation.every=8"]
+    wrong += ["evaluation.raw_poolings=mean", f"output={tmp_path / 'run'}"]
     assert main([*words, *wrong]) == 0
     output = capsys.readouterr().out
     results = output[output.rindex("scoring the trained model") :].splitlines()[1:]
@@ -626,6 +630,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_what_the_page_tells_people_to_type_runs(files, text_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, own in (("duplicates.tsv", "same.tsv"), ("topics.jsonl", "labels.jsonl")):

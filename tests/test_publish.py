@@ -144,7 +144,10 @@ def test_what_passes_is_tried_again(hub, run, faults, capsys):
     assert "verified" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("call", [("POST", "/repos/create"), ("POST", "/commit/")])
+@pytest.mark.parametrize(
+    "call",
+    [("POST", "/repos/create"), pytest.param(("POST", "/commit/"), marks=pytest.mark.slow)],
+)
 def test_a_hub_that_says_nothing_is_not_waited_for(hub, run, monkeypatch, capsys, call):
     monkeypatch.setattr("simcse.hub.failures.TIMEOUT", httpx2.Timeout(0.5))
     hub.faults = {call: [SILENCE]}

@@ -18,7 +18,9 @@ from simcse.publishing.static_export import distilled
 @pytest.fixture(scope="module")
 def exported(two_seeds, tmp_path_factory):
     folder = tmp_path_factory.mktemp("static") / "small"
-    assert main(["export", str(two_seeds / "seed-0"), str(folder), "--format", "static"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simcse.publishing.smaller_models._ROUNDS", 1)  # of half a second each
+        assert main(["export", str(two_seeds / "seed-0"), str(folder), "--format", "static"]) == 0
     return folder
 
 

@@ -117,6 +117,7 @@ def test_recall_of_a_resample():
     assert statistic(np.array([0, 3, 1])) == pytest.approx(1 / 4)
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_covers_a_known_difference():
     """Two models on Gaussian pairs, whose ρ is known: 6/π arcsin(r/2)."""
     strong, weak, pairs = 0.8, 0.6, 150

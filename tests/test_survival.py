@@ -159,7 +159,6 @@ def start(output):
         process.kill()
 
 
-SLOW = pytest.mark.slow
 STEP = "loop.backpropagate"
 
 
@@ -196,17 +195,20 @@ DEATHS = [
     ("run.seal", 1),
     ("run.remove_all", 1),
 ]
+SOME = [("sealing.os.fsync", 12), ("checkpoints.rotate", 1), ("run.filling", 1)]
 
 
+@pytest.mark.parametrize("deaths", [SOME, pytest.param(DEATHS, marks=pytest.mark.slow)])
 def test_a_run_killed_in_every_stage_of_a_checkpoint_ends_the_same(
-    arguments, tmp_path, whole, start
+    deaths, arguments, tmp_path, whole, start
 ):
-    for moment in DEATHS:
+    for moment in deaths:
         assert start(arguments, moment).exitcode == -signal.SIGKILL, moment
     assert start(arguments).exitcode == 0
     assert_same_end(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_the_same(arguments, tmp_path, whole, start):
     moments = random.Random(0)
     kills = 0
@@ -277,6 +279,7 @@ def test_handlers_are_given_back_and_ignored_signals_stay_ignored():
     assert found == [{}]  # only the main thread may set handlers
 
 
+@pytest.mark.slow
 def test_of_two_processes_started_at_once_one_trains(arguments, tmp_path, start, output):
     """Their settings differ: the folder holds the config of the one whose model it holds."""
     folder = tmp_path / "run"
@@ -319,13 +322,8 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        stage if stage in ("optimiser", "log", "export") else pytest.param(stage, marks=SLOW)
-        for stage in FULL
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", FULL)
 def test_full_disk_keeps_the_last_checkpoint_and_the_run_resumes(
     arguments, disk, start, output, stage
 ):

@@ -140,6 +140,7 @@ def test_the_same_command_shows_the_table_again(config, swept, capsys):
     assert changed == {"summary.json"}
 
 
+@pytest.mark.slow
 def test_another_value_is_added_without_repeating_the_others(config, swept, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(swept, folder)
@@ -170,6 +171,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(config, swept, tmp_path, monk
         assert load_runs(folder / name).best.log == load_runs(swept / name, ["3"]).best.log
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_does_not_end_the_sweep(config, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     original = several.run.train
@@ -220,7 +222,7 @@ def test_a_folder_holds_one_kind_of_runs(config, swept, tmp_path, capsys):
     assert "is not empty and not a folder of a sweep" in capsys.readouterr().err
 
 
-def test_compare_and_report_read_a_sweep(swept, tmp_path, capsys):
+def test_compare_and_report_read_a_sweep(swept, tmp_path, capsys, one_picture):
     assert main(["compare", *(str(swept / name) for name in NAMES)]) == 0
     output = capsys.readouterr().out
     assert "A = learning_rate=1e-3 (2 seeds), B = learning_rate=2e-3 (2 seeds)" in output

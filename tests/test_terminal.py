@@ -65,9 +65,13 @@ def test_unknown_arguments_are_named_as_they_can_be_shown(capsys):
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_python_without_docstrings_or_with_warnings_as_errors(tiny, tmp_path):
+LAUNCH = "import sys; from simcse_launcher import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture
+def start(tiny, tmp_path):
+    """Encode two texts in a process of its own."""
     (tmp_path / "texts.txt").write_text("one\ntwo\n")
-    command = "import sys; from simcse_launcher import main; sys.exit(main(sys.argv[1:]))"
     words = ["encode", "texts.txt", "-o", "e.npy", "--model", str(tiny), "--pooling", "mean"]
 
     def start(options, code, **environment):
@@ -76,29 +80,34 @@ def test_python_without_docstrings_or_with_warnings_as_errors(tiny, tmp_path):
             cwd=tmp_path, capture_output=True, text=True, env=os.environ | environment,
         )  # fmt: skip
 
-    found = start([], command, PYTHONOPTIMIZE="2")
+    return start
+
+
+@pytest.mark.slow
+def test_commands_work_where_the_environment_asks_for_no_docstrings(start):
+    found = start([], LAUNCH, PYTHONOPTIMIZE="2")
     assert (found.returncode, found.stderr) == (0, "")
-    found = start(["-OO"], command)
+
+
+def test_python_without_docstrings_or_with_warnings_as_errors(start):
+    found = start(["-OO"], LAUNCH)
     assert found.returncode == 2
     assert found.stderr == "error: python -OO has no docstrings, which transformers needs\n"
     library = "import simcse.cli.main as cli, warnings; "
     library += "cli.main = lambda arguments: warnings.warn('of a library'); "
-    found = start([], library + command, PYTHONWARNINGS="error")
+    found = start([], library + LAUNCH, PYTHONWARNINGS="error")
     assert "UserWarning" in found.stderr and "Traceback" not in found.stderr
 
 
-def test_a_command_that_is_terminated_leaves_no_scratch_file(tiny, tmp_path):
+@pytest.mark.slow
+def test_a_command_that_is_terminated_leaves_no_scratch_file(start, tmp_path):
     code = (
         "import os, signal, sys; from simcse.cli.main import main; "
         "from simcse.inference import streaming; "
         "streaming.npy.write_array_header_1_0 = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
         "signal.signal(signal.SIGTERM, signal.SIG_DFL); sys.exit(main(sys.argv[1:]))"
     )
-    (tmp_path / "texts.txt").write_text("one\ntwo\n")
-    words = ["encode", "texts.txt", "-o", "e.npy", "--model", str(tiny), "--pooling", "mean"]
-    found = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
-    )
+    found = start([], code)
     assert (found.returncode, found.stderr) == (143, "error: interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 
@@ -196,7 +205,11 @@ def test_ctrl_c_while_importing_and_while_exiting_is_one_line(more):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("HF_HUB_DOWNLOAD_TIMEOUT", "soon"), ("TORCH_LOGS", "nonsense")]
+    ("name", "value"),
+    [
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "soon"),
+        pytest.param("TORCH_LOGS", "nonsense", marks=pytest.mark.slow),
+    ],
 )
 def test_a_library_s_own_setting_that_it_cannot_take_is_one_line(tmp_path, name, value):
     (tmp_path / "a.txt").write_text("a cat\n")

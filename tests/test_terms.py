@@ -258,6 +258,7 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_extending_page_runs_as_it_stands(arguments, run, tmp_path, monkeypatch, capsys):
     term, loop = blocks("extending.md", "python")
     (tmp_path / "my_terms.py").write_text(term)

@@ -108,6 +108,7 @@ def test_each_batch_is_from_one_set_and_the_documents_are_read_once(
     assert len(environment["text"][1]["train"]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_over_several_sets_resumes_bit_for_bit(four, run, batches, monkeypatch):
     assert main(four) == 0
     whole = [*batches]

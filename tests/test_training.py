@@ -192,6 +192,7 @@ def test_training_lowers_the_loss(arguments, run):
 
 
 def test_finished_run_prints_its_scores_and_another_config_is_refused(arguments, run, capsys):
+    arguments = [*arguments, "training.steps=2"]
     assert main(arguments) == 0
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     capsys.readouterr()
@@ -205,7 +206,12 @@ def test_finished_run_prints_its_scores_and_another_config_is_refused(arguments,
 
 
 @pytest.mark.parametrize(
-    ("step", "batching"), [(2, "random"), (13, "random"), (18, "length_grouped")]
+    ("step", "batching"),
+    [
+        pytest.param(2, "random", marks=pytest.mark.slow),
+        pytest.param(13, "random", marks=pytest.mark.slow),
+        (18, "length_grouped"),
+    ],
 )
 def test_resumed_run_equals_the_uninterrupted_one(
     arguments, run, tmp_path, interrupted, capsys, step, batching
@@ -236,6 +242,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
     assert newest_checkpoint(run) is None
 
 
+@pytest.mark.slow
 def test_run_that_died_while_exporting_is_finished_by_the_next(
     arguments, run, tmp_path, monkeypatch
 ):
@@ -334,6 +341,7 @@ def test_settings_of_a_finished_run_stay_but_those_of_the_hub_may_change(
 
 
 def test_a_run_without_its_seal_is_made_whole_by_its_command(arguments, run, capsys):
+    arguments = [*arguments, "training.steps=4"]
     assert main(arguments) == 0
     expected = weights(run)
     (run / "model.safetensors").unlink()
@@ -344,28 +352,24 @@ def test_a_run_without_its_seal_is_made_whole_by_its_command(arguments, run, cap
     assert all(torch.equal(weights(run)[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("edited", ["a higher score", "cut short", "of another setting"])
-def test_edited_scores_of_an_unfinished_run_are_computed_again(arguments, run, capsys, edited):
-    arguments = [*arguments, "evaluation.raw_poolings=mean"]
+def test_edited_scores_of_an_unfinished_run_are_computed_again(arguments, run, capsys):
+    arguments = [*arguments, "evaluation.raw_poolings=mean", "training.steps=2"]
     assert main(arguments) == 0
     path, scores = run / "raw_scores.json", json.loads((run / "scores.json").read_text())["raw"]
     text = path.read_text()
-    (run / "manifest.json").unlink()
-    if edited == "a higher score":
-        record = json.loads(text)
-        record["scores"]["mean"]["pairs"]["cosine_spearman"] = 0.999
-        path.write_text(json.dumps(record))
-    elif edited == "cut short":
-        path.write_text(text[:-200])
-    else:
-        other = [*arguments, "evaluation.batch_size=7", f"output={run.parent / 'other'}"]
-        assert main(other) == 0
-        shutil.copy(run.parent / "other" / "raw_scores.json", path)
-    capsys.readouterr()
-    assert main(arguments) == 0
-    assert f"{path}: not what was written there; computed again" in capsys.readouterr().out
-    assert json.loads((run / "scores.json").read_text())["raw"] == scores
-    assert path.read_text() == text
+    higher = json.loads(text)
+    higher["scores"]["mean"]["pairs"]["cosine_spearman"] = 0.999
+    other = [*arguments, "evaluation.batch_size=7", f"output={run.parent / 'other'}"]
+    assert main(other) == 0
+    of_another_setting = (run.parent / "other" / "raw_scores.json").read_text()
+    for edited in (json.dumps(higher), text[:-200], of_another_setting):
+        (run / "manifest.json").unlink()
+        path.write_text(edited)
+        capsys.readouterr()
+        assert main(arguments) == 0
+        assert f"{path}: not what was written there; computed again" in capsys.readouterr().out
+        assert json.loads((run / "scores.json").read_text())["raw"] == scores
+        assert path.read_text() == text
 
 
 def flip(path):
@@ -422,6 +426,7 @@ def test_resume_notices_that_it_is_not_known_what_the_run_was_made_from(
 def test_a_best_checkpoint_damaged_while_it_trains_is_not_exported(
     arguments, run, monkeypatch, capsys
 ):
+    arguments = [*arguments, "training.steps=4"]
     original = Progress.close
 
     def close(self):
@@ -457,7 +462,10 @@ def test_what_becomes_of_config_and_log_while_it_trains_is_made_good(
     assert "is finished" in capsys.readouterr().out
 
 
-def test_a_checkpoint_that_does_not_fit_is_one_line(arguments, run, interrupted, tmp_path, capsys):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_checkpoint_that_does_not_fit_is_one_line(
+    every, arguments, run, interrupted, tmp_path, capsys
+):
     """Sealed as it should be, but of another run or made up."""
     assert interrupted(arguments, 5)
     other = tmp_path / "other"
@@ -484,10 +492,12 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(arguments, run, interrupted,
     shutil.copytree(other / "checkpoints" / "checkpoint-4", folder)
     refused()
     made_up = [{"step": 3}, {"step": "x"}, {"best_score": "x"}, {"totals": {"loss": "a"}}]
-    for values in [*made_up, {"log": "abc"}, {"best_score": float("nan")}]:
+    made_up += [{"log": "abc"}, {"best_score": float("nan")}]
+    for values in made_up[::every]:
         (folder / "state.json").write_text(json.dumps(state | values))
         refused()
-    for content in ({}, [], {"optimizer": {"state": {0: {}}, "param_groups": []}}):
+    contents = ({"optimizer": {"state": {0: {}}, "param_groups": []}}, {}, [])
+    for content in contents[::every]:
         torch.save(content, folder / "optimizer.pt")
         refused()
     (folder / "random_0.pt").unlink()
@@ -573,7 +583,7 @@ def test_infinite_gradient_stops_the_run(arguments, capsys):
 def test_tilde_is_the_home_folder_everywhere(arguments, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    assert main([*arguments, "output=~/run"]) == 0
+    assert main([*arguments, "training.steps=2", "output=~/run"]) == 0
     assert (tmp_path / "home" / "run" / "scores.json").is_file()
     assert not (tmp_path / "home" / "run" / "checkpoints").exists()
 
@@ -713,6 +723,7 @@ def test_foreign_folder_is_left_alone(arguments, run, capsys, name):
 
 def test_a_config_of_the_users_makes_no_run_folder(arguments, run, capsys):
     """As in a folder of configs: the user's own, or a copy of a run's, beside other files."""
+    arguments = [*arguments, "training.steps=2"]
     assert main(arguments) == 0
     whole = (run / "config.yaml").read_text()
     shutil.rmtree(run)
@@ -772,6 +783,7 @@ def test_checkpoints_of_somebody_else_are_refused(arguments, run, interrupted, t
     assert files(other) == before
 
 
+@pytest.mark.slow
 def test_a_quota_or_a_broken_disk_leaves_nothing_half_written(
     arguments, run, interrupted, monkeypatch
 ):
@@ -844,7 +856,15 @@ def test_tensorboard_and_bfloat16(arguments, run, monkeypatch):
     assert again == json.loads((run / "scores.json").read_text())["trained"]
 
 
-@pytest.mark.parametrize("architecture", ["roberta", "distilbert", "mpnet", "modernbert"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param("roberta", marks=pytest.mark.slow),
+        pytest.param("distilbert", marks=pytest.mark.slow),
+        pytest.param("mpnet", marks=pytest.mark.slow),
+        "modernbert",
+    ],
+)
 def test_other_architectures_train(arguments, run, tmp_path, architecture):
     folder = make_encoder(tmp_path / "encoder", architecture)
     settings = [f"encoder.name={folder}", "training.steps=4", "encoder.pooling=cls"]
@@ -854,7 +874,8 @@ def test_other_architectures_train(arguments, run, tmp_path, architecture):
 
 def test_collapse_is_named_while_it_trains(arguments, run, capsys):
     # The first position of an encoder with random weights hardly knows which text it stands before.
-    assert main([*arguments, "encoder.pooling=cls", "training.learning_rate=1e-9"]) == 0
+    settings = ["training.steps=4", "encoder.pooling=cls", "training.learning_rate=1e-9"]
+    assert main([*arguments, *settings]) == 0
     output = capsys.readouterr().out
     assert (
         "warning: complete collapse at step 4: mean cosine of distinct sentences 1.0000" in output

@@ -1,5 +1,6 @@
 """Embeddings in bytes and bits: files, indexes, and what of a score they keep."""
 
+import itertools
 import json
 
 import numpy as np
@@ -253,8 +254,15 @@ def test_an_index_of_few_bytes_on_the_command_line(corpus, tmp_path, capsys):
 # Files
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
-@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        case
+        if case in (("int8", ".npy"), ("ubinary", ".parquet"))
+        else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(KINDS[1:], (".npy", ".parquet"))
+    ],
+)
 def test_encode_writes_what_the_library_would(corpus, kind, suffix, tmp_path, capsys):
     words = ["encode", str(corpus), "--model", str(MINI_BERT), "--pooling", "mean"]
     output = tmp_path / f"e{suffix}"
