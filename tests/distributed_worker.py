@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,11 @@ def train_with_a_stop(path: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
+    def late(*args):
+        time.sleep(2 * distributed.rank())  # the first process is not to finish the run meanwhile
+        load_weights(*args)
+
+    load_weights = loop.load_weights
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "backpropagate", told)
         try:
@@ -106,7 +112,9 @@ def train_with_a_stop(path: Path) -> None:
                 raise
         else:
             raise AssertionError("the run was not stopped")
-    run.train(config_of(path), [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "load_weights", late)
+        run.train(config_of(path), [])
 
 
 if __name__ == "__main__":

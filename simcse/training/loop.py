@@ -170,6 +170,7 @@ def train(  # noqa: C901 (one function, to be read from top to bottom)
             "again"
         )
     load_weights(best_checkpoint, loss)
+    distributed.wait()  # until all have read it: once the run is finished, it is removed
     return position, engine.whole()
 
 
