@@ -206,6 +206,18 @@ def test_training_length_does_not_limit_the_export(tiny):
     assert encoder.build(EncoderConfig(name="mini-bert")).max_seq_length == 128
 
 
+def test_lengths_of_the_last_call_are_not_saved_with_the_tokenizer(tiny, tmp_path):
+    model = encoder.build(EncoderConfig(name=str(tiny)))
+    model.tokenizer(["A text.", "No."], padding=True, truncation=True, max_length=3)
+    encoder.save(model, tmp_path / "one")
+    rules = json.loads((tmp_path / "one" / "tokenizer.json").read_text())
+    assert rules["truncation"] is None and rules["padding"] is None
+    encoder.save(encoder.build(EncoderConfig(name=str(tmp_path / "one"))), tmp_path / "two")
+    settings = json.loads((tmp_path / "two" / "tokenizer_config.json").read_text())
+    # fastembed cuts texts at the smaller of the two.
+    assert settings["model_max_length"] == 64 and "max_length" not in settings
+
+
 def test_damaged_weights_and_empty_folders_are_one_line(tmp_path, tiny):
     folder = tmp_path / "damaged"
     shutil.copytree(tiny, folder)
@@ -219,6 +231,7 @@ def test_damaged_weights_and_empty_folders_are_one_line(tmp_path, tiny):
 
 def test_shipped_encoder_is_found_by_name(monkeypatch):
     assert encoder.source_of("mini-bert") == str(MINI_BERT)
+    assert encoder.source_of("mini-distilled") == str(MINI_BERT.with_name("mini-distilled"))
     monkeypatch.setattr(encoder, "snapshot", lambda *asked, refresh: Path("cache", *asked))
     assert encoder.source_of("bert-base-uncased", "main") == "cache/bert-base-uncased/main"
     assert sum(p.numel() for p in encoder.build(EncoderConfig()).parameters()) == 5_289_984

@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from conftest import MINI_BERT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
@@ -18,6 +20,7 @@ from simcse.evaluation.hub_results import model_index
 from simcse.evaluation.mteb_tasks import fill_from, find_tasks
 from simcse.evaluation.names import MTEB_STS, SIZES, STS, TRANSFER
 from simcse.evaluation.protocol import EmbeddingCache, evaluate
+from simcse.evaluation.scoring import plan_tasks
 from simcse.evaluation.sources import (
     STS_SUBSETS,
     load_dev_task,
@@ -453,6 +456,20 @@ def test_averages_of_seven_name_their_sick():
     assert re.search(r"average of 7 \(transfer\) +accuracy +80.00", table)
     del spearman["STS14"]
     assert "average" not in as_text(score_rows([Column("m", [spearman])]))
+
+
+def test_shipped_model_scores_as_its_card_says():
+    # Its other figures need SentEval's files: `simcse evaluate mini-distilled --data SENTEVAL`.
+    card = (MINI_BERT.with_name("mini-distilled") / "README.md").read_text()
+    row = next(line for line in card.splitlines() if line.startswith("| mini-distilled"))
+    plan = plan_tasks(["pairs", "python-docs"], None).load()
+    model = SentenceTransformer(str(MINI_BERT.with_name("mini-distilled")), device="cpu")
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    scores = evaluate_model(model, plan.ours, 128).scores
+    found = (scores["pairs"]["cosine_spearman"], scores["python-docs"]["ndcg_at_10"])
+    assert [float(cell) for cell in row.split("|")[-3:-1]] == [
+        pytest.approx(100 * value, abs=0.06) for value in found
+    ]
 
 
 @pytest.mark.slow

@@ -416,13 +416,13 @@ def test_values_that_no_model_can_have_are_one_line(
         assert "\n" not in str(error.value)
 
 
-def test_default_model_is_the_quickstarts(tmp_path, monkeypatch, model_folder):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"make it with: simcse train quickstart"):
-        SimCSE()
-    (tmp_path / "outputs").mkdir()
-    (tmp_path / "outputs" / "quickstart").symlink_to(model_folder)
-    assert SimCSE().encode("x").shape == (32,)
+def test_the_default_model_comes_with_the_package_and_knows_what_is_similar():
+    simcse = SimCSE()
+    assert simcse.encode("x").shape == (256,)
+    assert simcse.encode("x", return_numpy=True).dtype == np.float32
+    other = simcse.similarity("A child is playing outside.", "The price of oil has fallen.")
+    same = simcse.similarity("A child is playing outside.", "A kid plays in the garden.")
+    assert same > other + 0.4
 
 
 def test_plain_encoder_says_which_pooling_it_assumes(tiny, caplog):

@@ -423,7 +423,7 @@ def _add_config_words(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", help="run folder, model folder or Hub name (default: the quickstart's)"
+        "--model", help="run folder, model folder or Hub name (default: mini-distilled)"
     )
 
 

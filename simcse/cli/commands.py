@@ -165,8 +165,8 @@ def evaluate(parsed: argparse.Namespace) -> None:
     """Score a model and print the table."""
     quiet_command()
     from simcse.data.documents import Documents
-    from simcse.encoders.encoder import fingerprint
-    from simcse.encoders.loading import DEFAULT_MODEL, find_model, load_model
+    from simcse.encoders.encoder import EMBEDDED_MODEL, fingerprint
+    from simcse.encoders.loading import find_model, load_model
     from simcse.encoders.precision import resolved
     from simcse.evaluation import paper_results
     from simcse.evaluation.protocol import PROTOCOL
@@ -182,7 +182,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     if parsed.backend != "torch" and parsed.precision != "float32":
         raise UserError(f"--precision: --backend {parsed.backend} has its own; leave it out")
     rivals = paper_results.find(parsed.against) if parsed.against else []
-    name = str(DEFAULT_MODEL if parsed.model is None else parsed.model)
+    name = str(EMBEDDED_MODEL if parsed.model is None else parsed.model)
     file = f"scores-{parsed.dims}.json" if parsed.dims else "scores.json"
     output = _score_file(
         Path(parsed.output or evaluation_folder(name) / file),

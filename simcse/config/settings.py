@@ -381,7 +381,8 @@ class EncoderConfig(_Section):
     """Which pre-trained encoder, and how its token states become one sentence embedding."""
 
     name: PathText = "mini-bert"
-    """Hugging Face name or local folder; ``mini-bert`` is the encoder shipped with the package."""
+    """Hugging Face name or local folder; ``mini-bert``, a language model, and ``mini-distilled``, a
+    sentence encoder made from it, come with the package."""
     revision: str | None = None
     """Branch, tag or commit of a Hub encoder."""
     trust_remote_code: bool = False

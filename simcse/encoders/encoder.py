@@ -35,6 +35,10 @@ from simcse.hub import failures
 from simcse.hub.snapshots import snapshot
 
 EMBEDDED_ENCODER = "mini-bert"
+"""The language model that comes with the package; the quickstart trains it."""
+EMBEDDED_MODEL = "mini-distilled"
+"""The sentence encoder that comes with it, for use as it is."""
+EMBEDDED = (EMBEDDED_ENCODER, EMBEDDED_MODEL)
 # Where the loss finds its embeddings when the projection is for training only; `encode` reads
 # "sentence_embedding" and so never sees the projection.
 TRAIN_EMBEDDING = "train_embedding"
@@ -62,7 +66,7 @@ _HEAD_DROPOUT = ("classif", "summary", "qa_", "pooler")
 def source_of(
     name: str, revision: str | None = None, *, label: str | None = None, refresh: bool = False
 ) -> str:
-    """Folder of a model: as named, the one that is shipped, or what is had from the Hub.
+    """Folder of a model: as named, one that is shipped, or what is had from the Hub.
 
     Args:
         name: Folder or Hub name.
@@ -73,11 +77,10 @@ def source_of(
     Raises:
         UserError: There is none, or a folder is given a revision.
     """
-    if Path(name).is_dir() or name == EMBEDDED_ENCODER:
+    if Path(name).is_dir() or name in EMBEDDED:
         if revision is not None:
             raise UserError(f"{label or name}: revision {revision} has no meaning for a folder")
-        embedded = Path(__file__).parent.parent / "assets" / EMBEDDED_ENCODER
-        return name if Path(name).is_dir() else str(embedded)
+        return name if Path(name).is_dir() else str(Path(__file__).parent.parent / "assets" / name)
     try:
         return str(snapshot(name, revision, refresh=refresh))
     except UserError as error:
@@ -336,7 +339,7 @@ def prompt_of(model: SentenceTransformer, role: Role | None) -> str:
 
 def hub_commit(config: EncoderConfig) -> str | None:
     """Commit of the Hub repository that the encoder is loaded from; ``None`` for a folder."""
-    if Path(config.name).is_dir() or config.name == EMBEDDED_ENCODER:
+    if Path(config.name).is_dir() or config.name in EMBEDDED:
         return None
     return Path(source_of(config.name, config.revision)).name  # …/snapshots/<commit>
 
@@ -408,6 +411,10 @@ def exported(model: SentenceTransformer) -> SentenceTransformer:
 
 def save(model: SentenceTransformer, folder: Path) -> None:
     """Save in the layout that sentence-transformers 5 and 6 read, safetensors only, no card."""
+    if backend := getattr(model.tokenizer, "backend_tokenizer", None):
+        # Those of the last call, which other libraries (fastembed) would take for the model's.
+        backend.no_truncation()
+        backend.no_padding()
     model.save_pretrained(str(folder), create_model_card=False)
     for weights in folder.rglob("*.safetensors"):
         give_usual_mode(weights)

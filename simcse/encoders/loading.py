@@ -14,7 +14,6 @@ from simcse.encoders.gate import Origin, check_embeddings, load_sentence_model, 
 from simcse.encoders.onnx_graph import with_graph
 from simcse.errors import UserError, first_line
 
-DEFAULT_MODEL = Path("outputs") / "quickstart"
 ASSUMED_POOLING: Pooling = "mean"
 _CONSENT = "allow it with --trust-remote-code (in Python trust_remote_code=True)"
 
@@ -41,7 +40,7 @@ def load_model(
     """Load a trained model, a released SimCSE checkpoint or a plain encoder.
 
     Args:
-        name: Folder or Hub name; ``None`` means the quickstart's result.
+        name: Folder or Hub name; ``None`` means the model that comes with the package.
         pooling: For a plain encoder, which does not store its pooling. Without it mean pooling is
             assumed, and said so.
         device: Such as ``cpu`` or ``cuda:0``; ``None`` takes the best at hand.
@@ -87,11 +86,7 @@ def find_model(name: str | None = None, *, trust_remote_code: bool = False) -> O
         UserError: There is no such model.
     """
     if name is None:
-        if not (DEFAULT_MODEL / "modules.json").is_file():
-            raise UserError(
-                f"no model given and no {DEFAULT_MODEL} here; make it with: simcse train quickstart"
-            )
-        name = str(DEFAULT_MODEL)
+        name = encoder.EMBEDDED_MODEL
     if not name:
         raise UserError("the model's name is empty; expected a folder or a Hub name")
     folder = Path(encoder.source_of(name))

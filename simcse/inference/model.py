@@ -79,7 +79,7 @@ class SimCSE:
     Args:
         model_name_or_path: A run folder, any sentence-transformers model, one of princeton-nlp's
             eight released checkpoints, or a plain encoder; folder or Hub name. ``None`` takes the
-            quickstart's result.
+            small English model that comes with the package, ``mini-distilled``.
         device: Such as ``cpu`` or ``cuda``; ``None`` picks the best available.
         num_cells: Clusters of an approximate index (``faiss_fast``).
         num_cells_in_search: Clusters that a search in it looks through.

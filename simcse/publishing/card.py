@@ -19,7 +19,7 @@ from torch import nn
 
 from simcse.config.settings import EMBEDDED_TEXT, Config
 from simcse.encoders import encoder
-from simcse.encoders.encoder import EMBEDDED_ENCODER
+from simcse.encoders.encoder import EMBEDDED
 from simcse.evaluation.hub_results import is_commit, model_index
 from simcse.evaluation.names import MTEB, MTEB_STS, STS
 from simcse.evaluation.protocol import PROTOCOL, Scores
@@ -103,7 +103,7 @@ def model_card(trained: TrainedModel) -> ModelCard:
         run=run,
         runs=trained.runs.runs,
         made_from=made_from,
-        embedded_encoder=EMBEDDED_ENCODER,
+        embedded=EMBEDDED,
         embedded_text=EMBEDDED_TEXT,
         entries=_entries(config),
         language=_languages(config),
