@@ -458,6 +458,7 @@ def test_averages_of_seven_name_their_sick():
     assert "average" not in as_text(score_rows([Column("m", [spearman])]))
 
 
+@pytest.mark.slow
 def test_shipped_model_scores_as_its_card_says():
     # Its other figures need SentEval's files: `simcse evaluate mini-distilled --data SENTEVAL`.
     card = (MINI_BERT.with_name("mini-distilled") / "README.md").read_text()

@@ -537,7 +537,8 @@ def test_a_static_embedding_is_used_but_cuts_no_texts(tiny, tmp_path, capsys):
     np.testing.assert_allclose(simcse.encode(SENTENCES), expected, atol=1e-6)
     with pytest.raises(UserError, match="max_length: StaticEmbedding cuts no texts"):
         simcse.encode(SENTENCES, max_length=5)
-    assert main(["train", "quickstart", f"encoder.name={tmp_path / 'static'}"]) == 2
+    words = ["train", "quickstart", f"encoder.name={tmp_path / 'static'}"]
+    assert main([*words, f"output={tmp_path / 'run'}"]) == 2
     message = capsys.readouterr().err
     assert "begins with the module StaticEmbedding; only models that begin with" in message
     assert message.count("\n") == 1

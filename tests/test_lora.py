@@ -79,14 +79,8 @@ def test_merging_adds_what_the_adapters_add(tiny):
     assert model.state_dict().keys() == plain.state_dict().keys()
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param("bert", marks=pytest.mark.slow),
-        "modernbert",
-        pytest.param("distilbert", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "distilbert"])
 def test_what_is_left_out_before_adapters_add_anything_stays_right(architecture, tmp_path):
     """Of a pass that pools the first token: found while one matrix of each adapter is zero."""
     folder = make_encoder(tmp_path / architecture, architecture)

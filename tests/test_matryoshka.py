@@ -340,6 +340,7 @@ def test_a_size_that_leaves_the_full_width_out_is_said(trained, arguments, capsy
     assert "warning: objective.dims" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_reports_what_smaller_vectors_keep(trained, tmp_path):
     [run] = load_runs(trained).runs
     assert {row["task"] for row in run.retention} == {"pairs"}  # dev has chosen the checkpoint

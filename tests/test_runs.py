@@ -440,6 +440,7 @@ def test_a_report_replaces_an_older_report_and_nothing_else(
     assert (folder / "report.html").read_bytes() == page
 
 
+@pytest.mark.slow
 def test_hostile_words_stay_text_in_a_report(finished, tmp_path):
     run = tmp_path / HOSTILE.replace("/", "")[:200]
     other = tmp_path / "caf\udce9 $\\x$"  # a name of bytes that are no UTF-8

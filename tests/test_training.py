@@ -352,6 +352,7 @@ def test_a_run_without_its_seal_is_made_whole_by_its_command(arguments, run, cap
     assert all(torch.equal(weights(run)[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 def test_edited_scores_of_an_unfinished_run_are_computed_again(arguments, run, capsys):
     arguments = [*arguments, "evaluation.raw_poolings=mean", "training.steps=2"]
     assert main(arguments) == 0
@@ -462,7 +463,8 @@ def test_what_becomes_of_config_and_log_while_it_trains_is_made_good(
     assert "is finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [3, 1])
 def test_a_checkpoint_that_does_not_fit_is_one_line(
     every, arguments, run, interrupted, tmp_path, capsys
 ):

@@ -92,9 +92,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "terms" else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_more_steps_wait_no_more_often(arguments, waits, tiny, tmp_path, name):
     encoder.save(encoder.build(EncoderConfig(name=str(tiny))), tmp_path / "model")
     settings = [word.replace("{model}", str(tmp_path / "model")) for word in CASES[name]]
