@@ -29,6 +29,7 @@ from typing import IO
 
 import numpy as np
 import torch
+from ship_model import store_as_float16
 from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
@@ -217,10 +218,8 @@ def export(run: Pretraining, folder: Path) -> None:
     config = BertConfig.from_pretrained(MINI_BERT)  # with its dropout
     run.model.config.hidden_dropout_prob = config.hidden_dropout_prob
     run.model.config.attention_probs_dropout_prob = config.attention_probs_dropout_prob
-    run.model.half().save_pretrained(folder)
-    path = folder / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    run.model.save_pretrained(folder)
+    store_as_float16(folder)
     print(f"written to {folder} after {run.place['tokens']:,} tokens")
 
 

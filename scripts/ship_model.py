@@ -22,6 +22,15 @@ WEIGHTS = "model.safetensors"
 LEFT_OUT = shutil.ignore_patterns("README.md", "figures")
 
 
+def store_as_float16(folder: Path) -> None:
+    """Halve the weights of a model's folder on disk; they are loaded as float32."""
+    weights = {name: tensor.half() for name, tensor in load_file(folder / WEIGHTS).items()}
+    (folder / WEIGHTS).write_bytes(save(weights, {"format": "pt"}))
+    config = folder / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     """Export the run and store it in half precision."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -32,11 +41,7 @@ def main() -> int:
         exported = Path(temporary) / "model"
         if status := simcse(["export", arguments.run, str(exported)]):
             return status
-        weights = {name: tensor.half() for name, tensor in load_file(exported / WEIGHTS).items()}
-        (exported / WEIGHTS).write_bytes(save(weights, {"format": "pt"}))
-        config = exported / "config.json"
-        settings = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
-        config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        store_as_float16(exported)
         shutil.copytree(exported, arguments.folder, ignore=LEFT_OUT, dirs_exist_ok=True)
     return 0
 

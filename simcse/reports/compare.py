@@ -93,15 +93,12 @@ def compare(sets: Sequence[RunSet], *, letters: bool = True) -> Comparison:
             cells = (_models if alone[0] and one else _seeds)(first, runs, task, key)
             if not cells[1]:
                 unpaired[label] = None
-            row += [*cells, "–", "–"] if len(cells) == 3 and not all(alone) else cells
+            row += cells
+            row += [] if all(alone) else _planning(first, runs, task, key)
         rows.append(row)
-    after = []
-    if alone[0] and any(alone[1:]):
-        after.append(_MODELS)
-    if not all(alone):
-        after.append(_SEEDS)
-    if not all(alone) and any(alone):
-        after.append(_ONE_AND_SEEDS)
+    after = [_MODELS] if alone[0] and any(alone[1:]) else []
+    after += [] if all(alone) else [_SEEDS]
+    after += [_ONE_AND_SEEDS] if any(alone) and not all(alone) else []
     if unpaired:
         after.append(f"no values of single items, so no interval: {', '.join(unpaired)}")
     after += [line for line in [what_chose(sets)] if line]
@@ -123,16 +120,20 @@ def _models(a: RunSet, b: RunSet, task: str, key: str) -> list[str]:
 
 
 def _seeds(a: RunSet, b: RunSet, task: str, key: str) -> list[str]:
-    """Difference, interval and p-value, and how many seeds would show what."""
+    """Difference, interval and p-value."""
+    return difference_cells(key, welch(a.values(task, key), b.values(task, key)))
+
+
+def _planning(a: RunSet, b: RunSet, task: str, key: str) -> list[str]:
+    """What so many seeds can detect, and how many would show the difference."""
     left, right = a.values(task, key), b.values(task, key)
-    difference = welch(left, right)
     planning = ["–", "–"]
     if min(len(left), len(right)) > 1 and (std := pooled_std(left, right)):
-        needed = seeds_needed(difference.difference, std)
+        needed = seeds_needed(welch(left, right).difference, std)
         planning[0] = cell(key, smallest_detectable(std, len(left), len(right)))
         if needed is not None:
             planning[1] = f"over {MANY:,}" if needed > MANY else f"{needed:,}"
-    return [*difference_cells(key, difference), *planning]
+    return planning
 
 
 def _common(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[str]]:
