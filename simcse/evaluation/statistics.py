@@ -131,8 +131,10 @@ def pooled_std(a: Sequence[float], b: Sequence[float]) -> float:
     return float(np.sqrt(squares / (len(a) + len(b) - 2)))
 
 
-Statistic = Callable[[np.ndarray], float]
-"""From how often each item occurs in a resample, shape ``(items,)``, to a score."""
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""From how often each item occurs in a resample, shape ``(items, …)``, to scores, shape ``(…)``."""
+
+_AT_ONCE = 1 << 14  # counts, which the caches hold; in rows of eight, or one resample at a time
 
 
 def paired_bootstrap(
@@ -145,20 +147,24 @@ def paired_bootstrap(
     training run would.
 
     Args:
-        a: Score of model A on a resample.
-        b: Score of model B on the same resample.
+        a: Score of model A on resamples.
+        b: Score of model B on the same resamples.
         items: Sentence pairs or queries.
         resamples: Bootstrap samples.
         seed: Of the resampling.
     """
-    everything = np.ones(items, dtype=np.int64)
-    observed = b(everything) - a(everything)
+    everything = np.ones(items)
+    observed = float(b(everything) - a(everything))
     random = np.random.default_rng(seed)
-    differences = np.empty(resamples)
-    for number in range(resamples):
-        counts = np.bincount(random.integers(items, size=items), minlength=items)
-        differences[number] = b(counts) - a(counts)
-    differences = differences[np.isfinite(differences)]  # a resample of equal values has no ρ
+    parts = []
+    for start in range(0, resamples, step := max(1, _AT_ONCE // items // 8 * 8)):
+        drawn = random.integers(items, size=(min(step, resamples - start), items))
+        drawn += items * np.arange(len(drawn))[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        counts = np.ascontiguousarray(counts.T, dtype=np.float64)
+        parts.append(b(counts) - a(counts))
+    differences = np.concatenate(parts)
+    differences = differences[np.isfinite(differences)]
     if len(differences) < resamples / 2:
         return Difference(observed, math.nan, math.nan, math.nan)
     low, high = map(float, np.quantile(differences, [LEVEL / 2, 1 - LEVEL / 2]))
@@ -172,30 +178,35 @@ def spearman_statistic(similarity: np.ndarray, grade: np.ndarray) -> Statistic:
     """Spearman's ρ of resampled pairs, without sorting again for each resample.
 
     A value's mid-rank follows from how many of the resample lie below it, so the order of the
-    distinct values is computed once.
+    values is computed once.
 
     Args:
         similarity: Cosines, shape ``(pairs,)``.
         grade: Grades, shape ``(pairs,)``.
     """
-    dense = [np.unique(values, return_inverse=True)[1] for values in (similarity, grade)]
+    ordered = []
+    for values in (similarity, grade):
+        distinct, sizes = np.unique(values, return_inverse=True, return_counts=True)[1:]
+        ordered.append((distinct, np.argsort(distinct, kind="stable"), np.cumsum(sizes) - sizes))
 
-    def statistic(counts: np.ndarray) -> float:
+    def statistic(counts: np.ndarray) -> np.ndarray:
         centred = []
-        for ranks in dense:
-            mass = np.bincount(ranks, weights=counts)
-            middle = (np.cumsum(mass) - (mass - 1) / 2)[ranks]
-            centred.append(middle - (middle * counts).sum() / counts.sum())
+        for distinct, order, first in ordered:
+            mass = np.add.reduceat(counts[order], first)
+            middle = (np.cumsum(mass, axis=0) - (mass - 1) / 2)[distinct]
+            centred.append(middle - (middle * counts).sum(0) / counts.sum(0))
         left, right = centred
-        norm = np.sqrt((counts * left * left).sum() * (counts * right * right).sum())
-        return float((counts * left * right).sum() / norm) if norm > 0 else math.nan
+        weighted = counts * left
+        norm = np.sqrt((weighted * left).sum(0) * (counts * right * right).sum(0))
+        with np.errstate(invalid="ignore"):  # a resample of equal values has no ρ
+            return np.asarray((weighted * right).sum(0) / norm)
 
     return statistic
 
 
 def mean_statistic(values: np.ndarray) -> Statistic:
     """Mean of resampled items, such as the recall of queries or whether a label was right."""
-    return lambda counts: float((values * counts).sum() / counts.sum())
+    return lambda counts: values @ counts / counts.sum(0)
 
 
 def average_precision_statistic(similarity: np.ndarray, label: np.ndarray) -> Statistic:
@@ -207,12 +218,11 @@ def average_precision_statistic(similarity: np.ndarray, label: np.ndarray) -> St
     """
     order, last = _thresholds(similarity)
 
-    def statistic(counts: np.ndarray) -> float:
+    def statistic(counts: np.ndarray) -> np.ndarray:
         hits, seen = _found(counts, label, order, last)
-        if hits[-1] == 0:
-            return math.nan
-        gained = np.diff(hits, prepend=0)
-        return float((gained * hits / np.maximum(seen, 1)).sum() / hits[-1])
+        gained = np.diff(hits, axis=0, prepend=0 * hits[:1])
+        with np.errstate(invalid="ignore"):  # without a pair labelled 1 there is none
+            return np.asarray((gained * hits / np.maximum(seen, 1)).sum(0) / hits[-1])
 
     return statistic
 
@@ -225,10 +235,11 @@ def f1_by_threshold(
     Args:
         similarity: As for :func:`average_precision_statistic`.
         label: Likewise.
-        counts: How often each pair occurs, shape ``(pairs,)``.
+        counts: How often each pair occurs, shape ``(pairs, …)``.
 
     Returns:
-        The thresholds, falling, each a similarity of the pairs; and the F1 at each.
+        The thresholds, falling, each a similarity of the pairs; and the F1 at each, shape
+        ``(thresholds, …)``.
     """
     order, last = _thresholds(similarity)
     hits, seen = _found(counts, label, order, last)
@@ -237,7 +248,7 @@ def f1_by_threshold(
 
 def best_f1_statistic(similarity: np.ndarray, label: np.ndarray) -> Statistic:
     """Highest F1 of resampled pairs over all thresholds."""
-    return lambda counts: float(f1_by_threshold(similarity, label, counts)[1].max())
+    return lambda counts: f1_by_threshold(similarity, label, counts)[1].max(0)
 
 
 def _thresholds(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -251,4 +262,5 @@ def _found(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs at or above each threshold: those labelled 1, and all."""
     ordered = counts[order]
-    return np.cumsum(ordered * label[order])[last], np.cumsum(ordered)[last]
+    hits = np.cumsum((ordered.T * label[order]).T, axis=0)
+    return hits[last], np.cumsum(ordered, axis=0)[last]
