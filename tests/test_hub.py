@@ -12,23 +12,33 @@ import numpy as np
 import pytest
 from conftest import ROOT, SENTENCES, make_encoder
 from hub_server import Hub
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from simcse import SimCSE
 from simcse.cli.main import main
 
 ENCODER = "someone/tiny-bert"
+TEACHER = "someone/tiny-sentence-model"
+PAPER_TEXT = "princeton-nlp/datasets-for-simcse:wiki1m_for_simcse.txt"
+PAPER_NLI = "princeton-nlp/datasets-for-simcse:nli_for_simcse.csv"
 TOKEN = "hf_doNotShowThisToAnybody"
 RELEASE = "princeton-nlp/sup-simcse-bert-base-uncased"
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, text_file):
-    """Serves an encoder, a released checkpoint, the paper's text file and a plain data set."""
+    """Serves an encoder, a sentence model, a released checkpoint, and data sets in three forms."""
     server = Hub(any_revision=True)  # mteb asks for the revisions it pins
     folder = make_encoder(tmp_path_factory.mktemp("hub"))
     files = {path.name: (path.read_bytes(), None) for path in folder.iterdir()}
     for name in (ENCODER, RELEASE):
         server.commit(server.create("model", name), "main", files, "add")
+    teacher = tmp_path_factory.mktemp("teacher")
+    SentenceTransformer(modules=[Transformer(str(folder)), Pooling(32, "mean")]).save(str(teacher))
+    names = (path for path in teacher.rglob("*") if path.is_file())
+    files = {path.relative_to(teacher).as_posix(): (path.read_bytes(), None) for path in names}
+    server.commit(server.create("model", TEACHER), "main", files, "add")
     text = text_file.read_bytes()
     lines = text.decode().splitlines()
     triplets = "".join(f"{a},{a[4:]},{b}\n" for a, b in itertools.pairwise(lines))
@@ -84,10 +94,12 @@ CLI = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "more", "off", "expected"),
+    ("config", "more", "off", "expected", "from_hub"),
     [
-        pytest.param("unsup_bert_base", [], SAID, "96 rows with text", id="paper, unsupervised"),
-        pytest.param("sup_bert_base", [], DEAD, "95 rows with text", id="supervised"),
+        pytest.param(
+            "unsup_bert_base", [], SAID, "96 rows with text", [PAPER_TEXT], id="unsupervised"
+        ),
+        pytest.param("sup_bert_base", [], DEAD, "95 rows with text", [PAPER_NLI], id="supervised"),
         pytest.param(
             "unsup_bert_base",
             [
@@ -95,11 +107,12 @@ CLI = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
                 "data.revision={data}",
                 "encoder.revision={encoder}",
                 "objective.terms=distill_l2",
-                f"objective.teacher={ENCODER}",
-                "objective.teacher_revision={encoder}",
+                f"objective.teacher={TEACHER}",
+                "objective.teacher_revision={teacher}",
             ],
             SAID,
             "96 rows with text",
+            ["someone/sentences", TEACHER],
             id="rows and teacher, pinned",
         ),
         pytest.param(
@@ -107,16 +120,18 @@ CLI = ("-c", "import sys, simcse_launcher; sys.exit(simcse_launcher.main())")
             ["data.train=someone/packed:part.txt.gz"],
             DEAD,
             "96 rows with text",
+            ["someone/packed:part.txt.gz"],
             id="file",
         ),
     ],
 )
 def test_prefetch_then_a_run_with_the_network_off(
-    client, hub, tmp_path, config, more, off, expected
+    client, hub, tmp_path, config, more, off, expected, from_hub
 ):
     server, _ = hub
     pins = {
         "encoder": server.repos["model", ENCODER]["refs"]["main"],
+        "teacher": server.repos["model", TEACHER]["refs"]["main"],
         "data": server.repos["dataset", "someone/sentences"]["refs"]["main"],
     }
     settings = [*SETTINGS, f"encoder.name={ENCODER}", "training.precision=float32"]
@@ -136,6 +151,7 @@ def test_prefetch_then_a_run_with_the_network_off(
     assert not any(TOKEN.encode() in content for content in written)
     found = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert found["encoder_commit"] == pins["encoder"]
+    assert found["from_hub"] == from_hub
 
 
 @pytest.mark.slow

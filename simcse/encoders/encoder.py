@@ -63,6 +63,11 @@ _MODES = {"weighted_mean": "weightedmean", "last_token": "lasttoken"}
 _HEAD_DROPOUT = ("classif", "summary", "qa_", "pooler")
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a model is neither a folder nor shipped with the package."""
+    return not (Path(name).is_dir() or name in EMBEDDED)
+
+
 def source_of(
     name: str, revision: str | None = None, *, label: str | None = None, refresh: bool = False
 ) -> str:
@@ -77,7 +82,7 @@ def source_of(
     Raises:
         UserError: There is none, or a folder is given a revision.
     """
-    if Path(name).is_dir() or name in EMBEDDED:
+    if not is_hub_name(name):
         if revision is not None:
             raise UserError(f"{label or name}: revision {revision} has no meaning for a folder")
         return name if Path(name).is_dir() else str(Path(__file__).parent.parent / "assets" / name)
@@ -339,9 +344,9 @@ def prompt_of(model: SentenceTransformer, role: Role | None) -> str:
 
 def hub_commit(config: EncoderConfig) -> str | None:
     """Commit of the Hub repository that the encoder is loaded from; ``None`` for a folder."""
-    if Path(config.name).is_dir() or config.name in EMBEDDED:
-        return None
-    return Path(source_of(config.name, config.revision)).name  # …/snapshots/<commit>
+    if is_hub_name(config.name):
+        return Path(source_of(config.name, config.revision)).name  # …/snapshots/<commit>
+    return None
 
 
 def width(model: SentenceTransformer) -> int:

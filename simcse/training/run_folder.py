@@ -125,7 +125,7 @@ def _from_hub(config: Config) -> list[str]:
     """What of the training text was had from there, and of teacher and guide."""
     found = [name for data in config.sets for name in data.train if is_from_hub(name)]
     helpers = [name for name, _ in config.objective.helpers.values()]
-    return found + [name for name in helpers if not Path(encoder.source_of(name)).exists()]
+    return found + [name for name in helpers if encoder.is_hub_name(name)]
 
 
 def changes_since(run: Path, config: Config) -> Iterator[str]:
