@@ -332,6 +332,13 @@ def test_a_defect_while_loading_is_named_by_its_kind(error, reason, tiny):
     assert str(found.value) == f"m cannot be loaded: {reason}"
 
 
+def test_a_name_in_the_config_that_the_library_does_not_know_is_said_with_its_key(tmp_path):
+    folder = make_decoder(tmp_path)
+    change_config(folder, rope_parameters={"rope_type": "winding", "rope_theta": 10000.0})
+    with pytest.raises(UserError, match=r"config\.json: rope_type: 'winding' is unknown"):
+        load_model(str(folder), "mean")
+
+
 def change_json(name, **settings):
     def change(folder):
         path = folder / name

@@ -39,6 +39,10 @@ class Strange(Objective):
     def forward(self, anchor, weather):
         return anchor.sum()
 
+class Placed(Objective):
+    def forward(self, anchor, positive, /):
+        return anchor.sum()
+
 class Bare(Objective):
     def __init__(self, margin):
         super().__init__()
@@ -180,6 +184,7 @@ def own(tmp_path, monkeypatch):
         ("objective: my_broken:Term", "ZeroDivisionError: division by zero ("),
         ("objective: my_terms:Other", "my_terms:Other is not a subclass of simcse.objectives.Obj"),
         ("objective: my_terms:Strange", "my_terms:Strange.forward asks for weather; a batch has"),
+        ("objective: my_terms:Placed", "my_terms:Placed.forward has positional-only arguments;"),
         ("objective: my_terms:Bare", "argument margin needs an annotation and a default"),
         (
             "objective: {terms: {'my_terms:Margin': {margin: wide}}}",

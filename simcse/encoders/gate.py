@@ -23,6 +23,7 @@ from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from simcse.encoders import settings_files
@@ -215,6 +216,12 @@ def failing_for(origin: Origin) -> Iterator[None]:
             reason = f"a .safetensors file is damaged, or only a pointer to it ({reason})"
         if isinstance(error, StrictDataclassFieldValidationError):
             reason = _of_a_key(error)
+        if isinstance(error, KeyError):  # a name that the library has looked up
+            said = [
+                (file, key) for file, key, value in _settings(origin) if [value] == [*error.args]
+            ]
+            for file, key in said[:1]:
+                reason = f"{file}: {key}: {error} is unknown to transformers {transformers_version}"
         raise failures.failure(f"{origin.label} cannot be loaded: {reason}", error) from error
 
 
@@ -306,6 +313,15 @@ def _check_layers(origin: Origin) -> None:
     Raises:
         UserError: More layers than any encoder has.
     """
+    for file, key, value in _settings(origin):
+        many = isinstance(value, int) and value > _MOST_LAYERS
+        if many and key.endswith(("layer", "layers")):
+            allowed = f"allowed is up to {_MOST_LAYERS:,}"
+            raise UserError(f"{origin.label}: {file}: {key} is {value}; {allowed}")
+
+
+def _settings(origin: Origin) -> Iterator[tuple[str, str, Any]]:
+    """File, key and value of every setting of a model, at any depth."""
     root = Path(origin.path)
     for path in root.rglob("*config.json"):
         name = str(path.relative_to(root))
@@ -314,10 +330,7 @@ def _check_layers(origin: Origin) -> None:
             settings = waiting.pop()
             for key, value in settings.items() if isinstance(settings, dict) else ():
                 waiting.append(value)
-                many = isinstance(value, int) and value > _MOST_LAYERS
-                if many and key.endswith(("layer", "layers")):
-                    allowed = f"allowed is up to {_MOST_LAYERS:,}"
-                    raise UserError(f"{origin.label}: {path.name}: {key} is {value}; {allowed}")
+                yield path.name, key, value
 
 
 def _check_activations(origin: Origin) -> None:

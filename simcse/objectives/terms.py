@@ -77,6 +77,10 @@ def find(name: str) -> type[Objective]:
         found = getattr(importlib.import_module(module), attribute)
     if not (isinstance(found, type) and issubclass(found, Objective)):
         raise UserError(f"objective.terms: {name} is not a subclass of simcse.objectives.Objective")
+    if "/" in str(inspect.signature(found.forward)):
+        raise UserError(
+            f"objective.terms: {name}.forward has positional-only arguments; it is called by name"
+        )
     if unknown := [argument for argument in needs(found) if argument not in _OFFERED]:
         raise UserError(
             f"objective.terms: {name}.forward asks for {', '.join(unknown)}; a batch has "
