@@ -17,14 +17,14 @@ quickstart: .venv/installed
 	$(BIN)/python train.py
 
 # The end of the output lists what was skipped: how many tests, and why.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -rs
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -rs
 
 test: .venv/installed
 	$(PYTEST)
 
 # The tests that `make test` leaves out: more cases of the same, and checks that take long.
 test-slow: .venv/installed
-	$(PYTEST) -m slow --dist loadfile
+	$(PYTEST) -m slow
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak --capture=no tests/test_survival.py

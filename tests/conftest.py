@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
+import multiprocessing
 import shutil
 from collections import defaultdict
 from html.parser import HTMLParser
@@ -94,6 +95,12 @@ SENTENCES = [
     "Two men are playing chess.",
     "Prices rose.",
 ]
+
+# Processes forked from a server that has imported everything: a start costs a second and not ten.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["simcse.cli.main", "simcse.training.several", "test_survival", "distributed_worker"]
+)
 
 # What HTML, Markdown, YAML, jinja, matplotlib or a terminal would act on, were it not escaped.
 HOSTILE = (

@@ -1,7 +1,5 @@
 """What each of two processes does for ``test_distributed.py``: once, since starting takes longest.
 
-    torchrun --nproc_per_node 2 tests/distributed_worker.py FOLDER ENCODER SHARE
-
 The folder gets ``gradients-<rank>.pt``, ``uneven-<rank>.pt``, ``views-<rank>.pt`` and the runs
 ``sgd``, ``whole`` and ``stopped``, as far as they are in that share of the work.
 """
@@ -11,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -117,9 +114,10 @@ def train_with_a_stop(path: Path) -> None:
         run.train(config_of(path), [])
 
 
-if __name__ == "__main__":
-    folder, name = map(Path, sys.argv[1:3])
-    share = sys.argv[3]
+def work(environment: dict[str, str], folder: Path, name: Path, share: str) -> None:
+    """All of a share of the work, in a process that a launcher would give this environment."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
     cases, spreads, kinds = SHARES[share]
     silence_libraries()
     with distributed.session():

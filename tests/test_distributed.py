@@ -1,7 +1,9 @@
 """Two processes (gloo, on the CPU) against one."""
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ import distributed_worker as worker
 import psutil
 import pytest
 import torch
-from conftest import ROOT, make_masked_encoder, newest_checkpoint
+from conftest import PROCESSES, ROOT, make_masked_encoder, newest_checkpoint
 from conftest import log as log_of
 from safetensors.torch import load_file
 
@@ -65,11 +67,21 @@ def started(share, tmp_path_factory, text_file):
         sharding = "none" if kind == "copies" else "full"
         for name in (f"whole_{kind}", f"stopped_{kind}"):
             config(folder, name, encoder, text_file, "sentences", steps=15, sharding=sharding)
-    command = [*LAUNCH, "2", "tests/distributed_worker.py", str(folder), str(encoder), share]
-    caches = {"SIMCSE_CACHE": str(tmp_path_factory.getbasetemp() / "cache"), **os.environ}
-    environment = {**caches, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    both["SIMCSE_CACHE"] = str(folder / "cache")
+    # FSDP does not survive a fork.
+    context = PROCESSES if share == "default" else multiprocessing.get_context("spawn")
+    processes = []
+    for rank in ("0", "1"):
+        environment = {**both, "RANK": rank, "LOCAL_RANK": rank}
+        process = context.Process(target=worker.work, args=(environment, folder, encoder, share))
+        process.start()
+        processes.append(process)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     return folder
 
 

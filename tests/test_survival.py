@@ -1,11 +1,9 @@
 """Runs that are killed, stopped, or short of disk and memory, and end as if nothing had been.
 
-Killed runs are processes of their own, forked from a server that has imported everything, so that a
-start costs a second and not ten. `make soak` runs the long one.
+Killed runs are processes of their own. `make soak` runs the long one.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -20,18 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import log, newest_checkpoint
+from conftest import PROCESSES, log, newest_checkpoint
 
 from simcse import files, sealing
 from simcse.cli.main import main
 from simcse.errors import UserError, naming_memory
-from simcse.training import checkpoints, loop, resuming, run, setup
+from simcse.training import checkpoints, loop, resuming, run, setup, text
 from simcse.training.interruption import StopSignals
-
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(
-    ["simcse.cli.main", "simcse.training.run", "simcse.training.several", __name__]
-)
 
 CLOCKS = ("minutes", "runtime", "per_second")
 
@@ -104,7 +97,7 @@ def in_a_process(arguments, environment, output, moments, largest_file):
     raise SystemExit(main(arguments))
 
 
-_MODULES = (checkpoints, files, loop, resuming, run, sealing)
+_MODULES = (checkpoints, files, loop, resuming, run, sealing, text)
 
 
 def _act_at(path, number, action=signal.SIGKILL):
@@ -147,7 +140,7 @@ def start(output):
     def start(arguments, *moments, largest_file=None, wait=True):
         environment = {k: os.environ[k] for k in ("SIMCSE_CACHE", "HF_HUB_OFFLINE")}
         parts = (arguments, environment, output, moments, largest_file)
-        process = _PROCESSES.Process(target=in_a_process, args=parts)
+        process = PROCESSES.Process(target=in_a_process, args=parts)
         process.start()
         processes.append(process)
         if wait:
