@@ -551,7 +551,7 @@ def test_a_guide_sees_every_text_of_every_set_once(arguments, run, teacher, trip
     assert start["guide"] == path.stem and np.load(path).shape == (192, 48)
 
 
-def test_a_student_starts_from_a_fitted_map(tiny, teacher):
+def test_a_student_is_turned_to_where_its_teacher_is(tiny, teacher):
     config = validate(
         {
             "encoder": {"name": str(tiny), "dropout": 0.0},
@@ -564,10 +564,12 @@ def test_a_student_starts_from_a_fitted_map(tiny, teacher):
     taught = SentenceTransformer(str(teacher)).encode(SENTENCES, convert_to_tensor=True)
     loss = TrainingLoss(model, config, taught.shape[1])
     features = batch_of(model, SENTENCES, single=True) | {"teacher": taught[None]}
-    random_map = float(loss_of(loss, features).detach())
+    before = float(loss_of(loss, features).detach())
     loss.start_from(features)
-    fitted = float(loss_of(loss, features).detach())
-    assert fitted < 0.01 * random_map
+    assert float(loss_of(loss, features).detach()) < before
+    [(_, _, term)] = loss.objective.named
+    torch.testing.assert_close(term.to_teacher.T @ term.to_teacher, torch.eye(32))
+    assert not list(term.parameters())  # cosines are to be the teacher's, not the map's
 
 
 @pytest.mark.parametrize(

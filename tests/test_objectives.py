@@ -8,6 +8,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from torch.nn import functional
 
 from simcse.objectives import (
+    DistillL2,
     clip,
     decoupled,
     diagnostics,
@@ -340,6 +341,22 @@ def test_prototype_use_names_both_collapses():
     healthy = prototype_use(functional.one_hot(torch.arange(16) % 8).float(), center, 0.04)
     assert prototype_collapse(healthy.sharpness, healthy.diversity) is None
     assert healthy.sharpness > 0.99 and healthy.diversity == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("width", [4, 9])
+def test_a_student_of_another_width_is_the_teacher_on_its_main_directions(width):
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.randn(50, min(width, 6), generator=generator)
+    teacher = plane @ torch.linalg.qr(torch.randn(6, plane.shape[1], generator=generator))[0].T
+    rest = 0.01 * torch.randn(50, 6, generator=generator)  # beyond the student's directions
+    student = plane @ torch.linalg.qr(torch.randn(width, plane.shape[1], generator=generator))[0].T
+    term = DistillL2(width, 6)
+    assert float(term(student[None], teacher)) > 0.1
+    term.start_from(student, teacher + rest)
+    assert float(term(student[None], teacher)) < 1e-3
+    turned = torch.nn.functional.normalize(student @ term.to_teacher.T, dim=1)
+    lengths = torch.nn.functional.normalize(student, dim=1)
+    torch.testing.assert_close(turned @ turned.T, lengths @ lengths.T, atol=1e-5, rtol=0)
 
 
 def test_distillation_closed_forms():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from simcse.objectives.objective import Objective
@@ -31,12 +31,15 @@ def distill_l2(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class DistillL2(Objective):
-    """:func:`distill_l2` as a term of a run, the mean over views; learns a map between widths.
+    """:func:`distill_l2` as a term of a run, the mean over views.
+
+    Where the widths differ, the student is to be the teacher on its directions of largest spread:
+    a rotation, fixed before the first step, leads from one to the other. So the cosines
+    of both models are alike, which a map that is learned with the student does not care for.
 
     Args:
         width: Of the student's embeddings.
-        teacher_width: Of the teacher's. Where it is another one a linear map, which is trained and
-            not exported, leads from the student's embeddings to it.
+        teacher_width: Of the teacher's.
     """
 
     name = "distill_l2"
@@ -46,9 +49,11 @@ class DistillL2(Objective):
 
     def __init__(self, width: int | None = None, teacher_width: int | None = None) -> None:
         super().__init__()
-        self.to_teacher: nn.Linear | None = None
+        self.to_teacher: Tensor | None  # (teacher_dim, dim)
+        rotation = None
         if width is not None and teacher_width is not None and width != teacher_width:
-            self.to_teacher = nn.Linear(width, teacher_width, bias=False)
+            rotation = torch.eye(teacher_width, width)
+        self.register_buffer("to_teacher", rotation)
 
     def forward(self, views: Tensor, teacher: Tensor) -> Tensor:
         """The loss.
@@ -57,28 +62,30 @@ class DistillL2(Objective):
             views: The student's embeddings of the texts, ``(views, batch, dim)``.
             teacher: The teacher's embeddings of the same texts, ``(batch, teacher_dim)``.
         """
-        mapped = views if self.to_teacher is None else self.to_teacher(views)
+        mapped = views if self.to_teacher is None else views @ self.to_teacher.T
         return torch.stack([distill_l2(view, teacher) for view in mapped]).mean()
 
     @property
     def starts_from_data(self) -> bool:
-        """Whether there is a map: from random weights, it would take most of a short run."""
+        """Whether there is a rotation."""
         return self.to_teacher is not None
 
     @torch.no_grad()
     def start_from(self, student: Tensor, teacher: Tensor) -> None:
-        """Start the map from ridge regression.
+        """Fix the rotation: the teacher's main directions, turned to where the student is.
 
         Args:
             student: Embeddings of a few thousand texts, ``(texts, dim)``.
             teacher: Of the same texts, ``(texts, teacher_dim)``.
+
+        Source: Schönemann 1966, "A generalized solution of the orthogonal Procrustes problem".
         """
         if self.to_teacher is None:
             return
         # In float64, which not every device has.
         source = functional.normalize(student.cpu().double(), dim=-1)
         target = functional.normalize(teacher.cpu().double(), dim=-1)
-        square = source.T @ source
-        ridge = 1e-3 * square.diagonal().mean() * torch.eye(len(square), dtype=torch.float64)
-        weight = torch.linalg.solve(square + ridge, source.T @ target).T
-        self.to_teacher.weight.copy_(weight)
+        _, directions = torch.linalg.eigh(target.T @ target)  # of rising spread
+        main = directions[:, -source.shape[1] :]
+        left, _, right = torch.linalg.svd((target @ main).T @ source, full_matrices=False)
+        self.to_teacher.copy_(main @ left @ right)
