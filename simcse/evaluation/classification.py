@@ -47,7 +47,7 @@ class PairClassificationTask:
         once = np.ones(len(self.labels), dtype=np.int64)
         thresholds, f1 = f1_by_threshold(similarity, self.labels, once)
         scores: dict[str, Any] = {
-            "average_precision": average_precision_statistic(similarity, self.labels)(once),
+            "average_precision": float(average_precision_statistic(similarity, self.labels)(once)),
             "best_f1": float(f1.max()),
             "best_f1_threshold": float(thresholds[f1.argmax()]),
             "pairs": len(self.labels),
