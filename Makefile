@@ -16,8 +16,10 @@ DEV := build hypothesis import-linter mypy packaging pre-commit pytest pytest-xd
 quickstart: .venv/installed
 	$(BIN)/python train.py
 
-# The end of the output lists what was skipped: how many tests, and why.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -rs
+# The end of the output lists what was skipped: how many tests, and why. Tests start many processes,
+# which need not compile anew what the first has compiled, wherever the environment would have it so.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+PYTEST += --numprocesses auto --maxprocesses 4 --dist worksteal -rs
 
 test: .venv/installed
 	$(PYTEST)
