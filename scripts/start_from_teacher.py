@@ -7,8 +7,9 @@ It has shape and tokenizer of the config's encoder, a BERT, and other weights:
 
 1. Each token gets a vector, so that the mean over a text's tokens is as close as possible to what
    the teacher makes of the text: ridge regression on the training text. It shrinks towards what the
-   teacher makes of the token alone, weighted as in Arora et al. 2017 (https://openreview.net/forum?id=SyK00v5xx)
-   and model2vec (https://github.com/MinishLab/model2vec), which settles tokens that are rare.
+   teacher makes of the token alone, weighted by frequency as in Arora et al. 2017
+   (https://openreview.net/forum?id=SyK00v5xx) and in model2vec
+   (https://github.com/MinishLab/model2vec), which decides about rare tokens.
 2. These vectors, rotated to their main directions, become the embeddings of a BERT whose layers add
    next to nothing. BERT gives every state the same length, which two further numbers take up, so
    that the others keep theirs; the last layer leaves the two out. Mean pooling gives the mean of 1.
@@ -62,8 +63,13 @@ def start(config: Config, folder: Path) -> None:
     """Write the encoder for a config that has a teacher to ``folder``.
 
     Raises:
-        UserError: The config's encoder is no BERT, or as of a run.
+        UserError: The folder is there, the config has no teacher or several data sets, its encoder
+            is no BERT, or as of a run.
     """
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; choose another name")
+    if config.objective.teacher is None or len(config.sets) > 1:
+        raise UserError("objective.teacher: expected one, and one data set")
     student = encoder.build(config.encoder)
     trained = encoder.transformer_of(student).model
     if not isinstance(trained, BertModel):

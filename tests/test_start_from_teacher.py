@@ -57,16 +57,29 @@ def test_the_network_gives_the_mean_of_the_vectors(script, monkeypatch):
     np.testing.assert_allclose(products / products[0, 0], wanted / wanted[0, 0], atol=1e-4)
 
 
-def test_what_is_no_bert_is_one_line(script, tmp_path, text_file, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "settings", "out", "expected"),
+    [
+        (
+            "distill_wiki_mini",
+            ["data.train={text}", "encoder.name={decoder}", "objective.teacher=x"],
+            "new",
+            "encoder.name: expected a BERT, got a LlamaModel",
+        ),
+        ("quickstart", [], "new", "objective.teacher: expected one, and one data set"),
+        ("distill_wiki_mini", [], "decoder", "{decoder}: is there already; choose another name"),
+    ],
+)
+def test_mistakes_are_one_line(
+    script, tmp_path, text_file, capsys, monkeypatch, config, settings, out, expected
+):
     decoder = make_decoder(tmp_path / "decoder")
-    words = [f"encoder.name={decoder}", "encoder.pooling=mean", f"data.train={text_file}"]
-    words += [f"objective.teacher={ROOT / 'simcse/assets/mini-distilled'}"]
-    arguments = ["start", "distill_wiki_mini", str(tmp_path / "out"), *words]
-    monkeypatch.setattr("sys.argv", arguments)
+    words = [setting.format(decoder=decoder, text=text_file) for setting in settings]
+    monkeypatch.setattr("sys.argv", ["start", config, str(tmp_path / out), *words])
     assert script.main() == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == "error: encoder.name: expected a BERT, got a LlamaModel"
-    assert not (tmp_path / "out").exists()
+    assert error == f"error: {expected.format(decoder=decoder)}"
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
