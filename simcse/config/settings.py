@@ -382,7 +382,7 @@ class EncoderConfig(_Section):
 
     name: PathText = "mini-bert"
     """Hugging Face name or local folder; ``mini-bert``, a language model, and ``mini-distilled``, a
-    sentence encoder made from it, come with the package."""
+    sentence encoder, come with the package."""
     revision: str | None = None
     """Branch, tag or commit of a Hub encoder."""
     trust_remote_code: bool = False

@@ -77,7 +77,7 @@ def find(name: str) -> type[Objective]:
         found = getattr(importlib.import_module(module), attribute)
     if not (isinstance(found, type) and issubclass(found, Objective)):
         raise UserError(f"objective.terms: {name} is not a subclass of simcse.objectives.Objective")
-    if "/" in str(inspect.signature(found.forward)):
+    if any(argument.kind is argument.POSITIONAL_ONLY for argument in _arguments(found)):
         raise UserError(
             f"objective.terms: {name}.forward has positional-only arguments; it is called by name"
         )
@@ -123,8 +123,12 @@ def needs(term: type[Objective]) -> dict[str, bool]:
     """What ``forward`` asks for, and whether it can do without; empty where there is none."""
     if term.forward is nn.Module.forward:
         return {}
-    arguments = list(inspect.signature(term.forward).parameters.values())[1:]
-    return {argument.name: argument.default is None for argument in arguments}
+    return {argument.name: argument.default is None for argument in _arguments(term)}
+
+
+def _arguments(term: type[Objective]) -> list[inspect.Parameter]:
+    """Those of ``forward``, without ``self``."""
+    return list(inspect.signature(term.forward).parameters.values())[1:]
 
 
 def asks_for(config: Config, name: str) -> bool:
